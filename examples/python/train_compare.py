@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Trains one model with transformers' BLT class in PyTorch and with blt-train: bytes per second.
+
+    pip install torch transformers safetensors
+    python examples/python/train_compare.py MODEL TEXT [STEPS] [THREADS]
+
+MODEL is a folder in the layout of transformers, TEXT any text. Both read batches of 8 x 512 ids, cut
+patches with the model's own entropy model, and take full AdamW steps; the first step, which warms up, is
+not counted. PyTorch runs in f32 and with bf16 autocast. blt-train is taken from target/release.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+model_path, text_path = sys.argv[1], sys.argv[2]
+steps = int(sys.argv[3]) if len(sys.argv) > 3 else 5
+threads = int(sys.argv[4]) if len(sys.argv) > 4 else os.cpu_count()
+ROWS, LENGTH = 8, 512
+root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+
+
+def with_torch(autocast):
+    import torch
+    from transformers import BltForCausalLM
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    model = BltForCausalLM.from_pretrained(model_path, dtype=torch.float32).train()
+    trained = [p for n, p in model.named_parameters() if not n.startswith("model.patcher.")]
+    for n, p in model.named_parameters():
+        p.requires_grad_(not n.startswith("model.patcher."))
+    optimiser = torch.optim.AdamW(trained, lr=1e-4)
+    text = open(text_path, "rb").read(ROWS * LENGTH * (steps + 1))
+    seconds = 0.0
+    for step in range(steps + 1):
+        rows = [text[(step * ROWS + r) * LENGTH:][: LENGTH] for r in range(ROWS)]
+        ids = torch.tensor([[1] + [b + 4 for b in row] for row in rows])
+        start = time.perf_counter()
+        optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().reshape(-1, 260), ids[:, 1:].reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        seconds += (time.perf_counter() - start) * (step > 0)
+    return steps * ROWS * LENGTH / seconds, loss.item()
+
+
+def with_blt():
+    with tempfile.TemporaryDirectory() as out:
+        text = os.path.join(out, "text.txt")
+        with open(text, "wb") as f:
+            f.write(open(text_path, "rb").read(ROWS * LENGTH * (steps + 2)))
+        subprocess.run(
+            [os.path.join(root, "target/release/blt-train"), "finetune", model_path, "--data", text, "--separator", "",
+             "--valid-share", "0", "--out", out, "--steps", str(steps + 1), "--batch", str(ROWS * LENGTH), "--seq-len", str(LENGTH + 1),
+             "--lr", "1e-4", "--warmup", "1", "--log-every", "1", "--threads", str(threads), "--shards", str(threads), "--quiet"],
+            check=True)
+        lines = [json.loads(line) for line in open(os.path.join(out, "log.jsonl"))]
+        lines = [line for line in lines if "bytes_per_second" in line][1:]
+        return len(lines) / sum(1 / line["bytes_per_second"] for line in lines), lines[-1]["loss"], lines[-1]["gflops"]
+
+
+ours, loss, gflops = with_blt()
+print(f"blt-train, f32:              {ours:8.0f} bytes/s   loss {loss:.3f}   {gflops:.0f} GFLOP/s")
+for name, autocast in [("PyTorch, f32:", False), ("PyTorch, bf16 autocast:", True)]:
+    theirs, loss = with_torch(autocast)
+    print(f"{name:28} {theirs:8.0f} bytes/s   loss {loss:.3f}   blt-train is {ours / theirs:.1f} times as fast")

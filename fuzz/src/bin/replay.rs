@@ -1,0 +1,86 @@
+//! Runs a target on its corpus and on mutations of it, on the stable toolchain:
+//! RUSTFLAGS="--cfg fuzzing" cargo run --release --no-default-features --bin replay -- TARGET SECONDS [SEED]
+//!
+//! Not a fuzzer: it does not see what code an input reaches. The numbers come from the seed, so a
+//! finding can be had again; the input is written to `finding-TARGET` before it is run.
+
+use std::time::{Duration, Instant};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    }
+}
+
+fn mutate(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
+    let mut input = corpus[random.below(corpus.len())].clone();
+    for _ in 0..1 + random.below(6) {
+        let at = random.below(input.len() + 1);
+        let scale = random.below(9);
+        let n = random.below(1 << scale);
+        match random.below(7) {
+            0 if at < input.len() => input[at] ^= 1 << random.below(8),
+            1 if at < input.len() => input[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5)],
+            2 if at < input.len() => input[at] = random.below(256) as u8,
+            3 => input.truncate(at),
+            4 => drop(input.drain(at..(at + n).min(input.len()))),
+            5 => {
+                let piece = input[at..(at + n).min(input.len())].to_vec();
+                let to = random.below(input.len() + 1);
+                input.splice(to..to, piece);
+            }
+            _ => {
+                let other = &corpus[random.below(corpus.len())];
+                let from = random.below(other.len() + 1);
+                let piece = other[from..(from + n).min(other.len())].to_vec();
+                let end = (at + piece.len()).min(input.len());
+                input.splice(at..end, piece);
+            }
+        }
+    }
+    input
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, name, seconds, seed @ ..] = &args[..] else {
+        eprintln!("usage: replay TARGET SECONDS [SEED]");
+        std::process::exit(2);
+    };
+    let seconds: u64 = seconds.parse().expect("a number of seconds");
+    let seed = seed.first().map_or(0, |s| s.parse().expect("a number"));
+    let target = blt_fuzz::TARGETS.iter().find(|(n, _)| n == name);
+    let (_, target) = target.unwrap_or_else(|| panic!("no target {name:?}"));
+
+    let folder = format!("{}/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{folder}: {e}"));
+    let mut paths: Vec<_> = entries
+        .map(|e| e.expect("a readable folder").path())
+        .collect();
+    paths.sort();
+    let read = |path: &std::path::PathBuf| std::fs::read(path).expect("a readable file");
+    let corpus: Vec<Vec<u8>> = paths.iter().map(read).collect();
+    assert!(!corpus.is_empty(), "{folder} is empty");
+    let n_sound = corpus.iter().filter(|input| target(input)).count();
+    assert!(n_sound > 0, "nothing of the corpus is accepted any more");
+
+    let (start, mut n, mut n_accepted) = (Instant::now(), 0u64, 0u64);
+    let mut random = Random(seed);
+    let finding = format!("finding-{name}");
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let input = mutate(&mut random, &corpus);
+        std::fs::write(&finding, &input).expect("room for the input");
+        n_accepted += u64::from(target(&input));
+        n += 1;
+    }
+    let _ = std::fs::remove_file(&finding);
+    println!(
+        "{name}: {} inputs ({n_sound} accepted) and {n} mutations ({n_accepted}), seed {seed}",
+        corpus.len()
+    );
+}

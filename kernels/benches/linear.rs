@@ -1,0 +1,404 @@
+//! Speed of `linear` at the shapes of blt-1b, beside what the machine allows in the same minute.
+//!
+//! One input: weights come from memory, so the rate is GB/s, next to a plain read of the same bytes
+//! alternated pass by pass. Many inputs: GFLOP/s, next to a loop of fused multiply-adds in registers.
+//! Every case is first compared with the scalar path.
+//!
+//! `cargo bench -p blt-kernels --bench linear -- [word...]` keeps the cases whose line contains all the
+//! words: types (`bf16`), shapes (`2048x2048`), `n=1`, `threads=2`, instruction sets (`avx2`; by default
+//! only the best is run).
+
+use std::hint::{black_box, spin_loop};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use blt_kernels::{
+    BlockFormat, Isa, QuantizedActivations, Weights, linear, linear_quantized, quantize_activations,
+};
+use half::{bf16, f16};
+
+/// (rows, cols)
+const SHAPES: [(usize, usize); 5] = [
+    (2048, 2048),
+    (5632, 2048),
+    (2048, 5632),
+    (1024, 2816),
+    (768, 2048),
+];
+
+/// Bytes of weights that one pass goes through, so that no cache holds them.
+const ROTATION: usize = 320 << 20;
+
+const PASSES: usize = 7;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    F32,
+    F16,
+    Bf16,
+    Blocks(BlockFormat),
+}
+
+impl Kind {
+    const ALL: [Kind; 7] = [
+        Kind::F32,
+        Kind::F16,
+        Kind::Bf16,
+        Kind::Blocks(BlockFormat::Q8_0),
+        Kind::Blocks(BlockFormat::Q4_0),
+        Kind::Blocks(BlockFormat::Q4K),
+        Kind::Blocks(BlockFormat::Q6K),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::F32 => "f32",
+            Kind::F16 => "f16",
+            Kind::Bf16 => "bf16",
+            Kind::Blocks(format) => format.name(),
+        }
+    }
+
+    fn weights(self, bytes: &[u8]) -> Weights<'_> {
+        match self {
+            Kind::F32 => Weights::F32(bytes),
+            Kind::F16 => Weights::F16(bytes),
+            Kind::Bf16 => Weights::Bf16(bytes),
+            Kind::Blocks(format) => Weights::Blocks(format, bytes),
+        }
+    }
+
+    /// `len` bytes of weights: a short stretch of noise, repeated.
+    fn fill(self, len: usize) -> Vec<u8> {
+        let values = noise(1 << 18, 1);
+        let stretch: Vec<u8> = match self {
+            Kind::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Kind::F16 => encode(&values, |v| f16::from_f32(v).to_le_bytes()),
+            Kind::Bf16 => encode(&values, |v| bf16::from_f32(v).to_le_bytes()),
+            Kind::Blocks(format) => {
+                // Chunks of any matrix are alike, so one tile serves every shape.
+                let cols = values.len() / 16;
+                let mut tile = vec![0; format.tile_bytes(cols).unwrap()];
+                format.encode_tile(&values, cols, None, &mut tile);
+                tile
+            }
+        };
+        stretch.iter().copied().cycle().take(len).collect()
+    }
+}
+
+fn encode(values: &[f32], f: impl Fn(f32) -> [u8; 2]) -> Vec<u8> {
+    values.iter().flat_map(|&v| f(v)).collect()
+}
+
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// A barrier that spins: sleeping and waking would cost as much as a small matrix.
+struct Barrier {
+    threads: usize,
+    arrived: AtomicUsize,
+}
+
+impl Barrier {
+    fn wait(&self) {
+        let ticket = self.arrived.fetch_add(1, Ordering::AcqRel);
+        let all = (ticket / self.threads + 1) * self.threads;
+        let mut spins = 0;
+        while self.arrived.load(Ordering::Acquire) < all {
+            spin_loop();
+            spins += 1;
+            if spins > 10_000 {
+                // The other thread has lost its core.
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// Runs `work(thread, barrier)` on every thread, `PASSES` times; the seconds of each pass.
+fn timed(threads: usize, work: impl Fn(usize, &Barrier) + Sync) -> Vec<f64> {
+    let barrier = Barrier {
+        threads,
+        arrived: AtomicUsize::new(0),
+    };
+    let run = |thread| {
+        let mut times = Vec::new();
+        for _ in 0..PASSES {
+            barrier.wait();
+            let start = Instant::now();
+            work(thread, &barrier);
+            barrier.wait();
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|t| scope.spawn(move || run(t))).collect();
+        let times = run(0);
+        others.into_iter().for_each(|t| drop(t.join().unwrap()));
+        times
+    })
+}
+
+fn median(mut x: Vec<f64>) -> f64 {
+    x.sort_by(f64::total_cmp);
+    x[x.len() / 2]
+}
+
+/// A plain read of all bytes.
+fn read(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for chunk in bytes.as_chunks::<256>().0 {
+        for (sum, word) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn read_avx512(bytes: &[u8]) -> u64 {
+    read(bytes)
+}
+
+fn probe(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: just checked.
+        return unsafe { read_avx512(bytes) };
+    }
+    read(bytes)
+}
+
+/// Fused multiply-adds in registers: 12 chains of 16 lanes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f")]
+fn multiply_adds(steps: usize) -> f32 {
+    use std::arch::x86_64::*;
+    let (a, b) = (
+        _mm512_set1_ps(black_box(0.999)),
+        _mm512_set1_ps(black_box(1e-3)),
+    );
+    let mut acc = [_mm512_setzero_ps(); 12];
+    for _ in 0..steps {
+        for acc in &mut acc {
+            *acc = _mm512_fmadd_ps(*acc, a, b);
+        }
+    }
+    acc.iter().map(|&acc| _mm512_reduce_add_ps(acc)).sum()
+}
+
+/// GFLOP/s of fused multiply-adds on all threads; none where the loop cannot run.
+fn peak(threads: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        const STEPS: usize = 1_000_000;
+        let times = timed(threads, |_, _| {
+            // SAFETY: just checked; every CPU with AVX-512 has AVX2 and FMA.
+            black_box(unsafe { multiply_adds(STEPS) });
+        });
+        return Some((threads * STEPS * 12 * 32) as f64 / median(times) / 1e9);
+    }
+    let _ = threads;
+    None
+}
+
+/// One multiplication of `rows`, split over the threads.
+struct Job<'a> {
+    isa: Isa,
+    kind: Kind,
+    rows: usize,
+    cols: usize,
+    n: usize,
+    threads: usize,
+    bytes: &'a [u8],
+    x: &'a [f32],
+}
+
+impl Job<'_> {
+    /// Rows of one thread.
+    fn share(&self, thread: usize) -> std::ops::Range<usize> {
+        let unit = 16;
+        let blocks = self.rows / unit;
+        let at = |t: usize| blocks * t / self.threads * unit;
+        let end = if thread + 1 == self.threads {
+            self.rows
+        } else {
+            at(thread + 1)
+        };
+        at(thread)..end
+    }
+
+    /// Multiplies `count` matrices after another; a barrier after each, as between layers. Every thread
+    /// quantises the activations for itself, once for every matrix.
+    fn run(&self, thread: usize, count: usize, barrier: &Barrier, out: &mut [f32]) {
+        let size = self.size();
+        let range = self.share(thread);
+        let mut quantized = QuantizedActivations::new();
+        let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(range.len()).collect();
+        for bytes in self.bytes.chunks_exact(size).cycle().take(count) {
+            let w = self
+                .kind
+                .weights(bytes)
+                .slice_rows(range.clone(), self.cols);
+            if let Weights::Blocks(..) = w {
+                quantize_activations(self.isa, self.x, self.cols, &mut quantized);
+                linear_quantized(self.isa, w, &quantized, &mut views);
+            } else {
+                linear(self.isa, w, self.cols, self.x, &mut views);
+            }
+            barrier.wait();
+        }
+    }
+
+    /// Bytes of the matrix.
+    fn size(&self) -> usize {
+        self.kind.weights(&[]).row_bytes(self.cols) * self.rows
+    }
+
+    fn check(&self) {
+        let w = self.kind.weights(self.bytes).slice_rows(0..16, self.cols);
+        let run = |isa| {
+            let mut out = vec![0.0; 16 * self.n];
+            let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(16).collect();
+            linear(isa, w, self.cols, self.x, &mut views);
+            out
+        };
+        let (got, want) = (run(self.isa), run(Isa::Scalar));
+        if self.isa == Isa::Portable {
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-3;
+            assert!(
+                got.iter().zip(&want).all(near),
+                "{} is wrong",
+                self.isa.name()
+            );
+        } else {
+            assert_eq!(
+                got,
+                want,
+                "{} differs from the scalar path",
+                self.isa.name()
+            );
+        }
+    }
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|w| !w.starts_with("--"))
+        .collect();
+    let named: Vec<Isa> = words.iter().filter_map(|w| Isa::by_name(w)).collect();
+    let isas = if named.is_empty() {
+        vec![Isa::detect()]
+    } else {
+        named
+    };
+    for kind in Kind::ALL {
+        let mut bytes = Vec::new();
+        for isa in &isas {
+            for n in [1, 4, 128, 512] {
+                for threads in [1, 2] {
+                    for (rows, cols) in SHAPES {
+                        let line = format!(
+                            "{:10} {:4} {rows}x{cols} n={n} threads={threads}",
+                            isa.name(),
+                            kind.name()
+                        );
+                        let mut tokens = line.split_whitespace();
+                        if !words.iter().all(|w| tokens.clone().any(|t| t == w)) {
+                            continue;
+                        }
+                        let _ = tokens.next();
+                        if bytes.is_empty() {
+                            bytes = kind.fill(ROTATION);
+                        }
+                        let x = noise(n * cols, 2);
+                        let job = Job {
+                            isa: *isa,
+                            kind,
+                            rows,
+                            cols,
+                            n,
+                            threads,
+                            bytes: &bytes,
+                            x: &x,
+                        };
+                        job.check();
+                        report(&job, &line);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn report(job: &Job, line: &str) {
+    let size = job.size();
+    let flops = 2 * job.rows * job.cols * job.n;
+    let new_out = |thread| vec![0.0; job.share(thread).len() * job.n];
+    if job.n <= 8 {
+        let count = job.bytes.len() / size;
+        let used = count * size;
+        // Each pass reads everything twice: once plainly, once as weights.
+        let reads = std::sync::Mutex::new(Vec::new());
+        let times = timed(job.threads, |thread, barrier| {
+            let mut out = new_out(thread);
+            let half = used / job.threads;
+            barrier.wait();
+            let start = Instant::now();
+            black_box(probe(&job.bytes[thread * half..][..half]));
+            barrier.wait();
+            if thread == 0 {
+                reads.lock().unwrap().push(start.elapsed().as_secs_f64());
+            }
+            job.run(thread, count, barrier, &mut out);
+            black_box(out);
+        });
+        let reads = reads.into_inner().unwrap();
+        let ours: Vec<f64> = times
+            .iter()
+            .zip(&reads)
+            .map(|(all, read)| all - read)
+            .collect();
+        let rate = |t: f64| used as f64 / t / 1e9;
+        let ratio = median(
+            ours.iter()
+                .zip(&reads)
+                .map(|(ours, read)| read / ours)
+                .collect(),
+        );
+        let best = |t: &[f64]| rate(t.iter().copied().fold(f64::INFINITY, f64::min));
+        println!(
+            "{line}: {:5.1} GB/s (best {:5.1}), probe {:5.1} (best {:5.1}), ratio {ratio:.2}",
+            rate(median(ours.clone())),
+            best(&ours),
+            rate(median(reads.clone())),
+            best(&reads),
+        );
+    } else {
+        let count = (20_000_000_000 / flops).clamp(1, job.bytes.len() / size);
+        let times = timed(job.threads, |thread, barrier| {
+            let mut out = new_out(thread);
+            job.run(thread, count, barrier, &mut out);
+            black_box(out);
+        });
+        let rate = (count * flops) as f64 / median(times.clone()) / 1e9;
+        let peak = peak(job.threads).map_or(String::new(), |peak| {
+            format!(", f32 peak {peak:.0}, share {:.2}", rate / peak)
+        });
+        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let best = (count * flops) as f64 / best / 1e9;
+        println!("{line}: {rate:5.0} GFLOP/s (best {best:.0}){peak}");
+    }
+}

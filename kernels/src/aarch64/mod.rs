@@ -1,0 +1,3 @@
+//! The AArch64 instruction sets.
+
+pub(crate) mod neon;

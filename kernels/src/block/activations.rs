@@ -1,0 +1,177 @@
+//! 8-bit activations: what quantised weights are multiplied with.
+//!
+//! A row is cut into blocks of 32 values. With `amax` the largest magnitude of a block, its scale is
+//! `amax / 127` and its integers are `x * (127 / amax)`, rounded half to even. A block with a NaN or an
+//! infinity gets the scale NaN, so that every result it enters is NaN; one below 2^-100 becomes zero.
+
+use crate::scalar::exp::MAGIC;
+
+/// Values that share a scale.
+pub(crate) const BLOCK: usize = 32;
+
+/// Rows are padded with zero blocks to a multiple of this many values, the longest super-block.
+pub(crate) const ROW_MULTIPLE: usize = 256;
+
+/// Magnitudes below this are zero: the factor `127 / amax` must stay finite.
+pub(crate) const SMALLEST: f32 = f32::from_bits((127 - 100) << 23);
+
+/// 32 activations and what the kernels need of them: one cache line.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct ActivationBlock {
+    /// The integers, -127..=127, four to an element in memory order.
+    pub(crate) q: [[i8; 4]; BLOCK / 4],
+    /// What one step of the integers stands for.
+    pub(crate) scale: f32,
+    /// The scale times the sum of the integers.
+    pub(crate) weighted_sum: f32,
+    /// Minus the sum of the integers.
+    pub(crate) neg_sum: i32,
+    /// Minus the sums of the first and of the last 16 integers.
+    pub(crate) neg_halves: [i32; 2],
+}
+
+impl ActivationBlock {
+    /// The block of 32 values, by definition.
+    pub(crate) fn quantize(x: &[f32; BLOCK]) -> Self {
+        let (scale, factor) = scale_and_factor(largest_magnitude(x));
+        let mut block = ActivationBlock::default();
+        for (q, x) in block.q.as_flattened_mut().iter_mut().zip(x) {
+            *q = round(x * factor);
+        }
+        let sum = |q: &[[i8; 4]]| q.as_flattened().iter().map(|&q| q as i32).sum::<i32>();
+        let sums = [sum(&block.q[..4]), sum(&block.q[4..])];
+        block.finish(scale, sums);
+        block
+    }
+
+    /// Fills in what follows from the scale and the sums of the halves.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self, scale: f32, mut halves: [i32; 2]) {
+        if scale.is_nan() {
+            self.q = Default::default();
+            halves = [0, 0];
+        }
+        let total = halves[0] + halves[1];
+        self.scale = scale;
+        self.weighted_sum = scale * total as f32;
+        self.neg_sum = -total;
+        self.neg_halves = halves.map(|h| -h);
+    }
+}
+
+/// The largest magnitude; NaN if any value is. As integers, NaN is above infinity.
+#[inline(always)]
+pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
+    f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0))
+}
+
+/// The scale of a block and the factor that makes its values integers.
+#[inline(always)]
+pub(crate) fn scale_and_factor(amax: f32) -> (f32, f32) {
+    if amax < SMALLEST {
+        (0.0, 0.0)
+    } else if amax < f32::INFINITY {
+        (amax / 127.0, 127.0 / amax)
+    } else {
+        (f32::NAN, 0.0)
+    }
+}
+
+/// To the nearest integer, ties to even; `x` is within -127.5..127.5 or NaN.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> i8 {
+    (x + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i8
+}
+
+/// `n` rows of 8-bit activations, made by [`crate::quantize_activations`]. Keep one and reuse it: its
+/// memory is allocated when it first grows.
+#[derive(Clone, Debug, Default)]
+pub struct QuantizedActivations {
+    pub(crate) cols: usize,
+    pub(crate) n: usize,
+    pub(crate) blocks: Vec<ActivationBlock>, // (n, blocks_per_row)
+}
+
+impl QuantizedActivations {
+    /// No rows.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The number of rows.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The length of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One more than needed: rows a power of two apart would share the sets of the first-level cache.
+    /// Makes room for `n` rows of `cols` values and lends them in runs of at most `run` rows, each to
+    /// be filled by [`crate::quantize_activation_rows`]. What is not filled keeps its old content.
+    pub fn rows_mut(
+        &mut self,
+        n: usize,
+        cols: usize,
+        run: usize,
+    ) -> impl Iterator<Item = ActivationRows<'_>> {
+        let per_row = blocks_per_row(cols);
+        self.cols = cols;
+        self.n = n;
+        self.blocks.resize(n * per_row, ActivationBlock::default());
+        let runs = self.blocks.chunks_mut((run * per_row).max(1));
+        runs.map(move |blocks| ActivationRows { cols, blocks })
+    }
+
+    pub(crate) fn blocks_per_row(&self) -> usize {
+        blocks_per_row(self.cols)
+    }
+}
+
+/// One more than needed: rows a power of two apart would share the sets of the first-level cache.
+/// Some rows of a [`QuantizedActivations`], to be filled.
+#[derive(Debug)]
+pub struct ActivationRows<'a> {
+    pub(crate) cols: usize,
+    pub(crate) blocks: &'a mut [ActivationBlock],
+}
+
+pub(crate) fn blocks_per_row(cols: usize) -> usize {
+    cols.div_ceil(ROW_MULTIPLE) * (ROW_MULTIPLE / BLOCK) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_keeps_its_values_within_half_a_step() {
+        let x: [f32; BLOCK] = core::array::from_fn(|i| (i as f32 - 11.3) * 0.37);
+        let block = ActivationBlock::quantize(&x);
+        let q = block.q.as_flattened();
+        for (q, x) in q.iter().zip(x) {
+            assert!((*q as f32 * block.scale - x).abs() <= block.scale * 0.5001);
+        }
+        assert_eq!(block.neg_sum, -q.iter().map(|&q| q as i32).sum::<i32>());
+        assert_eq!(block.neg_sum, block.neg_halves[0] + block.neg_halves[1]);
+        assert_eq!(q.iter().map(|q| q.unsigned_abs()).max(), Some(127));
+    }
+
+    #[test]
+    fn blocks_that_cannot_be_scaled() {
+        let mut x = [0.0; BLOCK];
+        assert_eq!(ActivationBlock::quantize(&x), ActivationBlock::default());
+        x[3] = 1e-40;
+        assert_eq!(ActivationBlock::quantize(&x), ActivationBlock::default());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            x[7] = bad;
+            x[8] = 1.0;
+            let block = ActivationBlock::quantize(&x);
+            assert!(block.scale.is_nan() && block.weighted_sum.is_nan());
+            assert!(block.q.as_flattened().iter().all(|&q| q == 0));
+        }
+    }
+}

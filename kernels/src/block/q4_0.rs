@@ -1,0 +1,142 @@
+//! q4_0: `w = d * (q - 8)`; 32 columns share `d` (f16), `q` is 0..=15.
+//!
+//! A chunk is 64 columns, 576 bytes:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..64 | `d`: f16 \[2 blocks]\[16 rows] |
+//! | 64..576 | `q`: \[2 blocks]\[4 groups]\[16 rows]\[4 columns] bytes, see [`nibble`] |
+//!
+//! Per block: `acc = fma((q - 8) . x, d * scale(x), acc)`.
+
+use super::activations::{ActivationBlock, BLOCK};
+use super::search::{nearest, symmetric_scale};
+use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
+use crate::vector::{Int8, Simd};
+
+pub(crate) enum Q4_0 {}
+
+const BLOCKS: usize = 2;
+const SCALES: usize = BLOCKS * TILE_ROWS * 2;
+/// Bytes of 32 columns of 4-bit integers.
+pub(super) const QUANTS: usize = BLOCK / 2 * TILE_ROWS;
+
+/// Where column `k` of a block of 32 lies: its byte and its shift. A byte holds column `k` (0..16) in its
+/// lower half and column `k + 16` in its upper half; bytes lie in groups of 4 columns, 16 rows each.
+pub(super) fn nibble(row: usize, k: usize) -> (usize, u32) {
+    let byte = (k % 16 / 4 * TILE_ROWS + row) * 4 + k % 4;
+    (byte, if k < 16 { 0 } else { 4 })
+}
+
+/// Reads the 4-bit integer of column `k` of a block of 32.
+pub(super) fn nibble_at(quants: &[u8], row: usize, k: usize) -> i32 {
+    let (byte, shift) = nibble(row, k);
+    (quants[byte] >> shift & 15) as i32
+}
+
+/// Writes the 4-bit integer of column `k` of a block of 32; the bits must be zero before.
+pub(super) fn put_nibble(quants: &mut [u8], row: usize, k: usize, q: i32) {
+    let (byte, shift) = nibble(row, k);
+    quants[byte] |= (q as u8) << shift;
+}
+
+fn scale_position(block: usize, row: usize) -> usize {
+    (block * TILE_ROWS + row) * 2
+}
+
+fn quants(chunk: &[u8], block: usize) -> &[u8] {
+    &chunk[SCALES + block * QUANTS..][..QUANTS]
+}
+
+impl Format for Q4_0 {
+    const COLS: usize = BLOCKS * BLOCK;
+    const CHUNK: usize = SCALES + BLOCKS * QUANTS;
+
+    fn encode(rows: &[f32], importance: &[f32], chunk: &mut [u8]) {
+        chunk.fill(0);
+        for (row, x) in rows.chunks_exact(Self::COLS).enumerate() {
+            let blocks = x.chunks_exact(BLOCK).zip(importance.chunks_exact(BLOCK));
+            for (block, (x, importance)) in blocks.enumerate() {
+                let d = symmetric_scale::<BLOCK>(x, importance, 8);
+                let d = put_half(chunk, scale_position(block, row), d);
+                let quants = &mut chunk[SCALES + block * QUANTS..];
+                for (k, x) in x.iter().enumerate() {
+                    put_nibble(quants, row, k, nearest(x / d, -8, 7) + 8);
+                }
+            }
+        }
+    }
+
+    fn decode(chunk: &[u8], row: usize, out: &mut [f32]) {
+        for (block, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+            let d = half_at(chunk, scale_position(block, row));
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = d * (nibble_at(quants(chunk, block), row, k) - 8) as f32;
+            }
+        }
+    }
+
+    fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32 {
+        (0..BLOCKS).fold(acc, |acc, block| {
+            let d = half_at(chunk, scale_position(block, row));
+            let x = &x[block];
+            let w = |k| nibble_at(quants(chunk, block), row, k) - 8;
+            int_dot(x, 0..BLOCK, w).mul_add(d * x.scale, acc)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<Q: Int8, const N: usize>(
+        q: Q,
+        chunk: *const u8,
+        ahead: usize,
+        x: [*const ActivationBlock; N],
+        acc: &mut [Q::V; N],
+    ) {
+        let s = q.floats();
+        s.prefetch(chunk.wrapping_add(ahead));
+        for block in 0..BLOCKS {
+            // SAFETY: the caller vouches for a chunk and for `BLOCKS` blocks of every input.
+            unsafe {
+                let x = x.map(|x| &*x.add(block));
+                let d = s.load_f16(chunk.add(block * TILE_ROWS * 2));
+                let mut start = [q.start::<0>(0); N];
+                for (start, x) in start.iter_mut().zip(x) {
+                    // Minus 8 times the sum of the activations.
+                    *start = q.start::<3>(x.neg_sum);
+                }
+                let ints = dot_nibbles(q, chunk.add(SCALES + block * QUANTS), ahead, x, start);
+                for ((acc, ints), x) in acc.iter_mut().zip(ints).zip(x) {
+                    let scale = s.mul(d, s.splat(x.scale));
+                    *acc = s.fma(q.to_f32(ints), scale, *acc);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of 32 columns of 4-bit integers, 16 rows, with `N` blocks of activations.
+///
+/// # Safety
+/// `quants` is valid for reading `QUANTS` bytes.
+#[inline(always)]
+pub(super) unsafe fn dot_nibbles<Q: Int8, const N: usize>(
+    q: Q,
+    quants: *const u8,
+    ahead: usize,
+    x: [&ActivationBlock; N],
+    mut ints: [Q::I; N],
+) -> [Q::I; N] {
+    for group in 0..BLOCK / 8 {
+        // SAFETY: the caller vouches for four groups of 64 bytes.
+        let bytes = unsafe { q.fetch(quants.add(group * 64), ahead) };
+        let (low, high) = (q.low4(bytes), q.high4(bytes));
+        for (ints, x) in ints.iter_mut().zip(x) {
+            *ints = q.dot(*ints, low, x.q[group]);
+        }
+        for (ints, x) in ints.iter_mut().zip(x) {
+            *ints = q.dot(*ints, high, x.q[group + 4]);
+        }
+    }
+    ints
+}

@@ -1,0 +1,99 @@
+//! q8_0: `w = d * q`; 32 columns share `d` (f16), `q` is -127..=127.
+//!
+//! A chunk is 64 columns, 1088 bytes:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..64 | `d`: f16 \[2 blocks]\[16 rows] |
+//! | 64..1088 | `q + 128`: u8 \[2 blocks]\[8 groups]\[16 rows]\[4 columns] |
+//!
+//! Per block: `acc = fma(q . x, d * scale(x), acc)`.
+
+use super::activations::{ActivationBlock, BLOCK};
+use super::search::nearest;
+use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
+use crate::vector::{Int8, Simd};
+
+pub(crate) enum Q8_0 {}
+
+const BLOCKS: usize = 2;
+const SCALES: usize = BLOCKS * TILE_ROWS * 2;
+const QUANTS: usize = BLOCK * TILE_ROWS;
+
+/// The byte of column `k` of a block.
+fn position(block: usize, row: usize, k: usize) -> usize {
+    SCALES + block * QUANTS + (k / 4 * TILE_ROWS + row) * 4 + k % 4
+}
+
+fn scale_position(block: usize, row: usize) -> usize {
+    (block * TILE_ROWS + row) * 2
+}
+
+impl Format for Q8_0 {
+    const COLS: usize = BLOCKS * BLOCK;
+    const CHUNK: usize = SCALES + BLOCKS * QUANTS;
+
+    fn encode(rows: &[f32], _importance: &[f32], chunk: &mut [u8]) {
+        for (row, x) in rows.chunks_exact(Self::COLS).enumerate() {
+            for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+                let amax = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                let d = put_half(chunk, scale_position(block, row), amax / 127.0);
+                for (k, x) in x.iter().enumerate() {
+                    chunk[position(block, row, k)] = (nearest(x / d, -127, 127) + 128) as u8;
+                }
+            }
+        }
+    }
+
+    fn decode(chunk: &[u8], row: usize, out: &mut [f32]) {
+        for (block, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+            let d = half_at(chunk, scale_position(block, row));
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = d * (chunk[position(block, row, k)] as f32 - 128.0);
+            }
+        }
+    }
+
+    fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32 {
+        (0..BLOCKS).fold(acc, |acc, block| {
+            let d = half_at(chunk, scale_position(block, row));
+            let x = &x[block];
+            let w = |k| chunk[position(block, row, k)] as i32 - 128;
+            int_dot(x, 0..BLOCK, w).mul_add(d * x.scale, acc)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<Q: Int8, const N: usize>(
+        q: Q,
+        chunk: *const u8,
+        ahead: usize,
+        x: [*const ActivationBlock; N],
+        acc: &mut [Q::V; N],
+    ) {
+        let s = q.floats();
+        s.prefetch(chunk.wrapping_add(ahead));
+        for block in 0..BLOCKS {
+            // SAFETY: the caller vouches for a chunk and for `BLOCKS` blocks of every input.
+            unsafe {
+                let x = x.map(|x| &*x.add(block));
+                let d = s.load_f16(chunk.add(block * TILE_ROWS * 2));
+                let quants = chunk.add(SCALES + block * QUANTS);
+                let mut ints = [q.start::<0>(0); N];
+                for (ints, x) in ints.iter_mut().zip(x) {
+                    *ints = q.start_signed(x.neg_sum);
+                }
+                for group in 0..BLOCK / 4 {
+                    let w = q.fetch_signed(quants.add(group * 64), ahead);
+                    for (ints, x) in ints.iter_mut().zip(x) {
+                        *ints = q.dot_signed(*ints, w, x.q[group]);
+                    }
+                }
+                for ((acc, ints), x) in acc.iter_mut().zip(ints).zip(x) {
+                    let scale = s.mul(d, s.splat(x.scale));
+                    *acc = s.fma(q.to_f32(ints), scale, *acc);
+                }
+            }
+        }
+    }
+}

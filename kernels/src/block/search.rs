@@ -1,0 +1,143 @@
+//! Choosing scales: the search for the one that loses least, shared by the encoders.
+//!
+//! Sums run over 8 lanes, and rounding is an addition, so that the compiler makes vectors of the loops:
+//! ten times as fast as one element after another with a library call to round.
+
+use crate::scalar::exp::MAGIC;
+
+/// Lanes of the sums; divides every block's length.
+const LANES: usize = 8;
+
+/// The integer nearest to `x`, between `low` and `high`.
+pub(super) fn nearest(x: f32, low: i32, high: i32) -> i32 {
+    // 0 / 0, for a zero scale, is NaN: the cast makes it 0.
+    round(x.clamp(low as f32, high as f32)) as i32
+}
+
+/// The nearest integer, for magnitudes below 2^22.
+#[inline(always)]
+fn round(x: f32) -> f32 {
+    (x + MAGIC) - MAGIC
+}
+
+/// `f(i)` for every `i` below `n`, summed.
+#[inline(always)]
+fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for i in (0..n).step_by(LANES) {
+        for (j, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + j);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// The scale `d` for which `d * q`, `q` integers between `-limit` and `limit - 1`, is nearest to the `N`
+/// values `x` in the sense of weighted squares; 0 for zeros.
+///
+/// Scales a little above and below the one that maps the largest magnitude onto the end of the range are
+/// tried; for each the integers are rounded and the scale that fits them best is computed.
+pub(super) fn symmetric_scale<const N: usize>(x: &[f32], weights: &[f32], limit: i32) -> f32 {
+    let (x, w): (&[f32; N], &[f32; N]) = (x.try_into().unwrap(), weights.try_into().unwrap());
+    let extreme = x
+        .iter()
+        .fold(0.0f32, |a, &x| if x.abs() > a.abs() { x } else { a });
+    if extreme == 0.0 || !extreme.is_finite() {
+        return 0.0;
+    }
+    // In units of the largest magnitude, so that no square leaves the range of f32.
+    let x = x.map(|x| x / extreme);
+    let wx: [f32; N] = core::array::from_fn(|i| w[i] * x[i]);
+    let mut best = (f32::NEG_INFINITY, 0.0);
+    for step in -9..=9 {
+        // The range has one step more below zero: the extreme goes there, whatever its sign.
+        let inverse = -(limit as f32 + 0.1 * step as f32);
+        let (low, high) = (-limit as f32, (limit - 1) as f32);
+        let q = x.map(|x| round((x * inverse).max(low).min(high)));
+        let xq = sum(N, |i| wx[i] * q[i]);
+        let qq = sum(N, |i| w[i] * q[i] * q[i]);
+        // The error with the best scale xq / qq is sum w x^2 - xq^2 / qq.
+        let gain = xq * xq / qq;
+        if gain > best.0 {
+            best = (gain, xq / qq);
+        }
+    }
+    best.1 * extreme
+}
+
+/// The scale `d >= 0` and minimum `m >= 0` for which `d * q - m`, `q` integers from 0 to `limit`, is
+/// nearest to the `N` values `x` in the sense of weighted squares.
+pub(super) fn scale_and_minimum<const N: usize>(
+    x: &[f32],
+    weights: &[f32],
+    limit: i32,
+) -> (f32, f32) {
+    let (x, w): (&[f32; N], &[f32; N]) = (x.try_into().unwrap(), weights.try_into().unwrap());
+    let low = x.iter().fold(0.0f32, |a, &x| a.min(x));
+    let high = x.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+    let range = high - low;
+    if range.is_nan() || range <= 0.0 || range.is_infinite() {
+        return (0.0, -low);
+    }
+    // In units of the range, so that no square leaves the range of f32.
+    let (x, low) = (x.map(|x| x / range), low / range);
+    let wx: [f32; N] = core::array::from_fn(|i| w[i] * x[i]);
+    let (w1, x1) = (sum(N, |i| w[i]), sum(N, |i| wx[i]));
+    let mut best = (f32::INFINITY, 0.0, 0.0);
+    for step in -10..=10 {
+        let inverse = limit as f32 + 0.1 * step as f32;
+        let q = x.map(|x| round(((x - low) * inverse).max(0.0).min(limit as f32)));
+        // Weighted least squares for x = d * q - m.
+        let q1 = sum(N, |i| w[i] * q[i]);
+        let q2 = sum(N, |i| w[i] * q[i] * q[i]);
+        let xq = sum(N, |i| wx[i] * q[i]);
+        let determinant = w1 * q2 - q1 * q1;
+        let (mut d, mut m) = (0.0, 0.0);
+        if determinant > 0.0 {
+            d = (w1 * xq - x1 * q1) / determinant;
+            m = (q1 * xq - q2 * x1) / determinant;
+        }
+        if m <= 0.0 {
+            // The minimum cannot lie above zero: through zero instead.
+            (d, m) = (if q2 > 0.0 { xq / q2 } else { 0.0 }, 0.0);
+        }
+        let error = sum(N, |i| {
+            let error = d * q[i] - m - x[i];
+            w[i] * error * error
+        });
+        if error < best.0 && d >= 0.0 {
+            best = (error, d, m);
+        }
+    }
+    (best.1 * range, best.2 * range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_blocks_are_found() {
+        let x: [f32; 32] = core::array::from_fn(|i| ((i * 5) % 16) as f32 - 8.0);
+        let d = symmetric_scale::<32>(&x.map(|x| x * 0.5), &[1.0; 32], 8);
+        assert!((d - 0.5).abs() < 1e-6, "{d}");
+        let (d, m) = scale_and_minimum::<32>(&x.map(|x| x * 0.5), &[1.0; 32], 15);
+        assert!((d - 0.5).abs() < 1e-5 && (m - 4.0).abs() < 1e-4, "{d} {m}");
+    }
+
+    #[test]
+    fn a_minimum_above_zero_is_zero() {
+        let x: [f32; 32] = core::array::from_fn(|i| 5.0 + (i % 4) as f32);
+        let (d, m) = scale_and_minimum::<32>(&x, &[1.0; 32], 15);
+        assert_eq!(m, 0.0);
+        assert!(d > 0.4 && d < 0.7, "{d}");
+    }
+
+    #[test]
+    fn nearest_stays_in_range() {
+        assert_eq!(nearest(1e30, -8, 7), 7);
+        assert_eq!(nearest(f32::NEG_INFINITY, -8, 7), -8);
+        assert_eq!(nearest(f32::NAN, -8, 7), 0);
+        assert_eq!(nearest(2.5, -8, 7), 2);
+    }
+}

@@ -1,0 +1,181 @@
+//! Which instruction sets this CPU has.
+//!
+//! An [`Isa`] is a value that every kernel takes; there is no global choice. The variants that need
+//! special instructions carry a token that only a successful check at run time can make, so a caller
+//! cannot reach code that its CPU lacks.
+//!
+//! The features tested for in a token's `new` and those named on the functions that the token opens
+//! (`entry_points!` in `x86/` and `aarch64/`) are the same list.
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Avx2(());
+
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL (and AVX2, FMA and F16C).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Avx512 {
+    vnni: bool,
+}
+
+/// Proof that the CPU has NEON (Advanced SIMD).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neon {
+    dotprod: bool,
+}
+
+impl Avx2 {
+    /// The token, if this CPU has AVX2, FMA and F16C.
+    pub fn new() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            return Some(Avx2(()));
+        }
+        None
+    }
+}
+
+impl Avx512 {
+    /// The token, if this CPU has AVX-512 F, BW, DQ and VL; remembers whether it has VNNI.
+    pub fn new() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Avx2::new().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            return Some(Avx512 {
+                vnni: is_x86_feature_detected!("avx512vnni"),
+            });
+        }
+        None
+    }
+
+    /// Whether the 8-bit dot-product instructions (VNNI) may be used.
+    pub fn has_vnni(self) -> bool {
+        self.vnni
+    }
+
+    /// The same token without the 8-bit dot-product instructions, for tests and comparisons.
+    pub fn without_vnni(self) -> Self {
+        Avx512 { vnni: false }
+    }
+}
+
+impl Neon {
+    /// The token, if this CPU has NEON; remembers whether it has the 8-bit dot product.
+    pub fn new() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return Some(Neon {
+                dotprod: std::arch::is_aarch64_feature_detected!("dotprod"),
+            });
+        }
+        None
+    }
+
+    /// Whether the 8-bit dot-product instructions may be used.
+    pub fn has_dotprod(self) -> bool {
+        self.dotprod
+    }
+
+    /// The same token without the 8-bit dot-product instructions, for tests and comparisons.
+    pub fn without_dotprod(self) -> Self {
+        Neon { dotprod: false }
+    }
+}
+
+/// The instruction set a kernel runs on.
+///
+/// All variants but [`Isa::Portable`] give the same bits. `Portable` has no fused multiply-add, so it
+/// may differ from the others by rounding; by itself it keeps the same invariances.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Isa {
+    /// Plain loops: the definition every other path must agree with. Slow.
+    Scalar,
+    /// Vectors whose width is fixed at compile time; runs on every CPU.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2(Avx2),
+    /// x86-64 with AVX-512.
+    Avx512(Avx512),
+    /// AArch64.
+    Neon(Neon),
+}
+
+impl Isa {
+    /// The fastest path this CPU has.
+    pub fn detect() -> Isa {
+        if let Some(token) = Avx512::new() {
+            Isa::Avx512(token)
+        } else if let Some(token) = Avx2::new() {
+            Isa::Avx2(token)
+        } else if let Some(token) = Neon::new() {
+            Isa::Neon(token)
+        } else {
+            Isa::Portable
+        }
+    }
+
+    /// Every path this CPU has, fastest first; a path with an optional extra (VNNI, dot product) is
+    /// listed with it and without it.
+    pub fn available() -> Vec<Isa> {
+        let mut list = Vec::new();
+        if let Some(token) = Avx512::new() {
+            if token.has_vnni() {
+                list.push(Isa::Avx512(token));
+            }
+            list.push(Isa::Avx512(token.without_vnni()));
+        }
+        if let Some(token) = Avx2::new() {
+            list.push(Isa::Avx2(token));
+        }
+        if let Some(token) = Neon::new() {
+            if token.has_dotprod() {
+                list.push(Isa::Neon(token));
+            }
+            list.push(Isa::Neon(token.without_dotprod()));
+        }
+        list.extend([Isa::Portable, Isa::Scalar]);
+        list
+    }
+
+    /// The name that [`Isa::by_name`] understands.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Portable => "portable",
+            Isa::Avx2(_) => "avx2",
+            Isa::Avx512(Avx512 { vnni: false }) => "avx512",
+            Isa::Avx512(Avx512 { vnni: true }) => "avx512vnni",
+            Isa::Neon(Neon { dotprod: false }) => "neon",
+            Isa::Neon(Neon { dotprod: true }) => "neondot",
+        }
+    }
+
+    /// The path of that name; `None` if there is no such name or this CPU lacks it.
+    pub fn by_name(name: &str) -> Option<Isa> {
+        Isa::available().into_iter().find(|isa| isa.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_their_isa() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::by_name(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::by_name("mmx"), None);
+    }
+
+    #[test]
+    fn the_best_is_listed_first() {
+        assert_eq!(Isa::available()[0], Isa::detect());
+    }
+}

@@ -1,0 +1,396 @@
+//! The inner loops of the blt engine: vector and matrix kernels on slices. This crate knows no model.
+//!
+//! # The contract
+//!
+//! Every result has the same bits whatever the number of rows given in one call, however a caller splits
+//! output rows over threads, whatever the alignment, and on every path of [`Isa`] but
+//! [`Isa::Portable`] (which lacks the fused multiply-add; it keeps the other invariances, and differs
+//! from the rest by rounding only). A byte generated one at a time therefore meets exactly the numbers
+//! that a whole prompt met.
+//!
+//! What makes it so is one order of sums. A dot product over `k` has 16 lanes; lane `j` starts at +0 and
+//! takes the products with `k % 16 == j` in increasing `k`, each by fused multiply-add; then the lanes
+//! are added as a fixed tree: 16 to 8 (`l[i] + l[i + 8]`), to 4, to 2, to 1. Plain sums use the same
+//! lanes and tree. The `scalar` module is that definition written down.
+//!
+//! NaN results are NaN on every path, but their payload bits are not part of the contract.
+//!
+//! # Errors
+//!
+//! The functions check lengths once and panic when they do not fit: shapes are proved by the caller,
+//! so a misfit is a bug.
+//!
+//! ```
+//! use blt_kernels::{Isa, Weights, linear};
+//!
+//! // A (2, 3) matrix times one vector.
+//! let w: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+//! let mut y = [0.0; 2];
+//! linear(Isa::detect(), Weights::F32(&w), 3, &[1.0, 0.0, -1.0], &mut [&mut y]);
+//! assert_eq!(y, [-2.0, -2.0]);
+//! ```
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod block;
+mod isa;
+mod portable;
+mod scalar;
+mod vector;
+mod weights;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use block::{ActivationRows, BlockFormat, QuantizedActivations};
+pub use isa::{Avx2, Avx512, Isa, Neon};
+pub use weights::Weights;
+
+use block::activations::blocks_per_row;
+use portable::Portable;
+
+/// Calls a function of the module that `$isa` stands for: `scalar_call` for plain loops, else the
+/// function `$name`, which takes a token first.
+macro_rules! dispatch {
+    ($isa:expr, $name:ident($($arg:expr),*)) => {
+        dispatch!($isa, scalar::$name($($arg),*), $name($($arg),*))
+    };
+    ($isa:expr, $scalar_call:expr, $name:ident($($arg:expr),*)) => {
+        match $isa {
+            Isa::Scalar => $scalar_call,
+            Isa::Portable => portable::$name(Portable, $($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the token proves that the CPU has the features.
+            Isa::Avx2(token) => unsafe { x86::avx2::$name(token, $($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the token proves that the CPU has the features.
+            Isa::Avx512(token) => unsafe { x86::avx512::$name(token, $($arg),*) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: the token proves that the CPU has the features.
+            Isa::Neon(token) => unsafe { aarch64::neon::$name(token, $($arg),*) },
+            // Tokens of other architectures are never made.
+            #[allow(unreachable_patterns)]
+            _ => unreachable!("a token of another architecture"),
+        }
+    };
+}
+
+/// [`dispatch!`] for functions on 8-bit integers, which have paths for optional extras.
+macro_rules! dispatch_int8 {
+    ($isa:expr, $scalar_call:expr, $name:ident($($arg:expr),*)) => {
+        match $isa {
+            Isa::Scalar => $scalar_call,
+            Isa::Portable => portable::int8::$name(Portable, $($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the token proves that the CPU has the features.
+            Isa::Avx2(token) => unsafe { x86::avx2::int8::$name(token, $($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(token) => match x86::avx512::int8::vnni::Vnni::new(token) {
+                // SAFETY: the token proves that the CPU has the features.
+                Some(token) => unsafe { x86::avx512::int8::vnni::$name(token, $($arg),*) },
+                None => {
+                    let token = x86::avx512::int8::plain::Plain(token);
+                    // SAFETY: the token proves that the CPU has the features.
+                    unsafe { x86::avx512::int8::plain::$name(token, $($arg),*) }
+                }
+            },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(token) => match aarch64::neon::int8::dot::Dot::new(token) {
+                // SAFETY: the token proves that the CPU has the features.
+                Some(token) => unsafe { aarch64::neon::int8::dot::$name(token, $($arg),*) },
+                None => {
+                    let token = aarch64::neon::int8::plain::Plain(token);
+                    // SAFETY: the token proves that the CPU has the features.
+                    unsafe { aarch64::neon::int8::plain::$name(token, $($arg),*) }
+                }
+            },
+            // Tokens of other architectures are never made.
+            #[allow(unreachable_patterns)]
+            _ => unreachable!("a token of another architecture"),
+        }
+    };
+}
+
+/// Multiplies a matrix with `n` vectors: `out[i][r] = dot(row r of w, row i of x)`.
+///
+/// - `w`: (rows, cols); `cols`: the length of a row.
+/// - `x`: (n, cols).
+/// - `out`: `n` slices of `rows` values each.
+///
+/// With a block format this quantises `x` first, into memory of its own; to share that work between
+/// several matrices, and the memory between calls, use [`quantize_activations`] and
+/// [`linear_quantized`], which give the same bits.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+    let Some(first) = out.first() else {
+        assert!(x.is_empty(), "{} inputs but no output", x.len());
+        return;
+    };
+    let rows = first.len();
+    assert!(
+        out.iter().all(|out| out.len() == rows),
+        "outputs differ in length"
+    );
+    assert_eq!(Some(x.len()), out.len().checked_mul(cols), "inputs");
+    check_matrix(w, rows, cols);
+    let scalar = scalar::linear;
+    match w {
+        Weights::F32(b) => dispatch!(isa, scalar(w, cols, x, out), linear_f32(b, cols, x, out)),
+        Weights::F16(b) => dispatch!(isa, scalar(w, cols, x, out), linear_f16(b, cols, x, out)),
+        Weights::Bf16(b) => dispatch!(isa, scalar(w, cols, x, out), linear_bf16(b, cols, x, out)),
+        Weights::Blocks(..) => {
+            let mut quantized = QuantizedActivations::new();
+            quantize_activations(isa, x, cols, &mut quantized);
+            linear_quantized(isa, w, &quantized, out);
+        }
+    }
+}
+
+/// Proves that `w` is a (rows, cols) matrix.
+fn check_matrix(w: Weights, rows: usize, cols: usize) {
+    let bytes = rows
+        .checked_next_multiple_of(w.row_multiple())
+        .and_then(|rows| rows.checked_mul(w.row_bytes(cols)));
+    assert_eq!(Some(w.bytes().len()), bytes, "weights");
+}
+
+/// Quantises rows of activations to 8 bits, in blocks of 32 with a scale each, for
+/// [`linear_quantized`].
+///
+/// A block with a NaN or an infinity makes every result it enters NaN.
+///
+/// - `x`: (n, cols).
+///
+/// # Panics
+/// If `x` is not a whole number of rows.
+pub fn quantize_activations(isa: Isa, x: &[f32], cols: usize, out: &mut QuantizedActivations) {
+    let n = x.len().checked_div(cols).unwrap_or(0);
+    assert_eq!(x.len(), n * cols, "inputs");
+    for rows in out.rows_mut(n, cols, n) {
+        quantize_activation_rows(isa, x, rows);
+    }
+}
+
+/// [`quantize_activations`] for some of the rows, so that threads can share the work.
+///
+/// - `x`: as many rows as `out` has, (n, cols).
+///
+/// # Panics
+/// If `x` is not that many rows.
+pub fn quantize_activation_rows(isa: Isa, x: &[f32], out: ActivationRows) {
+    let (cols, per_row) = (out.cols, blocks_per_row(out.cols));
+    assert_eq!(x.len() * per_row, out.blocks.len() * cols, "inputs");
+    let rows = x.chunks_exact(cols.max(1));
+    for (x, blocks) in rows.zip(out.blocks.chunks_exact_mut(per_row.max(1))) {
+        dispatch_int8!(
+            isa,
+            scalar::quantize_row(x, blocks),
+            quantize_row(x, blocks)
+        );
+    }
+}
+
+/// Multiplies a matrix of a block format with quantised vectors:
+/// `out[i][r] = dot(row r of w, row i of x)`.
+///
+/// - `w`: (rows, cols), a block format.
+/// - `x`: (n, cols).
+/// - `out`: `n` slices of `rows` values each.
+///
+/// # Panics
+/// If the lengths do not fit each other, or the weights are not quantised.
+pub fn linear_quantized(isa: Isa, w: Weights, x: &QuantizedActivations, out: &mut [&mut [f32]]) {
+    let Weights::Blocks(format, bytes) = w else {
+        panic!("the weights are not quantised");
+    };
+    assert_eq!(x.n, out.len(), "outputs");
+    let rows = out.first().map_or(0, |out| out.len());
+    assert!(
+        out.iter().all(|out| out.len() == rows),
+        "outputs differ in length"
+    );
+    if out.is_empty() {
+        return;
+    }
+    check_matrix(w, rows, x.cols);
+    macro_rules! run {
+        ($format:ty, $name:ident) => {{
+            let scalar = scalar::linear_quantized::<$format>;
+            dispatch_int8!(isa, scalar(bytes, x, out), $name(bytes, x, out))
+        }};
+    }
+    match format {
+        BlockFormat::Q8_0 => run!(block::q8_0::Q8_0, linear_q8_0),
+        BlockFormat::Q4_0 => run!(block::q4_0::Q4_0, linear_q4_0),
+        BlockFormat::Q4K => run!(block::q4_k::Q4K, linear_q4_k),
+        BlockFormat::Q6K => run!(block::q6_k::Q6K, linear_q6_k),
+    }
+}
+
+/// The dot product of two vectors of equal length.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    dispatch!(isa, dot(a, b))
+}
+
+/// Dot products of one vector with many: `out[j] = scale * dot(q, rows[j * stride ..][..q.len()])`, as
+/// attention scores need them.
+///
+/// - `q`: (d); `rows`: n rows, `stride` apart; `out`: (n).
+///
+/// # Panics
+/// If `rows` does not hold `out.len()` rows.
+pub fn dot_rows(isa: Isa, q: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
+    check_rows(rows, out.len(), stride, q.len());
+    dispatch!(isa, dot_rows(q, rows, stride, scale, out))
+}
+
+/// Adds weighted rows: `acc[c] = fma(p[j], rows[j * stride + c], acc[c])` for `j` in increasing order.
+///
+/// Strictly sequential in `j`, so two calls over consecutive spans of rows give the bits of one.
+///
+/// - `p`: (n); `rows`: n rows, `stride` apart; `acc`: (d).
+///
+/// # Panics
+/// If `rows` does not hold `p.len()` rows.
+pub fn weighted_sum(isa: Isa, p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) {
+    check_rows(rows, p.len(), stride, acc.len());
+    dispatch!(isa, weighted_sum(p, rows, stride, acc))
+}
+
+/// Proves that `rows` holds `n` rows of `d` values, `stride` apart.
+fn check_rows(rows: &[f32], n: usize, stride: usize, d: usize) {
+    let needed = match n {
+        0 => Some(0),
+        _ => (n - 1).checked_mul(stride).and_then(|s| s.checked_add(d)),
+    };
+    assert!(
+        needed.is_some_and(|needed| needed <= rows.len()),
+        "{n} rows of {d} values, {stride} apart, do not fit into {} values",
+        rows.len()
+    );
+}
+
+/// Turns scores into probabilities in place: `exp(x - max) / sum exp(x - max)`.
+///
+/// An empty slice stays empty. NaN or +infinity anywhere makes all of them NaN, as do scores that are
+/// all minus infinity.
+pub fn softmax(isa: Isa, x: &mut [f32]) {
+    dispatch!(isa, softmax(x))
+}
+
+/// The entropy, in nats, of the distribution softmax(`logits`): `-sum p ln p`.
+///
+/// Accurate to 2e-6 for a few hundred logits. Logits of minus infinity count as probability 0; NaN,
+/// +infinity or an empty slice gives NaN.
+pub fn log_softmax_entropy(isa: Isa, logits: &[f32]) -> f32 {
+    dispatch!(isa, log_softmax_entropy(logits))
+}
+
+/// Root-mean-square norm of one row: `out = x * (1 / sqrt(mean(x^2) + eps)) * weight`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!(x.len(), weight.len());
+    assert_eq!(x.len(), out.len());
+    dispatch!(isa, rms_norm(x, weight, eps, out))
+}
+
+/// The gate of a feed-forward layer: `gate = silu(gate) * up` with `silu(z) = z / (1 + exp(-z))`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn swiglu(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    dispatch!(isa, swiglu(gate, up))
+}
+
+/// Rotates interleaved pairs of one head in place: `y0 = x0 * c - x1 * s`, `y1 = x1 * c + x0 * s`.
+///
+/// - `x`: (d); `cos`, `sin`: (d / 2) each.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn rope(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert_eq!(Some(x.len()), cos.len().checked_mul(2));
+    assert_eq!(cos.len(), sin.len());
+    dispatch!(isa, rope(x, cos, sin))
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_assign(isa: Isa, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    dispatch!(isa, add_assign(x, y))
+}
+
+/// `x = (x + x) + y`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn double_add(isa: Isa, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    dispatch!(isa, double_add(x, y))
+}
+
+/// Elementwise maximum: `acc = row` where `row` is larger or NaN. A NaN on either side stays NaN; of
+/// two zeros of different sign, that of `acc` stays.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn max_assign(isa: Isa, acc: &mut [f32], row: &[f32]) {
+    assert_eq!(acc.len(), row.len());
+    dispatch!(isa, max_assign(acc, row))
+}
+
+/// Adds one row of a matrix, as gathering embeddings needs it: `acc += row`.
+///
+/// # Panics
+/// If `row` is not exactly one row of `acc.len()` weights, or of a block format.
+pub fn add_row(isa: Isa, acc: &mut [f32], row: Weights) {
+    assert_eq!(
+        row.row_multiple(),
+        1,
+        "a row of a block format is not contiguous"
+    );
+    assert_eq!(row.bytes().len(), row.row_bytes(acc.len()));
+    dispatch!(isa, add_row(acc, row))
+}
+
+/// Widens one row of a matrix.
+///
+/// # Panics
+/// If `row` is not exactly one row of `out.len()` weights, or of a block format.
+pub fn read_row(row: Weights, out: &mut [f32]) {
+    assert_eq!(
+        row.row_multiple(),
+        1,
+        "a row of a block format is not contiguous"
+    );
+    assert_eq!(row.bytes().len(), row.row_bytes(out.len()));
+    scalar::read_row(row, out)
+}
+
+/// Widens or decodes row `index` of a matrix of any type, with `out.len()` columns.
+///
+/// # Panics
+/// If the matrix does not have that row.
+pub fn decode_row(w: Weights, index: usize, out: &mut [f32]) {
+    let cols = out.len();
+    match w {
+        Weights::Blocks(format, _) => {
+            let tile = index / BlockFormat::TILE_ROWS * BlockFormat::TILE_ROWS;
+            let tile_rows = tile..tile + BlockFormat::TILE_ROWS;
+            let bytes = w.slice_rows(tile_rows, cols).bytes();
+            format.decode_row(bytes, index - tile, out);
+        }
+        _ => read_row(w.slice_rows(index..index + 1, cols), out),
+    }
+}

@@ -1,0 +1,111 @@
+//! 16 lanes with `wide`, for CPUs without a dedicated version.
+//!
+//! The lanes, trees and order of operations are those of the other paths, but `a * b + c` rounds twice:
+//! a fused multiply-add without an instruction for it is a library call, many times slower. Results
+//! therefore differ from the other paths by rounding, and are the same on every CPU that runs this one.
+
+pub(crate) mod int8;
+
+use half::f16;
+use wide::f32x16;
+
+use crate::scalar::{self, LANES};
+use crate::vector::{self, Simd};
+
+/// Needs no proof: every CPU runs this.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+vector::entry_points!(Portable, {}, tile 2 x 2, alone 2);
+
+/// Lane by lane; the compiler vectorises what it can.
+#[inline(always)]
+fn each(a: f32x16, b: f32x16, f: impl Fn(f32, f32) -> f32) -> f32x16 {
+    let (a, b) = (a.to_array(), b.to_array());
+    f32x16::new(core::array::from_fn(|i| f(a[i], b[i])))
+}
+
+impl Simd for Portable {
+    type V = f32x16;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32x16 {
+        f32x16::splat(x)
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> f32x16 {
+        // SAFETY: the caller vouches for 16 values; the read takes any alignment.
+        f32x16::new(unsafe { p.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: f32x16) {
+        // SAFETY: the caller vouches for 16 values; the write takes any alignment.
+        unsafe { p.cast::<[f32; LANES]>().write_unaligned(v.to_array()) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> f32x16 {
+        // SAFETY: the caller vouches for 32 bytes, which have no alignment to keep.
+        let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
+        f32x16::new(bytes.map(|b| f16::from_le_bytes(b).to_f32()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> f32x16 {
+        // SAFETY: the caller vouches for 32 bytes, which have no alignment to keep.
+        let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
+        f32x16::new(bytes.map(|b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)))
+    }
+    #[inline(always)]
+    fn add(self, a: f32x16, b: f32x16) -> f32x16 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32x16, b: f32x16) -> f32x16 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32x16, b: f32x16) -> f32x16 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32x16, b: f32x16) -> f32x16 {
+        a / b
+    }
+    #[inline(always)]
+    fn fma(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
+        a * b + c
+    }
+    #[inline(always)]
+    fn max(self, a: f32x16, b: f32x16) -> f32x16 {
+        each(a, b, scalar::max)
+    }
+    #[inline(always)]
+    fn min(self, a: f32x16, b: f32x16) -> f32x16 {
+        each(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max_or_nan(self, a: f32x16, b: f32x16) -> f32x16 {
+        each(a, b, |a, b| if a > b || a.is_nan() { a } else { b })
+    }
+    #[inline(always)]
+    fn fma_alternating(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
+        let signs: [f32; LANES] = core::array::from_fn(|i| if i % 2 == 0 { -1.0 } else { 1.0 });
+        a * b + c * f32x16::new(signs)
+    }
+    #[inline(always)]
+    fn swap_pairs(self, a: f32x16) -> f32x16 {
+        let a = a.to_array();
+        f32x16::new(core::array::from_fn(|i| a[i ^ 1]))
+    }
+    #[inline(always)]
+    fn twice(self, x: &[f32; LANES / 2]) -> f32x16 {
+        f32x16::new(core::array::from_fn(|i| x[i / 2]))
+    }
+    #[inline(always)]
+    fn scale(self, p: f32x16, _n: f32x16, t: f32x16) -> f32x16 {
+        each(p, t, scalar::exp::scale)
+    }
+    #[inline(always)]
+    fn sum(self, v: f32x16) -> f32 {
+        scalar::tree(v.to_array(), |a, b| a + b)
+    }
+}

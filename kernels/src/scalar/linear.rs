@@ -1,0 +1,18 @@
+//! Matrix times vectors, by its definition.
+
+use super::{LANES, tree};
+use crate::Weights;
+
+/// `out[i][r]` = dot(row `r` of `w`, row `i` of `x`), in the order of [`super::dot`].
+pub(crate) fn linear(w: Weights, cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        let x = &x[i * cols..][..cols];
+        for (r, out) in out.iter_mut().enumerate() {
+            let mut lanes = [0.0f32; LANES];
+            for (k, x) in x.iter().enumerate() {
+                lanes[k % LANES] = w.at(r * cols + k).mul_add(*x, lanes[k % LANES]);
+            }
+            *out = tree(lanes, |a, b| a + b);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Plain loops: the definition that every other path must agree with, bit for bit.
+//!
+//! Nothing here is meant to be fast. Every sum runs over 16 lanes: lane `j` takes the elements whose
+//! index is `j` modulo 16, in increasing order; [`tree`] then adds the lanes in a fixed order. A vector
+//! unit of 4, 8 or 16 lanes can do exactly that.
+
+pub(crate) mod exp;
+mod linear;
+mod quantized;
+
+pub(crate) use linear::linear;
+pub(crate) use quantized::{linear_quantized, quantize_row};
+
+use crate::Weights;
+use exp::exp;
+
+/// The number of lanes of every sum.
+pub(crate) const LANES: usize = 16;
+
+/// Adds the lanes: halves onto halves until one is left.
+#[inline]
+pub(crate) fn tree(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut l = lanes;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            l[i] = add(l[i], l[i + half]);
+        }
+    }
+    l[0]
+}
+
+/// Sum in the canonical order.
+fn sum(x: impl Iterator<Item = f32>) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for (i, x) in x.enumerate() {
+        lanes[i % LANES] += x;
+    }
+    tree(lanes, |a, b| a + b)
+}
+
+/// The larger; the second if they are equal or either is NaN.
+pub(crate) fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The largest element, NaN left out; minus infinity if there is none.
+fn max_of(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for (i, &x) in x.iter().enumerate() {
+        lanes[i % LANES] = max(x, lanes[i % LANES]);
+    }
+    tree(lanes, max)
+}
+
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        lanes[i % LANES] = a.mul_add(*b, lanes[i % LANES]);
+    }
+    tree(lanes, |a, b| a + b)
+}
+
+pub(crate) fn dot_rows(q: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = scale * dot(q, &rows[j * stride..][..q.len()]);
+    }
+}
+
+pub(crate) fn weighted_sum(p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) {
+    for (j, p) in p.iter().enumerate() {
+        for (c, acc) in acc.iter_mut().enumerate() {
+            *acc = p.mul_add(rows[j * stride + c], *acc);
+        }
+    }
+}
+
+pub(crate) fn softmax(x: &mut [f32]) {
+    let max = max_of(x);
+    for x in x.iter_mut() {
+        *x = exp(*x - max);
+    }
+    let inverse = 1.0 / sum(x.iter().copied());
+    for x in x {
+        *x *= inverse;
+    }
+}
+
+/// Differences to the largest logit are cut off here, where `exp` is 0, so that 0 times minus infinity
+/// never arises.
+pub(crate) const LOWEST: f32 = -104.0;
+
+/// With `d = logit - max` and `s = sum exp(d)`, the entropy is `ln s + sum(exp(d) * -d) / s`: no term is
+/// negative, so nothing cancels.
+pub(crate) fn log_softmax_entropy(logits: &[f32]) -> f32 {
+    let top = max_of(logits);
+    let d = |x: f32| max(LOWEST, x - top);
+    let s = sum(logits.iter().map(|&x| exp(d(x))));
+    let mut lanes = [0.0f32; LANES];
+    for (i, &x) in logits.iter().enumerate() {
+        lanes[i % LANES] = exp(d(x)).mul_add(-d(x), lanes[i % LANES]);
+    }
+    s.ln() + tree(lanes, |a, b| a + b) / s
+}
+
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
+    for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * w;
+    }
+}
+
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+pub(crate) fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for ((pair, &c), &s) in x.chunks_exact_mut(2).zip(cos).zip(sin) {
+        let (x0, x1) = (pair[0], pair[1]);
+        pair[0] = x0.mul_add(c, -(x1 * s));
+        pair[1] = x1.mul_add(c, x0 * s);
+    }
+}
+
+pub(crate) fn add_assign(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+pub(crate) fn double_add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x = (*x + *x) + y;
+    }
+}
+
+pub(crate) fn max_assign(acc: &mut [f32], row: &[f32]) {
+    for (acc, &x) in acc.iter_mut().zip(row) {
+        if x > *acc || x.is_nan() {
+            *acc = x;
+        }
+    }
+}
+
+pub(crate) fn add_row(acc: &mut [f32], row: Weights) {
+    for (i, acc) in acc.iter_mut().enumerate() {
+        *acc += row.at(i);
+    }
+}
+
+pub(crate) fn read_row(row: Weights, out: &mut [f32]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = row.at(i);
+    }
+}

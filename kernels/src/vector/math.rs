@@ -1,0 +1,213 @@
+//! Everything that is not a matrix: softmax, norms, gates, rotations and elementwise sums.
+
+use super::linear::{Bf16, Element, F16, F32};
+use super::{Simd, dot, fold_vectors, for_vectors};
+use crate::Weights;
+use crate::scalar::{self, LANES};
+
+/// `e^x`, by the operations of [`scalar::exp`].
+#[inline(always)]
+fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    use crate::scalar::exp::{HIGHEST, LN2_HIGH, LN2_LOW, LOG2_E, LOWEST, MAGIC, POLY};
+    let x = s.min(s.splat(HIGHEST), x);
+    let x = s.max(s.splat(LOWEST), x);
+    let t = s.fma(x, s.splat(LOG2_E), s.splat(MAGIC));
+    let n = s.sub(t, s.splat(MAGIC));
+    let r = s.fma(n, s.splat(-LN2_HIGH), x);
+    let r = s.fma(n, s.splat(-LN2_LOW), r);
+    let mut p = s.splat(POLY[0]);
+    for c in &POLY[1..] {
+        p = s.fma(p, r, s.splat(*c));
+    }
+    s.scale(p, n, t)
+}
+
+/// The largest element; see the definition in `scalar`.
+#[inline(always)]
+fn max_of<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let lowest = s.splat(f32::NEG_INFINITY);
+    let lanes = fold_vectors!(s, lowest, |acc, v in x| s.max(v, acc));
+    scalar::tree(s.to_array(lanes), scalar::max)
+}
+
+/// See [`crate::softmax`].
+#[inline(always)]
+pub(crate) fn softmax<S: Simd>(s: S, x: &mut [f32]) {
+    let max = s.splat(max_of(s, x));
+    for_vectors!(s, |v in x| exp(s, s.sub(v, max)));
+    let sum = s.sum(fold_vectors!(s, s.splat(0.0), |acc, v in x| s.add(acc, v)));
+    let inverse = s.splat(1.0 / sum);
+    for_vectors!(s, |v in x| s.mul(v, inverse));
+}
+
+/// See [`crate::log_softmax_entropy`] and the definition in `scalar`.
+#[inline(always)]
+pub(crate) fn log_softmax_entropy<S: Simd>(s: S, logits: &[f32]) -> f32 {
+    let max = s.splat(max_of(s, logits));
+    let lowest = s.splat(scalar::LOWEST);
+    let zero = s.splat(0.0);
+    let sum = fold_vectors!(s, zero, |acc, v in logits| {
+        s.add(acc, exp(s, s.max(lowest, s.sub(v, max))))
+    });
+    let weighted = fold_vectors!(s, zero, |acc, v in logits| {
+        let d = s.max(lowest, s.sub(v, max));
+        s.fma(exp(s, d), s.sub(s.splat(-0.0), d), acc)
+    });
+    let sum = s.sum(sum);
+    sum.ln() + s.sum(weighted) / sum
+}
+
+/// See [`crate::rms_norm`].
+#[inline(always)]
+pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = s.splat(1.0 / (dot(s, x, x) / x.len() as f32 + eps).sqrt());
+    out.copy_from_slice(x);
+    for_vectors!(s, |v in out, w in weight| s.mul(s.mul(v, scale), w));
+}
+
+/// See [`crate::swiglu`].
+#[inline(always)]
+pub(crate) fn swiglu<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
+    let one = s.splat(1.0);
+    for_vectors!(s, |z in gate, u in up| {
+        let e = exp(s, s.sub(s.splat(-0.0), z));
+        s.mul(s.div(z, s.add(one, e)), u)
+    });
+}
+
+/// Rotates 8 pairs: `y0 = fma(x0, c, -(x1 * s))`, `y1 = fma(x1, c, x0 * s)`.
+#[inline(always)]
+fn turn<S: Simd>(s: S, x: S::V, cos: &[f32; LANES / 2], sin: &[f32; LANES / 2]) -> S::V {
+    let product = s.mul(s.swap_pairs(x), s.twice(sin));
+    s.fma_alternating(x, s.twice(cos), product)
+}
+
+/// See [`crate::rope`].
+#[inline(always)]
+pub(crate) fn rope<S: Simd>(s: S, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (x, x_tail) = x.as_chunks_mut::<LANES>();
+    let (cos, cos_tail) = cos.as_chunks();
+    let (sin, sin_tail) = sin.as_chunks();
+    for ((x, cos), sin) in x.iter_mut().zip(cos).zip(sin) {
+        let y = turn(s, s.load_array(x), cos, sin);
+        // SAFETY: `x` is an array of 16 values.
+        unsafe { s.store(x.as_mut_ptr(), y) };
+    }
+    if !x_tail.is_empty() {
+        let (mut cos, mut sin) = ([0.0; LANES / 2], [0.0; LANES / 2]);
+        cos[..cos_tail.len()].copy_from_slice(cos_tail);
+        sin[..sin_tail.len()].copy_from_slice(sin_tail);
+        let y = turn(s, s.load_padded(x_tail, 0.0), &cos, &sin);
+        s.store_first(x_tail, y);
+    }
+}
+
+/// See [`crate::add_assign`].
+#[inline(always)]
+pub(crate) fn add_assign<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
+    for_vectors!(s, |v in x, w in y| s.add(v, w));
+}
+
+/// See [`crate::double_add`].
+#[inline(always)]
+pub(crate) fn double_add<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
+    for_vectors!(s, |v in x, w in y| s.add(s.add(v, v), w));
+}
+
+/// See [`crate::max_assign`].
+#[inline(always)]
+pub(crate) fn max_assign<S: Simd>(s: S, acc: &mut [f32], row: &[f32]) {
+    for_vectors!(s, |v in acc, w in row| s.max_or_nan(w, v));
+}
+
+/// `N` vectors of columns of a weighted sum: their sums stay in registers over all the rows.
+#[inline(always)]
+fn weighted_columns<S: Simd, const N: usize>(
+    s: S,
+    p: &[f32],
+    rows: &[f32],
+    stride: usize,
+    acc: &mut [[f32; LANES]],
+) {
+    let mut sums = [s.splat(0.0); N];
+    for (sum, acc) in sums.iter_mut().zip(&*acc) {
+        *sum = s.load_array(acc);
+    }
+    for (j, &p) in p.iter().enumerate() {
+        let p = s.splat(p);
+        let (row, _) = rows[j * stride..][..N * LANES].as_chunks::<LANES>();
+        for (sum, row) in sums.iter_mut().zip(row) {
+            *sum = s.fma(p, s.load_array(row), *sum);
+        }
+    }
+    for (acc, sum) in acc.iter_mut().zip(sums) {
+        *acc = s.to_array(sum);
+    }
+}
+
+/// See [`crate::weighted_sum`].
+#[inline(always)]
+pub(crate) fn weighted_sum<S: Simd>(s: S, p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) {
+    if p.is_empty() {
+        return;
+    }
+    let (mut vectors, tail) = acc.as_chunks_mut::<LANES>();
+    let mut c = 0;
+    while !vectors.is_empty() {
+        let n = match vectors.len() {
+            8.. => 8,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (now, later) = vectors.split_at_mut(n);
+        match n {
+            8 => weighted_columns::<S, 8>(s, p, &rows[c..], stride, now),
+            4 => weighted_columns::<S, 4>(s, p, &rows[c..], stride, now),
+            2 => weighted_columns::<S, 2>(s, p, &rows[c..], stride, now),
+            _ => weighted_columns::<S, 1>(s, p, &rows[c..], stride, now),
+        }
+        vectors = later;
+        c += n * LANES;
+    }
+    if !tail.is_empty() {
+        let n = tail.len();
+        let mut sum = s.load_padded(tail, 0.0);
+        for (j, &p) in p.iter().enumerate() {
+            let row = s.load_padded(&rows[j * stride + c..][..n], 0.0);
+            sum = s.fma(s.splat(p), row, sum);
+        }
+        s.store_first(tail, sum);
+    }
+}
+
+/// See [`crate::add_row`].
+#[inline(always)]
+pub(crate) fn add_row<S: Simd>(s: S, acc: &mut [f32], row: Weights) {
+    match row {
+        Weights::F32(b) => add_row_of::<S, F32>(s, acc, b),
+        Weights::F16(b) => add_row_of::<S, F16>(s, acc, b),
+        Weights::Bf16(b) => add_row_of::<S, Bf16>(s, acc, b),
+        Weights::Blocks(..) => panic!("a row of a block format is not contiguous"),
+    }
+}
+
+#[inline(always)]
+fn add_row_of<S: Simd, E: Element>(s: S, acc: &mut [f32], row: &[u8]) {
+    let (acc, tail) = acc.as_chunks_mut::<LANES>();
+    let mut row = row.chunks(LANES * E::BYTES);
+    for (acc, row) in acc.iter_mut().zip(&mut row) {
+        assert_eq!(row.len(), LANES * E::BYTES);
+        // SAFETY: the assertion proves 16 elements.
+        let w = unsafe { E::load(s, row.as_ptr()) };
+        *acc = s.to_array(s.add(s.load_array(acc), w));
+    }
+    if let (false, Some(row)) = (tail.is_empty(), row.next()) {
+        let mut padded = [0; LANES * 4];
+        padded[..row.len()].copy_from_slice(row);
+        // SAFETY: `padded` holds 16 elements of any type.
+        let w = unsafe { E::load(s, padded.as_ptr()) };
+        let sum = s.add(s.load_padded(tail, 0.0), w);
+        s.store_first(tail, sum);
+    }
+}

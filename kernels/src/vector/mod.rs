@@ -1,0 +1,200 @@
+//! The vector algorithms, written once over [`Simd`]: 16 lanes of f32 on whatever registers a token
+//! stands for.
+//!
+//! Each instruction set implements the trait (one instruction a method, more or less) and instantiates
+//! the algorithms with [`entry_points!`], inside functions that enable its features. All methods and
+//! algorithms are `inline(always)`: only then do the instructions land inside those functions.
+//!
+//! Lanes beyond the end of a slice are never computed into a sum: tails go through a padded copy, and
+//! [`Simd::first`] keeps the untouched lanes as they were.
+
+mod int8;
+mod linear;
+mod math;
+
+pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
+pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
+pub(crate) use math::*;
+
+use crate::scalar::LANES;
+
+/// 16 lanes of f32. A value of the implementing type proves that the CPU has the instructions.
+pub(crate) trait Simd: Copy {
+    /// The 16 lanes.
+    type V: Copy;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for reading 16 values, at any alignment.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for writing 16 values, at any alignment.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// 16 half floats, widened.
+    /// # Safety
+    /// `p` is valid for reading 32 bytes.
+    unsafe fn load_f16(self, p: *const u8) -> Self::V;
+    /// 16 bfloat16 values, widened.
+    /// # Safety
+    /// `p` is valid for reading 32 bytes.
+    unsafe fn load_bf16(self, p: *const u8) -> Self::V;
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once (but see [`crate::portable`]).
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `if a > b { a } else { b }`, so `b` if either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `if a < b { a } else { b }`, so `b` if either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `if a > b || a is NaN { a } else { b }`.
+    fn max_or_nan(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b - c` in even lanes, `a * b + c` in odd ones, rounded once.
+    fn fma_alternating(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Each pair of lanes swapped.
+    fn swap_pairs(self, a: Self::V) -> Self::V;
+    /// 8 values, each in two neighbouring lanes.
+    fn twice(self, x: &[f32; LANES / 2]) -> Self::V;
+    /// `p * 2^n` rounded once, where `n` also stands in the low bits of `t = n + MAGIC`.
+    fn scale(self, p: Self::V, n: Self::V, t: Self::V) -> Self::V;
+
+    /// The lanes added as the fixed tree.
+    fn sum(self, v: Self::V) -> f32;
+    /// [`Simd::sum`] of four.
+    #[inline(always)]
+    fn sum4(self, v: [Self::V; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
+
+    /// The first `n` lanes of `yes`, the others of `no`.
+    #[inline(always)]
+    fn first(self, n: usize, yes: Self::V, no: Self::V) -> Self::V {
+        let mut lanes = self.to_array(no);
+        lanes[..n].copy_from_slice(&self.to_array(yes)[..n]);
+        self.load_array(&lanes)
+    }
+
+    /// Asks for the cache line at `p`, which may be any address, into the second-level cache.
+    #[inline(always)]
+    fn prefetch(self, _p: *const u8) {}
+
+    #[inline(always)]
+    fn load_array(self, x: &[f32; LANES]) -> Self::V {
+        // SAFETY: an array of 16 values.
+        unsafe { self.load(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn to_array(self, v: Self::V) -> [f32; LANES] {
+        let mut x = [0.0; LANES];
+        // SAFETY: an array of 16 values.
+        unsafe { self.store(x.as_mut_ptr(), v) };
+        x
+    }
+
+    /// Up to 16 values, padded with `fill`.
+    #[inline(always)]
+    fn load_padded(self, x: &[f32], fill: f32) -> Self::V {
+        let mut lanes = [fill; LANES];
+        lanes[..x.len()].copy_from_slice(x);
+        self.load_array(&lanes)
+    }
+
+    /// The first `x.len()` lanes of `v`.
+    #[inline(always)]
+    fn store_first(self, x: &mut [f32], v: Self::V) {
+        x.copy_from_slice(&self.to_array(v)[..x.len()]);
+    }
+}
+
+/// Replaces each vector `$v` of the slice `$x` by `$body`, which may also name the vector `$w` of the
+/// slice `$y`. Lanes past the end see zeros.
+///
+/// A macro, as a closure would not be sure to be inlined, and then every instruction is a call.
+macro_rules! for_vectors {
+    ($s:ident, |$v:ident in $x:ident $(, $w:ident in $y:ident)?| $body:expr) => {{
+        let (x, x_tail) = $x.as_chunks_mut::<LANES>();
+        $(let (y, y_tail) = $y.as_chunks::<LANES>();)?
+        #[allow(clippy::needless_range_loop)]
+        for i in 0..x.len() {
+            let $v = $s.load_array(&x[i]);
+            $(let $w = $s.load_array(&y[i]);)?
+            let v = $body;
+            // SAFETY: an array of 16 values.
+            unsafe { $s.store(x[i].as_mut_ptr(), v) };
+        }
+        if !x_tail.is_empty() {
+            let $v = $s.load_padded(x_tail, 0.0);
+            $(let $w = $s.load_padded(y_tail, 0.0);)?
+            let v = $body;
+            $s.store_first(x_tail, v);
+        }
+    }};
+}
+pub(crate) use for_vectors;
+
+/// Folds the vectors `$v` of the slice `$x` into `$acc` by `$body`; lanes without an element in the last
+/// vector stay as they are.
+macro_rules! fold_vectors {
+    ($s:ident, $start:expr, |$acc:ident, $v:ident in $x:ident| $body:expr) => {{
+        let (x, tail) = $x.as_chunks::<LANES>();
+        let mut $acc = $start;
+        for x in x {
+            let $v = $s.load_array(x);
+            $acc = $body;
+        }
+        if !tail.is_empty() {
+            let $v = $s.load_padded(tail, 0.0);
+            $acc = $s.first(tail.len(), $body, $acc);
+        }
+        $acc
+    }};
+}
+pub(crate) use fold_vectors;
+
+/// Instantiates the algorithms for one token type: `entry_points!(Token, attributes, tile sizes)`.
+///
+/// `rows x inputs` is the register tile of a matrix times many vectors, `alone` the number of rows
+/// taken together when there are one or two vectors.
+macro_rules! entry_points {
+    ($token:ty, { $(#[$attr:meta])* }, tile $rows:literal x $inputs:literal, alone $alone:literal) => {
+        $(#[$attr])*
+        pub(crate) fn linear_f32(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+            vector::linear::<_, vector::F32, $rows, $inputs, $alone>(s, w, cols, x, out)
+        }
+        $(#[$attr])*
+        pub(crate) fn linear_f16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+            vector::linear::<_, vector::F16, $rows, $inputs, $alone>(s, w, cols, x, out)
+        }
+        $(#[$attr])*
+        pub(crate) fn linear_bf16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+            vector::linear::<_, vector::Bf16, $rows, $inputs, $alone>(s, w, cols, x, out)
+        }
+        $crate::vector::entry_points! { $token, { $(#[$attr])* },
+            fn dot(a: &[f32], b: &[f32]) -> f32;
+            fn dot_rows(q: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) -> ();
+            fn weighted_sum(p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) -> ();
+            fn softmax(x: &mut [f32]) -> ();
+            fn log_softmax_entropy(logits: &[f32]) -> f32;
+            fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> ();
+            fn swiglu(gate: &mut [f32], up: &[f32]) -> ();
+            fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
+            fn add_assign(x: &mut [f32], y: &[f32]) -> ();
+            fn double_add(x: &mut [f32], y: &[f32]) -> ();
+            fn max_assign(acc: &mut [f32], row: &[f32]) -> ();
+            fn add_row(acc: &mut [f32], row: $crate::Weights) -> ();
+        }
+    };
+    ($token:ty, $attrs:tt, $(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty;)*) => {
+        $($crate::vector::entry_points! { @one $token, $attrs, $name, ($($arg: $ty),*), $ret })*
+    };
+    (@one $token:ty, { $(#[$attr:meta])* }, $name:ident, ($($arg:ident: $ty:ty),*), $ret:ty) => {
+        $(#[$attr])*
+        pub(crate) fn $name(s: $token, $($arg: $ty),*) -> $ret {
+            vector::$name(s, $($arg),*)
+        }
+    };
+}
+pub(crate) use entry_points;

@@ -1,0 +1,155 @@
+//! AVX-512: 16 lanes are one register.
+
+pub(crate) mod int8;
+
+use core::arch::x86_64::*;
+
+use crate::isa::Avx512;
+use crate::scalar::LANES;
+use crate::vector::{self, Simd};
+
+vector::entry_points!(
+    Avx512,
+    { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")] },
+    tile 4 x 6, alone 8
+);
+
+impl Simd for Avx512 {
+    type V = __m512;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: the token proves AVX-512 F, here and below.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for 16 values.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: the caller vouches for 16 values.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 32 bytes.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max_or_nan(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe {
+            let larger = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            _mm512_mask_blend_ps(larger | nan, b, a)
+        }
+    }
+    #[inline(always)]
+    fn fma_alternating(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_fmaddsub_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn swap_pairs(self, a: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_permute_ps::<0b10_11_00_01>(a) }
+    }
+    #[inline(always)]
+    fn twice(self, x: &[f32; LANES / 2]) -> __m512 {
+        // SAFETY: as in `splat`; the array has 8 values.
+        unsafe {
+            let x = _mm512_castps256_ps512(_mm256_loadu_ps(x.as_ptr()));
+            let index = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+            _mm512_permutexvar_ps(index, x)
+        }
+    }
+    #[inline(always)]
+    fn scale(self, p: __m512, n: __m512, _t: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_scalef_ps(p, n) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: as in `splat`; the token proves DQ too.
+        unsafe {
+            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            crate::x86::avx2::sum_of_8(v)
+        }
+    }
+    #[inline(always)]
+    fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: as in `splat`.
+        unsafe {
+            // 16 lanes to 8: [a, b] and [c, d]; 8 to 4: [a, b, c, d].
+            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+            let ab = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(c, d);
+            let cd = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(c, d));
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let v = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            // 4 to 2 to 1, inside each quarter.
+            let v = _mm512_add_ps(v, _mm512_permute_ps::<0b01_00_11_10>(v));
+            let v = _mm512_add_ps(v, _mm512_permute_ps::<0b10_11_00_01>(v));
+            let index = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 4];
+            let v = _mm512_castps512_ps128(_mm512_permutexvar_ps(index, v));
+            _mm_storeu_ps(out.as_mut_ptr(), v);
+            out
+        }
+    }
+    #[inline(always)]
+    fn first(self, n: usize, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: as in `splat`.
+        unsafe { _mm512_mask_blend_ps(((1u32 << n) - 1) as u16, no, yes) }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch takes any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}

@@ -1,0 +1,336 @@
+//! Every path against the scalar definition, bit for bit; the portable path within a tolerance. One
+//! input against many, and any alignment, bit for bit on every path.
+
+mod common;
+
+use blt_kernels::*;
+use common::*;
+
+/// The portable path rounds each product: sums of n terms of size 1 to 8 then differ by about
+/// `8 * sqrt(n) * 2^-24`, less than this for all lengths here.
+const PORTABLE_TOLERANCE: f32 = 1e-4;
+
+/// Lengths: all short ones, and around the edges of the blocks of 16 and 64.
+fn lengths() -> impl Iterator<Item = usize> {
+    (0..=67).chain([79, 80, 81, 127, 128, 129, 260, 768, 1000])
+}
+
+/// The result of a path must be that of the scalar path.
+fn agree(isa: Isa, got: &[f32], want: &[f32], what: std::fmt::Arguments) {
+    if isa == Isa::Portable {
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let same = got == want || got.is_nan() && want.is_nan();
+            assert!(
+                same || (got - want).abs() <= PORTABLE_TOLERANCE * want.abs().max(1.0),
+                "portable, {what}: [{i}] is {got}, scalar {want}"
+            );
+        }
+    } else {
+        assert_eq!(bits(got), bits(want), "{}, {what}", isa.name());
+    }
+}
+
+/// Runs `f` on every path and compares what it leaves behind.
+fn on_every_path(what: std::fmt::Arguments, f: impl Fn(Isa) -> Vec<f32>) {
+    let want = f(Isa::Scalar);
+    for isa in Isa::available() {
+        agree(isa, &f(isa), &want, what);
+    }
+}
+
+/// A slice of noise that starts `shift` values into its allocation, with some values that make
+/// rounding, signs of zero and large ranges visible.
+fn rough(n: usize, seed: u64) -> Vec<f32> {
+    let mut x = noise(n, seed);
+    for (i, x) in x.iter_mut().enumerate() {
+        match (i as u64 + seed) % 11 {
+            0 => *x *= 8.0,
+            1 => *x *= 1e-6,
+            2 => *x = -0.0,
+            3 => *x *= 1e-38,
+            _ => (),
+        }
+    }
+    x
+}
+
+fn run_linear(isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
+    let n = x.len() / cols.max(1);
+    let mut out = vec![f32::NAN; n * rows];
+    let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(rows).collect();
+    linear(isa, w, cols, x, &mut views);
+    out
+}
+
+#[test]
+fn linear_every_length() {
+    for cols in lengths().filter(|&cols| cols > 0) {
+        let (rows, n) = (9, 3);
+        let (w, x) = (rough(rows * cols, 1), rough(n * cols, 2));
+        for kind in Kind::ALL {
+            let bytes = encode(kind, &w, 0);
+            on_every_path(format_args!("{kind:?}, {cols} columns"), |isa| {
+                run_linear(isa, kind.weights(&bytes), rows, cols, &x)
+            });
+        }
+    }
+}
+
+#[test]
+fn linear_every_batch_and_row_count() {
+    let cols = 53;
+    for kind in Kind::ALL {
+        for rows in [1, 2, 3, 4, 5, 7, 8, 11, 16, 19] {
+            let bytes = encode(kind, &noise(rows * cols, 3), 0);
+            for n in 1..=20 {
+                let x = noise(n * cols, 4);
+                let w = kind.weights(&bytes);
+                on_every_path(format_args!("{kind:?}, {rows} rows, {n} inputs"), |isa| {
+                    run_linear(isa, w, rows, cols, &x)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_over_several_row_blocks() {
+    // 2048 columns of f32: a block of rows is 32.
+    let (rows, cols, n) = (67, 2048, 7);
+    let (w, x) = (noise(rows * cols, 5), noise(n * cols, 6));
+    for kind in Kind::ALL {
+        let bytes = encode(kind, &w, 0);
+        on_every_path(format_args!("{kind:?}"), |isa| {
+            run_linear(isa, kind.weights(&bytes), rows, cols, &x)
+        });
+    }
+}
+
+#[test]
+fn linear_any_alignment() {
+    let (rows, cols, n) = (6, 45, 4);
+    let (w, x) = (noise(rows * cols, 7), noise(n * cols, 8));
+    for kind in Kind::ALL {
+        for isa in Isa::available() {
+            let bytes = encode(kind, &w, 0);
+            let want = run_linear(isa, kind.weights(&bytes), rows, cols, &x);
+            for offset in [1, 2, 3, 5, 16, 31, 63] {
+                let bytes = encode(kind, &w, offset);
+                let mut shifted = vec![0.0; offset % 4];
+                shifted.extend(&x);
+                let x = &shifted[offset % 4..];
+                let got = run_linear(isa, kind.weights(&bytes[offset..]), rows, cols, x);
+                assert_eq!(
+                    bits(&got),
+                    bits(&want),
+                    "{}, {kind:?}, {offset}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+/// The contract: an input's results do not depend on its company, nor on how rows are split.
+#[test]
+fn linear_one_input_equals_many() {
+    for (rows, cols) in [(21, 100), (40, 768), (13, 2817)] {
+        let w = rough(rows * cols, 9);
+        for kind in Kind::ALL {
+            let bytes = encode(kind, &w, 0);
+            let w = kind.weights(&bytes);
+            for isa in Isa::available() {
+                for n in [2, 5, 6, 7, 13, 20] {
+                    let x = rough(n * cols, 10);
+                    let many = run_linear(isa, w, rows, cols, &x);
+                    for i in 0..n {
+                        let one = run_linear(isa, w, rows, cols, &x[i * cols..][..cols]);
+                        let what = (isa.name(), kind, rows, cols, n, i);
+                        assert_eq!(bits(&one), bits(&many[i * rows..][..rows]), "{what:?}");
+                    }
+                    for cut in [1, 3, rows / 2] {
+                        let top = run_linear(isa, w.slice_rows(0..cut, cols), cut, cols, &x);
+                        let rest = w.slice_rows(cut..rows, cols);
+                        let rest = run_linear(isa, rest, rows - cut, cols, &x);
+                        for i in 0..n {
+                            let halves = [
+                                &top[i * cut..][..cut],
+                                &rest[i * (rows - cut)..][..rows - cut],
+                            ];
+                            let what = (isa.name(), kind, n, cut);
+                            assert_eq!(
+                                bits(&halves.concat()),
+                                bits(&many[i * rows..][..rows]),
+                                "{what:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dots_every_length() {
+    for d in lengths() {
+        let (a, b) = (rough(d, 11), rough(d, 12));
+        on_every_path(format_args!("dot of {d}"), |isa| vec![dot(isa, &a, &b)]);
+        for n in [0, 1, 3, 4, 5, 9] {
+            let stride = d + n % 3;
+            let rows = rough(n * stride, 13);
+            on_every_path(format_args!("{n} dots of {d}"), |isa| {
+                let mut out = vec![0.0; n];
+                dot_rows(isa, &a, &rows, stride, 0.125, &mut out);
+                out
+            });
+            for isa in Isa::available() {
+                let mut out = vec![0.0; n];
+                dot_rows(isa, &a, &rows, stride, 1.0, &mut out);
+                let single: Vec<f32> = (0..n)
+                    .map(|j| dot(isa, &a, &rows[j * stride..][..d]))
+                    .collect();
+                assert_eq!(bits(&out), bits(&single), "{}, {n} dots of {d}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn weighted_sums_every_length() {
+    for d in lengths() {
+        let (n, stride) = (7, d + 2);
+        let (p, rows, start) = (noise(n, 14), noise(n * stride, 15), noise(d, 16));
+        let run = |isa, cuts: &[usize]| {
+            let mut acc = start.clone();
+            let mut from = 0;
+            for &to in cuts {
+                weighted_sum(isa, &p[from..to], &rows[from * stride..], stride, &mut acc);
+                from = to;
+            }
+            acc
+        };
+        on_every_path(format_args!("{d} columns"), |isa| run(isa, &[n]));
+        for isa in Isa::available() {
+            let name = isa.name();
+            assert_eq!(
+                bits(&run(isa, &[3, 4, n])),
+                bits(&run(isa, &[n])),
+                "{name}, {d}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_of_scores_every_length() {
+    for n in lengths() {
+        for scale in [1.0, 30.0, 400.0] {
+            let mut x: Vec<f32> = noise(n, 17).iter().map(|x| x * scale).collect();
+            for holes in [false, true] {
+                if holes {
+                    x.iter_mut().step_by(3).for_each(|x| *x = f32::NEG_INFINITY);
+                }
+                on_every_path(format_args!("softmax of {n}, scale {scale}"), |isa| {
+                    let mut x = x.clone();
+                    softmax(isa, &mut x);
+                    x
+                });
+                on_every_path(format_args!("entropy of {n}, scale {scale}"), |isa| {
+                    vec![log_softmax_entropy(isa, &x)]
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn vectors_every_length() {
+    for n in lengths() {
+        let (x, y) = (noise(n, 18), noise(n, 19));
+        on_every_path(format_args!("rms_norm of {n}"), |isa| {
+            let mut out = vec![0.0; n];
+            rms_norm(isa, &x, &y, 1e-5, &mut out);
+            out
+        });
+        let (x, y) = (rough(n, 20), rough(n, 21));
+        type InPlace = fn(Isa, &mut [f32], &[f32]);
+        let in_place: [(&str, InPlace); 4] = [
+            ("swiglu", swiglu),
+            ("add_assign", add_assign),
+            ("double_add", double_add),
+            ("max_assign", max_assign),
+        ];
+        for (name, f) in in_place {
+            on_every_path(format_args!("{name} of {n}"), |isa| {
+                let mut x = x.clone();
+                f(isa, &mut x, &y);
+                x
+            });
+        }
+        let (cos, sin) = (noise(n, 22), noise(n, 23));
+        on_every_path(format_args!("rope of {n} pairs"), |isa| {
+            let mut head = noise(2 * n, 24);
+            rope(isa, &mut head, &cos, &sin);
+            head
+        });
+        for kind in Kind::ALL {
+            for offset in [0, 1, 7] {
+                let bytes = encode(kind, &y, offset);
+                on_every_path(format_args!("add_row of {n} {kind:?}"), |isa| {
+                    let mut x = x.clone();
+                    add_row(isa, &mut x, kind.weights(&bytes[offset..]));
+                    x
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn extremes_agree() {
+    let mut x = vec![
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        0.0,
+        -0.0,
+        1e-45,
+        f32::MAX,
+    ];
+    x.extend([
+        -104.5,
+        -103.9,
+        -88.0,
+        -87.3,
+        88.7,
+        88.73,
+        89.5,
+        f32::MIN_POSITIVE,
+    ]);
+    x.extend(noise(300, 25).iter().map(|x| x * 110.0));
+    on_every_path(format_args!("swiglu"), |isa| {
+        let mut gate = x.clone();
+        swiglu(isa, &mut gate, &vec![1.0; x.len()]);
+        gate
+    });
+    let mut y = x.clone();
+    y.rotate_left(1);
+    on_every_path(format_args!("max_assign"), |isa| {
+        let mut acc = x.clone();
+        max_assign(isa, &mut acc, &y);
+        acc
+    });
+    // Every half float, subnormal and infinite ones included.
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(|h| h.to_le_bytes()).collect();
+    for (name, w) in [
+        ("f16", Weights::F16(&halves)),
+        ("bf16", Weights::Bf16(&halves)),
+    ] {
+        on_every_path(format_args!("widening {name}"), |isa| {
+            let mut acc = vec![-0.0; 1 << 16];
+            add_row(isa, &mut acc, w);
+            acc
+        });
+    }
+}

@@ -1,0 +1,145 @@
+//! A whole checkpoint to one native file.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use blt::checkpoint::{Checkpoint, SafetensorsWriter, native_file};
+use blt::error::{Error, Result};
+use blt::tensor::{DType, Tensor};
+
+use crate::stream::{Conversion, Loss};
+
+/// How much a squared error in each column of a matrix weighs, by the matrix's name.
+pub type Importance = HashMap<String, Vec<f32>>;
+
+/// What became of a tensor.
+#[derive(Debug, Clone)]
+pub struct Done {
+    /// Our name.
+    pub name: String,
+    /// Type before.
+    pub from: DType,
+    /// Type after.
+    pub to: DType,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Size before.
+    pub bytes_before: u64,
+    /// Size after.
+    pub bytes_after: u64,
+    /// What the conversion lost, or a sample of it.
+    pub loss: Loss,
+}
+
+/// A conversion to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// What to convert.
+    pub checkpoint: &'a Checkpoint,
+    /// The type of every tensor.
+    pub plan: &'a [(String, DType)],
+    /// Weights of errors.
+    pub importance: &'a Importance,
+    /// Threads to use.
+    pub threads: usize,
+}
+
+/// Runs of rows per tensor that a dry run looks at.
+const SAMPLES: usize = 8;
+
+impl Job<'_> {
+    /// Writes the native file `out`. `progress` is told how many bytes of the source are done, and
+    /// may stop the work with an error; then there is no file.
+    ///
+    /// # Errors
+    /// Those of the writer, of weights that are not finite, and of `progress`.
+    pub fn write(
+        &self,
+        out: &Path,
+        mut progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Vec<Done>> {
+        let list = (self.plan.iter()).map(|(name, dtype)| {
+            let shape = self.source(name).map(|t| t.shape().to_vec());
+            (name.clone(), *dtype, shape.unwrap_or_default())
+        });
+        let (metadata, specs) = native_file(self.checkpoint.config(), list)?;
+        let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+        let mut writer = SafetensorsWriter::create(out, &metadata, specs)?;
+        let mut done = 0;
+        let mut results = HashMap::new();
+        for name in &names {
+            let result = self.convert(name, |conversion, tensor| {
+                conversion.run(tensor, |bytes, n| {
+                    writer.write(name, bytes)?;
+                    done += n;
+                    progress(done)
+                })
+            })?;
+            results.insert(name.as_str(), result);
+        }
+        writer.finish()?;
+        Ok((self.plan.iter())
+            .filter_map(|(name, _)| results.remove(name.as_str()))
+            .collect())
+    }
+
+    /// Converts a sample of each tensor and writes nothing.
+    ///
+    /// # Errors
+    /// As [`Job::write`].
+    pub fn rehearse(&self, mut progress: impl FnMut(u64) -> Result<()>) -> Result<Vec<Done>> {
+        let mut done = 0;
+        let mut results = Vec::new();
+        for (name, _) in self.plan {
+            let result = self.convert(name, |conversion, tensor| {
+                done += tensor.bytes().len() as u64;
+                progress(done)?;
+                conversion.sample(tensor, SAMPLES, || Ok(()))
+            })?;
+            results.push(result);
+        }
+        Ok(results)
+    }
+
+    /// Bytes of the source.
+    pub fn total_bytes(&self) -> u64 {
+        (self.checkpoint.tensors())
+            .map(|(_, t)| t.bytes().len() as u64)
+            .sum()
+    }
+
+    fn source(&self, name: &str) -> Option<&Tensor> {
+        self.checkpoint
+            .tensors()
+            .find(|(n, _)| *n == name)
+            .map(|(_, t)| t)
+    }
+
+    fn convert(
+        &self,
+        name: &str,
+        run: impl FnOnce(Conversion, &Tensor) -> Result<Loss>,
+    ) -> Result<Done> {
+        let missing = || Error::tensor(name, "expected in the checkpoint, found nothing");
+        let tensor = self.source(name).ok_or_else(missing)?;
+        let planned = self.plan.iter().find(|(n, _)| n == name);
+        let (_, dtype) = planned.ok_or_else(missing)?;
+        let importance = self.importance.get(name).map(Vec::as_slice);
+        let conversion = Conversion {
+            name,
+            dtype: *dtype,
+            importance: importance.filter(|i| i.len() == tensor.cols()),
+            threads: self.threads,
+        };
+        let loss = run(conversion, tensor)?;
+        Ok(Done {
+            name: name.to_string(),
+            from: tensor.dtype(),
+            to: *dtype,
+            parameters: tensor.n_elements() as u64,
+            bytes_before: tensor.bytes().len() as u64,
+            bytes_after: dtype.size_of(tensor.shape()).unwrap_or(0) as u64,
+            loss,
+        })
+    }
+}

@@ -1,0 +1,372 @@
+//! The program `blt-quantize`: arguments, progress, tables. The work is the library's.
+
+#[path = "../../src/bin/common/mod.rs"]
+mod common;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use argh::FromArgs;
+use blt::Model;
+use blt::checkpoint::Checkpoint;
+use blt::config::PatchingMode;
+use blt::error::Error;
+use blt::ops::Compute;
+use blt::tensor::DType;
+use blt_kernels::BlockFormat;
+use blt_quantize::convert::{Importance, Job};
+use blt_quantize::policy::{Policy, Rule, Target};
+use blt_quantize::{calibrate, evaluate, export, report};
+
+use common::args::{self, Failure};
+use common::interrupt;
+use common::model::ModelArgs;
+use common::progress::Progress;
+
+/// Bytes of the calibration text that are read unless said otherwise.
+const CALIBRATE_BYTES: usize = 1 << 15;
+
+/// Bytes of the evaluation text that are read unless said otherwise.
+const EVAL_BYTES: usize = 1 << 16;
+
+/// Convert a Byte Latent Transformer checkpoint to one native file, quantised or not, or to a folder
+/// in Hugging Face layout.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help"),
+    example = "blt-quantize MODEL model.q4.safetensors --type q4_k --calibrate text.txt --eval other.txt",
+    note = "Norms become f32, byte embeddings and the output head q8_0. With q8_0 the entropy model \
+            stays as it is, so that patches start where they did; with other types it becomes q8_0. \
+            Hash tables become q8_0 with q8_0 and q6_k, else q4_0. --tensor-type overrides \
+            this: PATTERN is one of our tensor names (blt-info lists the parts: entropy, encoder, \
+            global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf16, \
+            f16, f32, keep. The last pattern that matches counts.",
+    error_code(
+        1,
+        "Something failed; standard error says what. There is no output then."
+    ),
+    error_code(2, "Wrong usage.")
+)]
+struct Args {
+    /// the checkpoint: a file or a folder in any layout
+    #[argh(positional, arg_name = "IN")]
+    input: PathBuf,
+
+    /// the file (or folder, with --to hf) to write; not needed with --dry-run
+    #[argh(positional, arg_name = "OUT")]
+    output: Option<PathBuf>,
+
+    /// quantise: q8_0, q4_0, q4_k or q6_k
+    #[argh(option, long = "type", arg_name = "type")]
+    kind: Option<String>,
+
+    /// convert: bf16, f16, f32 or keep (a native file), or hf (a folder, types kept)
+    #[argh(option, arg_name = "type")]
+    to: Option<String>,
+
+    /// other type for some tensors, as PATTERN=TYPE; may be given several times
+    #[argh(option, arg_name = "rule")]
+    tensor_type: Vec<Rule>,
+
+    /// the entropy model, if it lies apart
+    #[argh(option, arg_name = "path")]
+    entropy_model: Option<PathBuf>,
+
+    /// the configuration, if it lies apart from the weights
+    #[argh(option, arg_name = "file")]
+    config: Option<PathBuf>,
+
+    /// how to cut patches, to be stored; all but entropy need no entropy model
+    #[argh(option, arg_name = "mode")]
+    patching: Option<PatchingMode>,
+
+    /// a text that the model reads first, to learn which weights matter most
+    #[argh(option, arg_name = "text")]
+    calibrate: Option<PathBuf>,
+
+    /// how much of that text to read (default: 32768)
+    #[argh(option, arg_name = "n", default = "CALIBRATE_BYTES")]
+    calibrate_bytes: usize,
+
+    /// a text on which to compare the result with the input
+    #[argh(option, arg_name = "text")]
+    eval: Option<PathBuf>,
+
+    /// how much of that text to read (default: 65536)
+    #[argh(option, arg_name = "n", default = "EVAL_BYTES")]
+    eval_bytes: usize,
+
+    /// bytes that are read in one piece when comparing (default: 512)
+    #[argh(option, arg_name = "n", default = "512")]
+    window: usize,
+
+    /// write nothing: print sizes, and errors judged by a sample of the weights
+    #[argh(switch)]
+    dry_run: bool,
+
+    /// accept an input that is quantised already, and convert what its weights stand for
+    #[argh(switch)]
+    dequantize: bool,
+
+    /// with --to hf: go on if the layout cannot say all that the model's configuration does
+    #[argh(switch)]
+    allow_loss: bool,
+
+    /// number of threads (default: all)
+    #[argh(option, arg_name = "n")]
+    threads: Option<usize>,
+
+    /// show no progress
+    #[argh(switch)]
+    quiet: bool,
+}
+
+/// What to make.
+enum Product {
+    Native(Policy),
+    Hf,
+}
+
+fn main() -> ExitCode {
+    args::main("blt-quantize", run)
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    let product = product(&args)?;
+    let n_threads = Compute::new(args.threads, None)
+        .map_err(Failure::usage)?
+        .n_threads();
+    let model = ModelArgs {
+        model: Some(&args.input),
+        config: args.config.as_deref(),
+        entropy_model: args.entropy_model.as_deref(),
+        patching: args.patching,
+        ..ModelArgs::default()
+    };
+    let checkpoint = model.open()?;
+    if let Some((name, t)) = checkpoint.tensors().find(|(_, t)| t.dtype().is_quantized())
+        && !args.dequantize
+    {
+        return Err(Failure::failed(format!(
+            "{}: expected weights that are not quantised, found {name} in {}; quantising twice loses \
+             twice; pass --dequantize to convert what they stand for",
+            args.input.display(),
+            t.dtype()
+        )));
+    }
+    if let Some(out) = &args.output {
+        refuse_to_overwrite(&checkpoint, &args, out)?;
+    }
+    interrupt::watch()?;
+    match product {
+        Product::Hf => to_hf(&args, &checkpoint, n_threads),
+        Product::Native(policy) => to_native(&args, &checkpoint, &policy, n_threads),
+    }
+}
+
+fn product(args: &Args) -> Result<Product, Failure> {
+    let main = match (args.kind.as_deref(), args.to.as_deref()) {
+        (Some(name), None) => {
+            let format = BlockFormat::by_name(name).ok_or_else(|| {
+                Failure::usage(format!(
+                    "--type: expected q8_0, q4_0, q4_k or q6_k, found \"{name}\""
+                ))
+            })?;
+            Some(Target::Blocks(format))
+        }
+        (None, Some("hf")) => None,
+        (None, Some(name)) => match Target::parse(name) {
+            Some(target @ (Target::Float(_) | Target::Keep)) => Some(target),
+            _ => {
+                return Err(Failure::usage(format!(
+                    "--to: expected bf16, f16, f32, keep or hf, found \"{name}\""
+                )));
+            }
+        },
+        _ => return Err(Failure::usage("expected one of --type and --to")),
+    };
+    let hf = main.is_none();
+    for (given, name, fits) in [
+        (args.output.is_none(), "OUT: expected a path", args.dry_run),
+        (
+            !args.tensor_type.is_empty(),
+            "--tensor-type: not with --to hf",
+            !hf,
+        ),
+        (
+            args.calibrate.is_some(),
+            "--calibrate: not with --to hf",
+            !hf,
+        ),
+        (args.eval.is_some(), "--eval: not with --to hf", !hf),
+        (
+            args.eval.is_some(),
+            "--eval: not with --dry-run",
+            !args.dry_run,
+        ),
+        (args.dry_run, "--dry-run: not with --to hf", !hf),
+        (args.allow_loss, "--allow-loss: only with --to hf", hf),
+        (
+            args.window == 0,
+            "--window: expected at least 1, found 0",
+            false,
+        ),
+    ] {
+        if given && !fits {
+            return Err(Failure::usage(name));
+        }
+    }
+    Ok(match main {
+        None => Product::Hf,
+        Some(main) => Product::Native(Policy {
+            main,
+            rules: args.tensor_type.clone(),
+        }),
+    })
+}
+
+/// The input is mapped and read to the end: it must not be replaced by the output.
+fn refuse_to_overwrite(checkpoint: &Checkpoint, args: &Args, out: &Path) -> Result<(), Failure> {
+    let Ok(out_path) = std::fs::canonicalize(out) else {
+        return Ok(()); // nothing there yet
+    };
+    let mut inputs: Vec<&Path> = checkpoint
+        .files()
+        .iter()
+        .map(|f| f.path.as_path())
+        .collect();
+    inputs.extend([args.input.as_path()]);
+    inputs.extend(
+        [
+            &args.config,
+            &args.entropy_model,
+            &args.calibrate,
+            &args.eval,
+        ]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path),
+    );
+    for input in inputs {
+        if std::fs::canonicalize(input).is_ok_and(|input| input == out_path) {
+            return Err(Failure::usage(format!(
+                "OUT: expected another path than the input's, found {}",
+                out.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Reports progress and ends the work when Ctrl-C has been pressed.
+fn step(progress: &mut Progress) -> impl FnMut(u64) -> blt::Result<()> + '_ {
+    |done| {
+        progress.set(done);
+        match interrupt::requested() {
+            false => Ok(()),
+            true => Err(Error::argument("interrupted", "nothing has been written")),
+        }
+    }
+}
+
+fn to_hf(args: &Args, checkpoint: &Checkpoint, n_threads: usize) -> Result<(), Failure> {
+    let to = args.dequantize.then_some(DType::Bf16);
+    let (layout, _) = export::plan(checkpoint, to)?;
+    if !layout.lost.is_empty() && !args.allow_loss {
+        return Err(Failure::failed(format!(
+            "the Hugging Face layout cannot say {}; pass --allow-loss to leave it out",
+            layout.lost.join(", ")
+        )));
+    }
+    let out = output(args)?;
+    let total = checkpoint
+        .tensors()
+        .map(|(_, t)| t.bytes().len() as u64)
+        .sum();
+    let mut progress = Progress::new("converting", Some(total), args.quiet);
+    let result = export::write(checkpoint, to, out, n_threads, step(&mut progress));
+    progress.finish();
+    Ok(result?)
+}
+
+fn to_native(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    policy: &Policy,
+    n_threads: usize,
+) -> Result<(), Failure> {
+    let plan = policy.plan(checkpoint)?;
+    // What can go wrong with the arguments goes wrong before the long work.
+    let eval = match &args.eval {
+        None => None,
+        Some(path) => {
+            let text = read(path, args.eval_bytes)?;
+            evaluate::check(checkpoint.config(), &text, args.window)?;
+            Some(text)
+        }
+    };
+    let importance = match &args.calibrate {
+        None => Importance::new(),
+        Some(path) => {
+            let text = read(path, args.calibrate_bytes)?;
+            let mut progress = Progress::new("calibrating", Some(text.len() as u64), args.quiet);
+            let result = calibrate::importance(checkpoint, &text, n_threads, step(&mut progress));
+            progress.finish();
+            result?
+        }
+    };
+    let job = Job {
+        checkpoint,
+        plan: &plan,
+        importance: &importance,
+        threads: n_threads,
+    };
+    let mut progress = Progress::new("converting", Some(job.total_bytes()), args.quiet);
+    let result = match args.dry_run {
+        true => job.rehearse(step(&mut progress)),
+        false => job.write(output(args)?, step(&mut progress)),
+    };
+    progress.finish();
+    print(&report::parts(&result?, args.dry_run))?;
+    let Some(text) = eval else {
+        return Ok(());
+    };
+    let before = Model::load(checkpoint, Compute::new(Some(n_threads), None)?)?;
+    let converted = Checkpoint::open(output(args)?, &Default::default())?;
+    let after = Model::load(&converted, Compute::new(Some(n_threads), None)?)?;
+    let mut progress = Progress::new("comparing", Some(text.len() as u64), args.quiet);
+    let result = evaluate::compare(&before, &after, &text, args.window, |done| {
+        progress.set(done);
+        match interrupt::requested() {
+            false => Ok(()),
+            true => Err(Error::argument(
+                "interrupted",
+                "the file is written, the comparison is not done",
+            )),
+        }
+    });
+    progress.finish();
+    print(&format!("\n{}", report::comparison(&result?)))
+}
+
+fn output(args: &Args) -> Result<&Path, Failure> {
+    (args.output.as_deref()).ok_or_else(|| Failure::usage("OUT: expected a path"))
+}
+
+/// The first `most` bytes of the file at `path`.
+fn read(path: &Path, most: usize) -> Result<Vec<u8>, Failure> {
+    use std::io::Read;
+    let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = Vec::new();
+    file.take(most as u64)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    Ok(text)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    (out.write_all(text.as_bytes()).and_then(|()| out.flush())).map_err(Failure::of_output)
+}

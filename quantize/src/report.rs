@@ -1,0 +1,187 @@
+//! Tables for people: what became of each part, and what a text says about it.
+
+use std::fmt::Write;
+
+use crate::convert::Done;
+use crate::evaluate::Comparison;
+use crate::policy::Role;
+use crate::stream::Loss;
+
+/// A row of the table: a part of the model.
+#[derive(Default)]
+struct Part {
+    parameters: u64,
+    before: u64,
+    after: u64,
+    from: Vec<String>,
+    to: Vec<String>,
+    loss: Loss,
+}
+
+impl Part {
+    fn add(&mut self, done: &Done) {
+        self.parameters += done.parameters;
+        self.before += done.bytes_before;
+        self.after += done.bytes_after;
+        self.loss.add(&done.loss);
+        for (list, dtype) in [(&mut self.from, done.from), (&mut self.to, done.to)] {
+            let name = dtype.name().to_lowercase();
+            if !list.contains(&name) {
+                list.push(name);
+            }
+        }
+    }
+
+    fn line(&self, name: &str) -> String {
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        let bits = 8.0 * self.after as f64 / self.parameters.max(1) as f64;
+        format!(
+            "{name:<20}{:>15}{:>12.2}{:>12.2}{bits:>9.3}{:>10.4} %  {} -> {}\n",
+            self.parameters,
+            mb(self.before),
+            mb(self.after),
+            100.0 * self.loss.relative(),
+            self.from.join(" "),
+            self.to.join(" "),
+        )
+    }
+}
+
+/// The part of the model that a tensor is counted to.
+fn part_of(name: &str, dims: usize) -> &'static str {
+    let shape = [0; 2];
+    match (
+        Role::of(name, &shape[..dims.min(2)]),
+        name.split('.').next(),
+    ) {
+        (Role::Norm, _) => "norms",
+        (_, Some("entropy")) => "entropy model",
+        (Role::HashTable, _) => "hash tables",
+        (Role::Embeddings, _) => "byte embeddings",
+        (Role::Head, _) => "output head",
+        (_, Some("encoder")) => "local encoder",
+        (_, Some("global")) => "global transformer",
+        _ => "local decoder",
+    }
+}
+
+/// Sizes, bits per weight and errors of every part. The error is the root of the mean squared
+/// difference over that of the weights; `sampled` says that it was judged by a part of them.
+pub fn parts(done: &[Done], sampled: bool) -> String {
+    const ORDER: [&str; 8] = [
+        "entropy model",
+        "byte embeddings",
+        "hash tables",
+        "local encoder",
+        "global transformer",
+        "local decoder",
+        "output head",
+        "norms",
+    ];
+    let error = if sampled { "error*" } else { "error" };
+    let mut text = format!(
+        "{:<20}{:>15}{:>12}{:>12}{:>9}{error:>12}  types\n",
+        "part", "weights", "before, MB", "after, MB", "bits"
+    );
+    let mut all = Part::default();
+    for name in ORDER {
+        let mut part = Part::default();
+        let of_part = |d: &&Done| part_of(&d.name, if is_vector(d) { 1 } else { 2 }) == name;
+        for done in done.iter().filter(of_part) {
+            part.add(done);
+            all.add(done);
+        }
+        if part.parameters > 0 {
+            text += &part.line(name);
+        }
+    }
+    text += &all.line("all");
+    if sampled {
+        text += "* of a sample of the weights\n";
+    }
+    text
+}
+
+/// Norms are the only vectors, and the only tensors with such names.
+fn is_vector(done: &Done) -> bool {
+    let leaf = done.name.rsplit('.').next().unwrap_or_default();
+    leaf.contains("norm")
+}
+
+/// What a text says: bits per byte before and after, divergence, agreement.
+pub fn comparison(c: &Comparison) -> String {
+    let (before, after) = c.bits_per_byte();
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<36}{value}");
+    };
+    line("bytes read", c.n.to_string());
+    line("bits per byte before", format!("{before:.5}"));
+    line(
+        "bits per byte after",
+        format!("{after:.5} ({:+.3} %)", 100.0 * c.growth()),
+    );
+    line(
+        "divergence of next-byte guesses",
+        format!("{:.3e} nats", c.mean_divergence()),
+    );
+    line(
+        "patch boundaries unchanged",
+        percent(c.boundary_agreement()),
+    );
+    line("greedy bytes unchanged", percent(c.greedy_agreement()));
+    text
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.3} %", 100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blt::tensor::DType;
+    use blt_kernels::BlockFormat;
+
+    #[test]
+    fn every_tensor_is_in_one_row_and_in_the_sum() {
+        let done = |name: &str, to, bytes_after| Done {
+            name: name.into(),
+            from: DType::Bf16,
+            to,
+            parameters: 1000,
+            bytes_before: 2000,
+            bytes_after,
+            loss: Loss {
+                n: 1000,
+                squared_error: 4.0,
+                squares: 400.0,
+            },
+        };
+        let list = [
+            done("entropy.layers.0.wq", DType::Tiles(BlockFormat::Q8_0), 1062),
+            done(
+                "encoder.hash_embeddings.0",
+                DType::Table(BlockFormat::Q4_0),
+                562,
+            ),
+            done("encoder.layers.0.attention_norm", DType::F32, 4000),
+            done("decoder.cross.0.norm_q", DType::F32, 4000),
+            done("decoder.layers.0.w1", DType::Tiles(BlockFormat::Q4K), 562),
+            done("decoder.output", DType::Tiles(BlockFormat::Q8_0), 1062),
+        ];
+        let text = parts(&list, true);
+        let row = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap();
+        assert!(
+            row("norms").contains("2000") && row("norms").ends_with("bf16 -> f32"),
+            "{text}"
+        );
+        assert!(row("hash tables").contains("4.496"), "{text}");
+        assert!(
+            row("all").contains("6000") && row("all").contains("10.0000 %"),
+            "{text}"
+        );
+        assert!(text.contains("of a sample"));
+        assert_eq!(text.lines().count(), 8, "{text}");
+    }
+}

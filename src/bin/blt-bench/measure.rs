@@ -1,0 +1,179 @@
+//! The two things measured: reading a prompt, and generating after a text of a given length.
+
+use std::time::{Duration, Instant};
+
+use blt::config::PatchingMode;
+use blt::sampler::SamplerConfig;
+use blt::{GenerateOptions, Model, Result, Session, SessionOptions};
+
+use super::common::interrupt;
+use super::common::units;
+
+/// What is read: plain English, since what a trained model makes patches of is not noise.
+const TEXT: &[u8] = b"The little boat had been on the lake all morning. Anna counted three ducks, a \
+heron and something green that might have been a frog, and wrote them down in her book. \"We should \
+go back before it rains,\" said her brother, who had never liked the water. The clouds were grey and \
+low over the hills, but the wind was warm, and neither of them was in a hurry to be home again.\n";
+
+/// Bytes read before anything is timed, so that the weights are in memory.
+const WARM_UP: usize = 64;
+
+/// Times of one test.
+#[derive(Debug, Clone, Default)]
+pub struct Runs {
+    /// Bytes of a run.
+    pub n_bytes: usize,
+    /// Bytes in view when a run begins.
+    pub context: usize,
+    /// How long each run took.
+    pub times: Vec<Duration>,
+    /// Patches begun in all runs.
+    pub patches: usize,
+}
+
+impl Runs {
+    /// Bytes per second: median, slowest, fastest.
+    pub fn speeds(&self) -> (f64, f64, f64) {
+        let mut speeds: Vec<f64> = (self.times.iter())
+            .map(|&t| units::per_second(self.n_bytes, t))
+            .collect();
+        speeds.sort_by(f64::total_cmp);
+        match (speeds.first(), speeds.last()) {
+            (Some(&slowest), Some(&fastest)) => {
+                let (a, b) = (speeds[(speeds.len() - 1) / 2], speeds[speeds.len() / 2]);
+                ((a + b) / 2.0, slowest, fastest)
+            }
+            _ => (f64::NAN, f64::NAN, f64::NAN),
+        }
+    }
+
+    /// Patches begun per byte.
+    pub fn patches_per_byte(&self) -> f64 {
+        units::ratio(self.patches, self.n_bytes * self.times.len())
+    }
+}
+
+/// A model and how its patches are cut.
+pub struct Bench<'a> {
+    pub model: &'a Model,
+    /// Length of every patch; `None`: as the model cuts them.
+    pub patch_length: Option<usize>,
+    pub n_runs: usize,
+}
+
+impl Bench<'_> {
+    /// Whether generation runs the entropy model.
+    pub fn runs_entropy_model(&self) -> bool {
+        let mode = self.model.config().patcher.mode;
+        self.model.has_entropy_model()
+            && (self.patch_length.is_some() || mode == PatchingMode::Entropy)
+    }
+
+    /// A session that has room for `n_bytes`.
+    pub fn session(&self, n_bytes: usize) -> Result<Session> {
+        let lengths = |length: usize| {
+            let patches = n_bytes / length + 2;
+            std::iter::once(1)
+                .chain(std::iter::repeat_n(length, patches))
+                .collect()
+        };
+        Session::new(
+            self.model,
+            SessionOptions {
+                patch_lengths: self.patch_length.map(lengths),
+                // Given lengths stand in for what the entropy model would say: it runs all the same.
+                entropies: self.patch_length.is_some() && self.model.has_entropy_model(),
+                ..SessionOptions::default()
+            },
+        )
+    }
+
+    /// Reads and generates a little.
+    pub fn warm_up(&self) -> Result<()> {
+        let mut session = self.session(2 * WARM_UP)?;
+        session.feed(&text(WARM_UP))?;
+        generate(&mut session, 4, 0)
+    }
+
+    /// Reads `n_bytes` after BOS, again and again.
+    pub fn prompt(&self, n_bytes: usize, mut done: impl FnMut(usize)) -> Result<Runs> {
+        let text = text(n_bytes);
+        let mut runs = Runs {
+            n_bytes,
+            ..Runs::default()
+        };
+        for run in 0..self.n_runs {
+            let mut session = self.session(n_bytes)?;
+            session.begin()?;
+            let start = Instant::now();
+            session.feed(&text)?;
+            runs.times.push(start.elapsed());
+            runs.patches += patches_in(&session, 1);
+            done(run + 1);
+            if interrupt::requested() {
+                break;
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Generates `n_bytes` after a text of `context` bytes, again and again.
+    pub fn generate(
+        &self,
+        n_bytes: usize,
+        context: usize,
+        mut done: impl FnMut(usize),
+    ) -> Result<Runs> {
+        let mut runs = Runs {
+            n_bytes,
+            context,
+            ..Runs::default()
+        };
+        let mut base = self.session(context + n_bytes)?;
+        base.begin()?;
+        base.feed(&text(context))?;
+        for run in 0..self.n_runs {
+            let mut session = base.clone();
+            let start = Instant::now();
+            generate(&mut session, n_bytes, run as u64)?;
+            runs.times.push(start.elapsed());
+            runs.patches += patches_in(&session, base.len());
+            done(run + 1);
+            if interrupt::requested() {
+                break;
+            }
+        }
+        Ok(runs)
+    }
+}
+
+fn generate(session: &mut Session, n_bytes: usize, seed: u64) -> Result<()> {
+    let options = GenerateOptions {
+        max_bytes: Some(n_bytes),
+        sampler: SamplerConfig {
+            seed,
+            ignore_eos: true,
+            ..SamplerConfig::default()
+        },
+        stop: Vec::new(),
+    };
+    let mut generator = session.generate(&options)?;
+    for byte in generator.by_ref() {
+        byte?;
+    }
+    generator.finish()
+}
+
+fn text(n_bytes: usize) -> Vec<u8> {
+    TEXT.iter().copied().cycle().take(n_bytes).collect()
+}
+
+/// Patches that start at position `from` or later.
+fn patches_in(session: &Session, from: usize) -> usize {
+    let positions = from..session.len();
+    session
+        .patch_starts()
+        .iter()
+        .filter(|s| positions.contains(s))
+        .count()
+}

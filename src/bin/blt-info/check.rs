@@ -1,0 +1,65 @@
+//! Reads every weight of a checkpoint once, to find those that are no number.
+
+use blt::Result;
+use blt::checkpoint::Checkpoint;
+use blt::error::Error;
+use blt::tensor::Tensor;
+
+use super::common::args::Failure;
+use super::common::interrupt;
+use super::common::progress::Progress;
+
+/// Elements converted at once.
+const PIECE: usize = 1 << 20;
+
+/// How many weights there are, if all are finite.
+///
+/// # Errors
+/// The first that is not, by its tensor's name and place.
+pub fn all_finite(checkpoint: &Checkpoint, quiet: bool) -> std::result::Result<u64, Failure> {
+    let total = checkpoint
+        .tensors()
+        .map(|(_, t)| t.bytes().len() as u64)
+        .sum();
+    let mut progress = Progress::new("checking", Some(total), quiet);
+    let mut n_bytes = 0;
+    let mut n_weights = 0;
+    for (name, tensor) in checkpoint.tensors() {
+        let rows = tensor.reshape(vec![tensor.rows(), tensor.cols()])?;
+        let multiple = tensor.dtype().row_multiple(tensor.cols());
+        let step = (PIECE / tensor.cols().max(1))
+            .max(1)
+            .next_multiple_of(multiple);
+        for first in (0..tensor.rows()).step_by(step) {
+            let piece = rows.slice_rows(first..(first + step).min(tensor.rows()))?;
+            check_piece(name, first, &piece)?;
+            n_bytes += piece.bytes().len() as u64;
+            progress.set(n_bytes);
+            if interrupt::requested() {
+                progress.finish();
+                return Err(Failure::Failed(format!(
+                    "interrupted: the first {n_bytes} of {total} bytes of weights are finite"
+                )));
+            }
+        }
+        n_weights += tensor.n_elements() as u64;
+    }
+    progress.finish();
+    Ok(n_weights)
+}
+
+fn check_piece(name: &str, first_row: usize, piece: &Tensor) -> Result<()> {
+    let values = piece.to_f32_vec();
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::tensor(
+            name,
+            format!(
+                "expected finite numbers, found {} in row {}, column {}",
+                values[at],
+                first_row + at / piece.cols(),
+                at % piece.cols()
+            ),
+        )),
+    }
+}

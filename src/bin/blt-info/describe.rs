@@ -1,0 +1,267 @@
+//! A checkpoint in words and as a record.
+
+use std::fmt::Write;
+
+use blt::checkpoint::{Checkpoint, config_to_json};
+use blt::config::{Config, CrossAttentionConfig, PatchingMode, TransformerConfig};
+use serde_json::{Map, Value, json};
+
+use super::common::units;
+use super::common::weights::{Part, Traffic, by_part};
+
+/// What running the model takes, in bytes.
+struct Memory {
+    traffic: Traffic,
+    /// Weights that stay in memory: all but the hash tables, of which only rows are touched.
+    resident: u64,
+    /// Keys, values and patch vectors of a session as long as the model allows.
+    caches: u64,
+}
+
+impl Memory {
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let config = checkpoint.config();
+        let parts = by_part(checkpoint);
+        let resident = parts.iter().filter(|(part, _)| *part != Part::HashTables);
+        Memory {
+            traffic: Traffic::of(checkpoint, runs_entropy_model(config)),
+            resident: resident.map(|(_, weights)| weights.bytes).sum(),
+            caches: cache_bytes(config),
+        }
+    }
+}
+
+fn runs_entropy_model(config: &Config) -> bool {
+    config.entropy.is_some() && config.patcher.mode == PatchingMode::Entropy
+}
+
+/// Keys and values in single precision: a window of bytes in the local parts, all patches in the
+/// global one, and the global output of each patch. The few hundred positions that a session keeps
+/// beyond a window, to go back, are left out.
+fn cache_bytes(config: &Config) -> u64 {
+    let stack = |c: &TransformerConfig, positions: usize| {
+        let kept = c.window.map_or(positions, |window| window.min(positions));
+        (2 * c.n_layers * c.n_kv_heads * c.head_dim * size_of::<f32>()) as u64 * kept as u64
+    };
+    let entropy = config
+        .entropy
+        .as_ref()
+        .filter(|_| runs_entropy_model(config));
+    stack(&config.encoder, config.max_bytes)
+        + stack(&config.decoder, config.max_bytes)
+        + stack(&config.global, config.max_patches)
+        + entropy.map_or(0, |e| stack(e, config.max_bytes))
+        + (config.max_patches * config.global.dim * size_of::<f32>()) as u64
+}
+
+/// For people.
+pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
+    let config = checkpoint.config();
+    let memory = Memory::of(checkpoint);
+    let mut s = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(s, "{name:<20}{value}");
+    };
+    line("layout", checkpoint.layout().to_string());
+    for file in checkpoint.files() {
+        let size = units::memory(file.bytes);
+        line("file", format!("{} ({size})", file.path.display()));
+    }
+    line("", String::new());
+    match &config.entropy {
+        Some(entropy) => line(Part::Entropy.name(), stack(entropy)),
+        None => line(Part::Entropy.name(), "none".into()),
+    }
+    line("hash tables", hash(config));
+    line(Part::Encoder.name(), stack(&config.encoder));
+    line("  cross-attention", cross(&config.encoder_cross, "after"));
+    line(Part::Global.name(), stack(&config.global));
+    line(Part::Decoder.name(), stack(&config.decoder));
+    line("  cross-attention", cross(&config.decoder_cross, "before"));
+    line("vectors per patch", config.cross_attn_k.to_string());
+    line("patching", patching(config));
+    line(
+        "context",
+        format!(
+            "{} bytes, {} patches",
+            units::count(config.max_bytes as u64),
+            units::count(config.max_patches as u64)
+        ),
+    );
+    line("", String::new());
+    line(
+        "part",
+        format!("{:>8}{:>16}{:>12}  type", "tensors", "parameters", "size"),
+    );
+    let (mut tensors, mut parameters, mut bytes) = (0, 0, 0);
+    for (part, weights) in by_part(checkpoint) {
+        line(
+            part.name(),
+            row(
+                weights.tensors,
+                weights.parameters,
+                weights.bytes,
+                &weights.dtypes,
+            ),
+        );
+        tensors += weights.tensors;
+        parameters += weights.parameters;
+        bytes += weights.bytes;
+    }
+    line("all", row(tensors, parameters, bytes, &[]));
+    line("", String::new());
+    line(
+        "weights in memory",
+        format!(
+            "{}, and rows of the hash tables",
+            units::memory(memory.resident)
+        ),
+    );
+    line(
+        "caches",
+        format!("{} at full context", units::memory(memory.caches)),
+    );
+    line(
+        "read to generate",
+        format!(
+            "{} of weights per byte and {} per patch",
+            units::memory(memory.traffic.per_byte),
+            units::memory(memory.traffic.per_patch)
+        ),
+    );
+    if let Some(n) = checked {
+        line(
+            "checked",
+            format!("all {} weights are finite", units::count(n)),
+        );
+    }
+    s.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
+}
+
+fn row(tensors: usize, parameters: u64, bytes: u64, dtypes: &[String]) -> String {
+    let (parameters, bytes) = (units::count(parameters), units::memory(bytes));
+    format!(
+        "{tensors:>8}{parameters:>16}{bytes:>12}  {}",
+        dtypes.join(", ")
+    )
+}
+
+fn stack(c: &TransformerConfig) -> String {
+    let window = c
+        .window
+        .map_or("no window".into(), |w| format!("window {w}"));
+    let segments = if c.eos_segments {
+        ", segments end at EOS"
+    } else {
+        ""
+    };
+    format!(
+        "{} of {}, feed-forward {}, {}, {window}, theta {}, eps {}{segments}",
+        units::plural(c.n_layers, "layer"),
+        c.dim,
+        c.hidden_dim,
+        heads(c.n_heads, c.n_kv_heads, c.head_dim),
+        c.rope_theta,
+        c.norm_eps,
+    )
+}
+
+fn cross(c: &CrossAttentionConfig, when: &str) -> String {
+    let layers = match (c.all_layers, when) {
+        (true, _) => "every layer",
+        (false, "after") => "the last layer",
+        (false, _) => "the first layer",
+    };
+    let window = c
+        .window
+        .map_or(String::new(), |w| format!(", over {w} patches"));
+    format!(
+        "{when} {layers}, {}, eps {}{window}",
+        heads(c.n_heads, c.n_kv_heads, c.head_dim),
+        c.norm_eps
+    )
+}
+
+fn heads(n: usize, n_kv: usize, dim: usize) -> String {
+    match n == n_kv {
+        true => format!("{n} heads of {dim}"),
+        false => format!("{n} heads of {dim} ({n_kv} of keys and values)"),
+    }
+}
+
+fn hash(config: &Config) -> String {
+    let hash = &config.hash;
+    let sizes: Vec<String> = hash.group_sizes.iter().map(usize::to_string).collect();
+    match hash.n_tables() {
+        0 => "none".into(),
+        _ => format!(
+            "n-grams of {} bytes, {} rows each, {}",
+            sizes.join(" "),
+            units::count(hash.vocab as u64),
+            units::plural(hash.n_functions, "function")
+        ),
+    }
+}
+
+fn patching(config: &Config) -> String {
+    let p = &config.patcher;
+    let rule = match p.mode {
+        PatchingMode::Entropy if p.monotonicity => {
+            format!("entropy rises by more than {}", p.threshold)
+        }
+        PatchingMode::Entropy => format!("entropy above {} nats", p.threshold),
+        PatchingMode::Static => format!("static, every {} bytes", p.patch_size),
+        mode => mode.to_string(),
+    };
+    let add = match p.threshold_add {
+        Some(add) if !p.monotonicity && p.mode == PatchingMode::Entropy => {
+            format!(" and risen by {add}")
+        }
+        _ => String::new(),
+    };
+    let max = p
+        .max_patch_length
+        .map_or(String::new(), |max| format!(", at most {max} bytes"));
+    format!("{rule}{add}{max}")
+}
+
+/// For programs.
+pub fn record(checkpoint: &Checkpoint, checked: Option<u64>) -> Value {
+    let memory = Memory::of(checkpoint);
+    let parts = by_part(checkpoint);
+    let files = checkpoint.files().iter();
+    let files: Vec<Value> = files
+        .map(|f| json!({"path": f.path, "bytes": f.bytes}))
+        .collect();
+    let by_name: Map<String, Value> = (parts.iter())
+        .map(|(part, w)| {
+            let record = json!({
+                "tensors": w.tensors,
+                "parameters": w.parameters,
+                "bytes": w.bytes,
+                "dtypes": w.dtypes,
+            });
+            (part.key().to_string(), record)
+        })
+        .collect();
+    let config: Value =
+        serde_json::from_str(&config_to_json(checkpoint.config())).unwrap_or_default();
+    let mut record = json!({
+        "layout": checkpoint.layout().to_string(),
+        "files": files,
+        "parameters": parts.iter().map(|(_, w)| w.parameters).sum::<u64>(),
+        "bytes": parts.iter().map(|(_, w)| w.bytes).sum::<u64>(),
+        "parts": by_name,
+        "config": config,
+        "memory": {
+            "weight_bytes_per_byte": memory.traffic.per_byte,
+            "weight_bytes_per_patch": memory.traffic.per_patch,
+            "resident_weight_bytes": memory.resident,
+            "cache_bytes_at_full_context": memory.caches,
+        },
+    });
+    if let Some(n) = checked {
+        record["checked"] = n.into();
+    }
+    record
+}

@@ -1,0 +1,109 @@
+//! Says what a checkpoint is: layout, configuration, parameters, memory.
+//!
+//! This file: arguments and output. `check` reads every weight.
+
+mod check;
+#[path = "../common/mod.rs"]
+mod common;
+mod describe;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use argh::FromArgs;
+use blt::config::PatchingMode;
+
+use common::args::{self, Failure};
+use common::interrupt;
+use common::model::{ModelArgs, isa_names};
+
+/// Say what a Byte Latent Transformer checkpoint holds and what running it takes.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help"),
+    example = "blt-info MODEL --check",
+    note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: \
+            tensors, parameters, bytes, dtypes), config (as native files hold it), memory \
+            (weight_bytes_per_byte, weight_bytes_per_patch, resident_weight_bytes, \
+            cache_bytes_at_full_context), and checked, the number of weights found finite, with \
+            --check.",
+    error_code(
+        1,
+        "Something failed or a weight is not finite; standard error says what."
+    ),
+    error_code(2, "Wrong usage.")
+)]
+struct Args {
+    /// the model: a file or a folder
+    #[argh(positional, arg_name = "MODEL")]
+    model: Option<PathBuf>,
+
+    /// the entropy model, if it lies apart
+    #[argh(option, arg_name = "path")]
+    entropy_model: Option<PathBuf>,
+
+    /// the configuration, if it lies apart from the weights
+    #[argh(option, arg_name = "file")]
+    config: Option<PathBuf>,
+
+    /// how to cut patches; all but entropy need no entropy model (default: as the model says)
+    #[argh(option, arg_name = "mode")]
+    patching: Option<PatchingMode>,
+
+    /// read every weight and check that it is finite
+    #[argh(switch)]
+    check: bool,
+
+    /// list: print the instruction sets this machine has, fastest first, and do nothing else
+    #[argh(option, arg_name = "list")]
+    isa: Option<String>,
+
+    /// show no progress
+    #[argh(switch)]
+    quiet: bool,
+
+    /// print one JSON object
+    #[argh(switch)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    args::main("blt-info", run)
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    match args.isa.as_deref() {
+        Some("list") => return print(&format!("{}\n", isa_names().join("\n"))),
+        Some(other) => {
+            return Err(Failure::Usage(format!(
+                "--isa: expected list, found \"{other}\""
+            )));
+        }
+        None => {}
+    }
+    let checkpoint = ModelArgs {
+        model: args.model.as_deref(),
+        config: args.config.as_deref(),
+        entropy_model: args.entropy_model.as_deref(),
+        patching: args.patching,
+        ..ModelArgs::default()
+    }
+    .open()?;
+    let checked = match args.check {
+        true => {
+            interrupt::watch()?;
+            Some(check::all_finite(&checkpoint, args.quiet)?)
+        }
+        false => None,
+    };
+    print(&match args.json {
+        true => format!("{}\n", describe::record(&checkpoint, checked)),
+        false => describe::text(&checkpoint, checked),
+    })
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    (out.write_all(text.as_bytes()).and_then(|()| out.flush())).map_err(Failure::of_output)
+}

@@ -1,0 +1,65 @@
+//! How a turn went: a line for people, a record for programs.
+
+use serde_json::{Value, json};
+
+use super::common::{memory, units};
+use super::turn::{Runner, Turn};
+
+/// One line.
+pub fn summary(turn: &Turn, runner: &Runner) -> String {
+    let (patches, mean) = patches(runner);
+    let mut parts = vec![
+        format!(
+            "prompt {} bytes, {:.0} bytes/s",
+            turn.prompt_bytes,
+            units::per_second(turn.prompt_bytes, turn.prompt_time)
+        ),
+        format!(
+            "generated {} bytes ({}), {:.1} bytes/s",
+            turn.generated.len(),
+            turn.finish.unwrap_or("failed"),
+            units::per_second(turn.generated.len(), turn.generate_time)
+        ),
+        format!("{patches} patches of {mean:.2} bytes"),
+    ];
+    if runner.session.n_slides() > 0 {
+        parts.push(format!("context slid {} times", runner.session.n_slides()));
+    }
+    if let Some(bytes) = memory::peak_bytes() {
+        parts.push(format!("peak memory {}", units::memory(bytes)));
+    }
+    parts.push(format!("seed {}", runner.generate.sampler.seed));
+    parts.join("; ")
+}
+
+/// One object.
+pub fn record(turn: &Turn, runner: &Runner) -> Value {
+    let (patches, mean) = patches(runner);
+    let hex: String = turn.generated.iter().map(|b| format!("{b:02x}")).collect();
+    json!({
+        "text": String::from_utf8_lossy(&turn.generated),
+        "generated_hex": hex,
+        "finish": turn.finish,
+        "prompt_bytes": turn.prompt_bytes,
+        "generated_bytes": turn.generated.len(),
+        "prompt_bytes_per_second": units::per_second(turn.prompt_bytes, turn.prompt_time),
+        "generated_bytes_per_second": units::per_second(turn.generated.len(), turn.generate_time),
+        "patches": patches,
+        "mean_patch_length": mean,
+        "slides": runner.session.n_slides(),
+        "seed": runner.generate.sampler.seed,
+        "peak_memory_bytes": memory::peak_bytes(),
+    })
+}
+
+/// Number of patches that the text in view fills or has begun, BOS's own included, and their mean
+/// length.
+fn patches(runner: &Runner) -> (usize, f64) {
+    let session = &runner.session;
+    let n = session
+        .patch_starts()
+        .iter()
+        .filter(|&&s| s < session.len())
+        .count();
+    (n, units::ratio(session.len(), n))
+}

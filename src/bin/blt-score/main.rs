@@ -1,0 +1,276 @@
+//! Measures how well a model predicts a text.
+//!
+//! This file: arguments, the loop, the figures. `scorer` does the measuring; `table`, `page` and
+//! `dump` are the files it can leave behind.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod dump;
+mod input;
+mod page;
+mod scorer;
+mod table;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use argh::FromArgs;
+use blt::config::PatchingMode;
+use blt::{Session, SessionOptions};
+use serde_json::json;
+
+use common::args::{self, Failure};
+use common::model::{ModelArgs, patcher_config};
+use common::progress::Progress;
+use common::{interrupt, memory, units};
+use input::Input;
+use page::Page;
+use scorer::{Edge, Scorer, Totals};
+use table::Table;
+
+/// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte,
+/// accuracy, mean patch length.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help"),
+    example = "blt-score MODEL -f book.txt",
+    example = "blt-score MODEL -f page.txt --html page.html",
+    note = "The text is read after BOS. If it is longer than the context, it is cut: each further \
+            window begins anew with BOS and the last --overlap bytes, which are read again but not \
+            counted. Every byte is counted once.\n\
+            Bits per byte is the mean of -log2 p(byte). Patches include the one that BOS is.\n\
+            --per-byte columns: position, byte, entropy (nats, of the entropy model before it reads \
+            the byte), surprisal (bits), patch_start.\n\
+            --dump tensors: input_ids I32 (n), entropies F32 (n), patch_lengths I32 (they count the \
+            byte that comes next: sum n + 1), logits F32 (n, 260); n counts BOS.\n\
+            --json prints one object: bits_per_byte, perplexity, accuracy, bytes, patches, \
+            mean_patch_length, windows, seconds, bytes_per_second, peak_memory_bytes, interrupted. \
+            What cannot be computed is null.\n\
+            Ctrl-C gives the figures of what has been read, and exit code 1.",
+    error_code(1, "Something failed; standard error says what."),
+    error_code(2, "Wrong usage.")
+)]
+struct Args {
+    /// the model: a file or a folder
+    #[argh(positional, arg_name = "MODEL")]
+    model: Option<PathBuf>,
+
+    /// the text; - is standard input
+    #[argh(option, short = 'f', arg_name = "path")]
+    file: Option<PathBuf>,
+
+    /// in place of a text: a JSON list of ids, read as they are, without BOS
+    #[argh(option, arg_name = "file")]
+    raw_ids: Option<PathBuf>,
+
+    /// threads (default: all); the figures do not depend on it
+    #[argh(option, short = 't', arg_name = "count")]
+    threads: Option<usize>,
+
+    /// bytes of a window that the next one reads again (default 0)
+    #[argh(option, arg_name = "bytes", default = "0")]
+    overlap: usize,
+
+    /// most bytes in a window, BOS counted (default: the model's own limit)
+    #[argh(option, arg_name = "bytes")]
+    context: Option<usize>,
+
+    /// write a line for every byte to this CSV file
+    #[argh(option, arg_name = "file")]
+    per_byte: Option<PathBuf>,
+
+    /// write a page that shows the text cut into patches, and the entropy curve
+    #[argh(option, arg_name = "file")]
+    html: Option<PathBuf>,
+
+    /// write ids, entropies, patch lengths and logits to this safetensors file
+    #[argh(option, arg_name = "file")]
+    dump: Option<PathBuf>,
+
+    /// entropy in nats above which a patch starts, in place of the model's own
+    #[argh(option, arg_name = "nats")]
+    threshold: Option<f32>,
+
+    /// how to cut patches: entropy, space, static, byte or bpe (default: as the model says)
+    #[argh(option, arg_name = "mode")]
+    patching: Option<PatchingMode>,
+
+    /// let the entropy model begin anew every so many bytes (Meta's patcher: 8192; default: never)
+    #[argh(option, arg_name = "bytes")]
+    entropy_reset: Option<usize>,
+
+    /// the entropy model, if it lies apart
+    #[argh(option, arg_name = "path")]
+    entropy_model: Option<PathBuf>,
+
+    /// the configuration, if it lies apart from the weights
+    #[argh(option, arg_name = "file")]
+    config: Option<PathBuf>,
+
+    /// instruction set (default: the fastest this machine has)
+    #[argh(option, arg_name = "name")]
+    isa: Option<String>,
+
+    /// show no progress
+    #[argh(switch)]
+    quiet: bool,
+
+    /// print one JSON object
+    #[argh(switch)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    args::main("blt-score", run)
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    let mut input = match (&args.file, &args.raw_ids) {
+        (Some(path), None) => Input::file(path)?,
+        (None, Some(path)) => Input::raw_ids(path)?,
+        (found, _) => {
+            let found = if found.is_some() { "both" } else { "neither" };
+            return Err(Failure::Usage(format!(
+                "expected one of -f and --raw-ids, found {found}"
+            )));
+        }
+    };
+    interrupt::watch()?;
+    let mut scorer = scorer(&args)?;
+    let mut table = args.per_byte.as_deref().map(Table::create).transpose()?;
+    let mut page = (args.html.is_some()).then(|| Page::new(input.name(), scorer.session()));
+
+    let start = Instant::now();
+    let mut progress = Progress::new("scoring", input.total, args.quiet);
+    let mut done = 0;
+    let mut interrupted = false;
+    loop {
+        let ids = input.next_block()?;
+        if ids.is_empty() {
+            break;
+        }
+        scorer.push(&ids, |scored| {
+            if let Some(table) = &mut table {
+                table.add(scored);
+            }
+            if let Some(page) = &mut page {
+                page.add(scored);
+            }
+        })?;
+        if let Some(table) = &mut table {
+            table.check()?;
+        }
+        done += ids.len() as u64;
+        progress.set(done);
+        if interrupt::requested() {
+            interrupted = input.total != Some(done);
+            break;
+        }
+    }
+    progress.finish();
+    let time = start.elapsed();
+
+    let totals = scorer.totals();
+    if let Some(table) = table {
+        table.finish()?;
+    }
+    if let (Some(page), Some(path)) = (page, &args.html) {
+        let text = page.render(&totals);
+        std::fs::write(path, text)
+            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    }
+    if let Some(path) = &args.dump {
+        dump::write(path, &scorer)?;
+    }
+    let report = match args.json {
+        true => record(&totals, time, interrupted),
+        false => figures(&totals, time),
+    };
+    let mut out = std::io::stdout().lock();
+    (out.write_all(report.as_bytes()).and_then(|()| out.flush())).map_err(Failure::of_output)?;
+    match interrupted {
+        false => Ok(()),
+        true => Err(Failure::Failed(format!(
+            "interrupted: the figures are those of the first {done} bytes"
+        ))),
+    }
+}
+
+fn scorer(args: &Args) -> Result<Scorer, Failure> {
+    let model = ModelArgs {
+        model: args.model.as_deref(),
+        config: args.config.as_deref(),
+        entropy_model: args.entropy_model.as_deref(),
+        patching: args.patching,
+        threads: args.threads,
+        isa: args.isa.as_deref(),
+    }
+    .load()?;
+    let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();
+    let session = Session::new(
+        &model,
+        SessionOptions {
+            no_bos: args.raw_ids.is_some(),
+            patcher: patcher_config(model.config(), args.threshold)?,
+            entropies: shows_entropies && model.has_entropy_model(),
+            entropy_reset: args.entropy_reset,
+            max_bytes: args.context,
+            ..SessionOptions::default()
+        },
+    )?;
+    // Ids as they are, and positions in a dump, have no meaning across windows.
+    let edge = match args.raw_ids.is_some() || args.dump.is_some() {
+        true => Edge::Refuse,
+        false => Edge::Restart {
+            overlap: args.overlap,
+        },
+    };
+    Scorer::new(session, edge, args.dump.is_some()).map_err(|e| match e {
+        blt::Error::Argument { .. } => Failure::usage(e),
+        e => Failure::from(e),
+    })
+}
+
+fn figures(totals: &Totals, time: Duration) -> String {
+    if totals.n == 0 {
+        return "nothing to score: no byte has another before it\n".into();
+    }
+    let bits = totals.bits_per_byte();
+    let windows = match totals.windows {
+        1 => String::new(),
+        n => format!(" in {n} windows"),
+    };
+    format!(
+        "{bits:.4} bits per byte\n\
+         {:.3} perplexity per byte\n\
+         {:.2} % of bytes were the most probable\n\
+         {} bytes{windows}, {} patches of {:.2} bytes\n\
+         {}, {:.0} bytes/s\n",
+        bits.exp2(),
+        100.0 * totals.accuracy(),
+        units::count(totals.n as u64),
+        units::count(totals.patches as u64),
+        totals.mean_patch_length(),
+        units::duration(time),
+        units::per_second(totals.n, time),
+    )
+}
+
+fn record(totals: &Totals, time: Duration, interrupted: bool) -> String {
+    let record = json!({
+        "bits_per_byte": totals.bits_per_byte(),
+        "perplexity": totals.bits_per_byte().exp2(),
+        "accuracy": totals.accuracy(),
+        "bytes": totals.n,
+        "patches": totals.patches,
+        "mean_patch_length": totals.mean_patch_length(),
+        "windows": totals.windows,
+        "seconds": time.as_secs_f64(),
+        "bytes_per_second": units::per_second(totals.n, time),
+        "peak_memory_bytes": memory::peak_bytes(),
+        "interrupted": interrupted,
+    });
+    format!("{record}\n")
+}

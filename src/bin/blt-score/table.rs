@@ -1,0 +1,79 @@
+//! One line per byte, as CSV.
+//!
+//! Columns: `position` in the input, from 0; `byte`, 0 to 255, or the name of a special id;
+//! `entropy`, in nats, of the entropy model's guess at this byte (what decides whether it starts a
+//! patch), empty without an entropy model; `surprisal`, in bits, of this byte in the model's guess,
+//! empty for an id with nothing before it; `patch_start`, 1 or 0.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use blt::vocab::id_to_byte;
+
+use super::common::args::Failure;
+use super::scorer::ScoredId;
+
+/// Names of the special ids.
+pub const SPECIAL: [&str; 4] = ["boe", "bos", "eos", "bpe"];
+
+/// A CSV file in the making.
+pub struct Table {
+    path: PathBuf,
+    out: BufWriter<File>,
+    position: u64,
+    error: Option<std::io::Error>,
+}
+
+impl Table {
+    /// Begins the file.
+    pub fn create(path: &Path) -> Result<Self, Failure> {
+        let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
+        let mut out = BufWriter::new(File::create(path).map_err(failed)?);
+        writeln!(out, "position,byte,entropy,surprisal,patch_start").map_err(failed)?;
+        Ok(Table {
+            path: path.to_path_buf(),
+            out,
+            position: 0,
+            error: None,
+        })
+    }
+
+    /// Adds a line. An error is reported by [`Table::check`].
+    pub fn add(&mut self, scored: ScoredId) {
+        if self.error.is_none() {
+            self.error = self.write(scored).err();
+        }
+        self.position += 1;
+    }
+
+    fn write(&mut self, scored: ScoredId) -> std::io::Result<()> {
+        write!(self.out, "{},", self.position)?;
+        match id_to_byte(scored.id) {
+            Some(byte) => write!(self.out, "{byte},")?,
+            None => write!(self.out, "{},", SPECIAL[usize::from(scored.id)])?,
+        }
+        if scored.entropy.is_finite() {
+            write!(self.out, "{:.6}", scored.entropy)?;
+        }
+        match scored.bits {
+            Some(bits) => write!(self.out, ",{bits:.6}")?,
+            None => write!(self.out, ",")?,
+        }
+        writeln!(self.out, ",{}", u8::from(scored.starts_patch))
+    }
+
+    /// Whether all lines so far could be written.
+    pub fn check(&mut self) -> Result<(), Failure> {
+        match self.error.take() {
+            Some(e) => Err(Failure::failed(format!("{}: {e}", self.path.display()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the file.
+    pub fn finish(mut self) -> Result<(), Failure> {
+        self.check()?;
+        (self.out.flush()).map_err(|e| Failure::failed(format!("{}: {e}", self.path.display())))
+    }
+}

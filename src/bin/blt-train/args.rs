@@ -1,0 +1,123 @@
+//! The arguments: a stage, then settings by name, from flags and a JSON file.
+
+use argh::{EarlyExit, FromArgs};
+use blt::train::settings::Settings;
+
+/// What the program is asked to do.
+#[derive(Debug)]
+pub struct Args {
+    pub stage: String,
+    /// The checkpoint to fine-tune.
+    pub model: Option<String>,
+    /// Go on with the run in `--out`.
+    pub resume: bool,
+    /// Widen quantised weights rather than refuse them.
+    pub dequantize: bool,
+    /// Write the model in the layout of transformers to this folder too.
+    pub hf: Option<String>,
+    /// Write the loss curves to this file.
+    pub plot: Option<String>,
+    /// Log to this file instead of `log.jsonl` in the folder of the run.
+    pub log: Option<String>,
+    pub quiet: bool,
+    /// What was set, in order; [`Settings`] names.
+    pub set: Vec<(String, String)>,
+    /// JSON files with settings.
+    pub config: Vec<String>,
+}
+
+const STAGES: [&str; 3] = ["entropy", "main", "finetune"];
+
+fn help() -> String {
+    let mut text = String::from(
+        "Usage: blt-train entropy|main [--SETTING VALUE ...]\n       \
+         blt-train finetune MODEL [--SETTING VALUE ...]\n\n\
+         Trains a Byte Latent Transformer on the CPU. First its entropy model (entropy), then all the\n\
+         rest with that (main --entropy-model RUN); or goes on from any checkpoint (finetune).\n\n\
+         Options:\n  \
+         --config FILE     settings from a JSON file; flags after it win\n  \
+         --resume          go on with the run in --out\n  \
+         --log FILE        log as JSON lines (default: log.jsonl in --out)\n  \
+         --plot FILE       write the loss curves as .svg or .html at the end\n  \
+         --hf DIR          write the model in the layout of transformers too\n  \
+         --dequantize      finetune: widen quantised weights instead of refusing them\n  \
+         --quiet           no progress\n  \
+         --help            this text\n\n\
+         Settings, with their defaults:\n",
+    );
+    for (name, doc, default) in Settings::list() {
+        let name = name.replace('_', "-");
+        text.push_str(&format!("  --{name:<18} {doc} [{default}]\n"));
+    }
+    text
+}
+
+fn usage(text: String) -> EarlyExit {
+    EarlyExit {
+        output: text,
+        status: Err(()),
+    }
+}
+
+impl FromArgs for Args {
+    fn from_args(_: &[&str], args: &[&str]) -> Result<Self, EarlyExit> {
+        let mut parsed = Args {
+            stage: String::new(),
+            model: None,
+            resume: false,
+            dequantize: false,
+            hf: None,
+            plot: None,
+            log: None,
+            quiet: false,
+            set: Vec::new(),
+            config: Vec::new(),
+        };
+        let mut args = args.iter();
+        while let Some(&arg) = args.next() {
+            let Some(flag) = arg.strip_prefix("--") else {
+                match (parsed.stage.as_str(), &parsed.model) {
+                    ("", _) if STAGES.contains(&arg) => parsed.stage = arg.into(),
+                    ("finetune", None) => parsed.model = Some(arg.into()),
+                    ("", _) => {
+                        let stages = STAGES.join(", ");
+                        return Err(usage(format!("expected one of {stages}, found \"{arg}\"")));
+                    }
+                    _ => return Err(usage(format!("unexpected argument \"{arg}\""))),
+                }
+                continue;
+            };
+            match flag {
+                "help" => {
+                    return Err(EarlyExit {
+                        output: help(),
+                        status: Ok(()),
+                    });
+                }
+                "resume" => parsed.resume = true,
+                "dequantize" => parsed.dequantize = true,
+                "quiet" => parsed.quiet = true,
+                _ => {
+                    let Some(value) = args.next() else {
+                        return Err(usage(format!("expected a value after --{flag}")));
+                    };
+                    let value = value.to_string();
+                    match flag {
+                        "hf" => parsed.hf = Some(value),
+                        "plot" => parsed.plot = Some(value),
+                        "log" => parsed.log = Some(value),
+                        "config" => parsed.config.push(value),
+                        _ => parsed.set.push((flag.into(), value)),
+                    }
+                }
+            }
+        }
+        if parsed.stage.is_empty() {
+            return Err(usage(format!("expected one of {}", STAGES.join(", "))));
+        }
+        if parsed.stage == "finetune" && parsed.model.is_none() {
+            return Err(usage("expected a checkpoint to fine-tune".into()));
+        }
+        Ok(parsed)
+    }
+}

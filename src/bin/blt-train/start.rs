@@ -1,0 +1,168 @@
+//! What a run starts from: new weights, a checkpoint, or the state of an earlier run.
+
+use std::path::Path;
+
+use blt::Error;
+use blt::checkpoint::{Checkpoint, OpenOptions};
+use blt::config::{Config, PatchingMode};
+use blt::tensor::DType;
+use blt::train::init;
+use blt::train::params::{Params, Value};
+use blt::train::settings::Settings;
+use blt::train::state::Saved;
+use blt::train::trainer::{Stage, Trainer};
+
+use super::args::Args;
+use super::common::args::Failure;
+
+/// The settings: those of the run to be resumed, then JSON files, then flags.
+pub fn settings(args: &Args) -> Result<Settings, Failure> {
+    let mut settings = Settings::default();
+    let apply = |settings: &mut Settings| -> Result<(), Failure> {
+        for path in &args.config {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            settings.set_json(&text)?;
+        }
+        for (name, value) in &args.set {
+            settings.set(name, value).map_err(Failure::usage)?;
+        }
+        Ok(())
+    };
+    apply(&mut settings)?;
+    if args.resume {
+        let saved = Saved::open(&Path::new(&settings.out).join("state.safetensors"))?;
+        settings = Settings::default();
+        settings.set_json(&saved.settings)?;
+        apply(&mut settings)?;
+    }
+    Ok(settings)
+}
+
+/// A frozen entropy model and what it was trained for.
+fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
+    let state = path.join("state.safetensors");
+    let wanted = |name: &str| name.starts_with("entropy.");
+    let frozen = |params: &mut Params<f32>| {
+        for param in params.list_mut() {
+            param.trained = false;
+        }
+    };
+    if path.is_dir() && state.is_file() && !path.join("config.json").exists() {
+        let saved = Saved::open(&state)?;
+        let config = saved.config.clone();
+        let mut params = Params::new(&config, wanted, |name, shape| {
+            Ok(Value::Owned(saved.param(name, shape)?))
+        })?;
+        frozen(&mut params);
+        return Ok((config, params));
+    }
+    let checkpoint = Checkpoint::open(path, &OpenOptions::default())?;
+    let config = checkpoint.config().clone();
+    if config.entropy.is_none() {
+        return Err(Failure::Failed(format!(
+            "{}: expected an entropy model, found a checkpoint without one",
+            path.display()
+        )));
+    }
+    let mut params = Params::new(&config, wanted, |name, shape| {
+        Ok(Value::Owned(checkpoint.tensor(name, shape)?.to_f32_vec()))
+    })?;
+    frozen(&mut params);
+    Ok((config, params))
+}
+
+/// Makes the run that the arguments ask for.
+pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
+    let mut trainer = match args.stage.as_str() {
+        "entropy" => {
+            let config = settings.architecture()?;
+            let params = init::random(&config, |n| n.starts_with("entropy."), settings.seed)?;
+            Trainer::new(Stage::Entropy, settings, config, params, None)?
+        }
+        "main" => {
+            let mut config = settings.architecture()?;
+            let mut entropy = None;
+            if config.patcher.mode == PatchingMode::Entropy {
+                let Some(path) = &settings.entropy_model else {
+                    return Err(Failure::usage(
+                        "--entropy-model: expected the run or checkpoint of a trained entropy \
+                         model; train one with blt-train entropy, or choose --patching space",
+                    ));
+                };
+                let (with, params) = entropy_model(Path::new(path))?;
+                config.entropy = with.entropy;
+                config.patcher.threshold = with.patcher.threshold;
+                entropy = Some(params);
+            } else {
+                config.entropy = None;
+            }
+            let rest = |n: &str| !n.starts_with("entropy.");
+            let params = init::random(&config, rest, settings.seed)?;
+            Trainer::new(Stage::Main, settings, config, params, entropy)?
+        }
+        _ => finetune(args, settings)?,
+    };
+    if args.resume {
+        let saved = Saved::open(&trainer.path("state.safetensors"))?;
+        if saved.stage != args.stage {
+            return Err(Failure::Failed(format!(
+                "{}: expected a run of {}, found one of {}",
+                trainer.settings.out, args.stage, saved.stage
+            )));
+        }
+        trainer.resume(&saved)?;
+    }
+    Ok(trainer)
+}
+
+fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
+    let path = Path::new(args.model.as_deref().unwrap_or_default());
+    let patching = settings.patching.as_deref().map(str::parse).transpose()?;
+    let options = OpenOptions {
+        entropy_model: settings.entropy_model.as_ref().map(Into::into),
+        patching,
+        ..OpenOptions::default()
+    };
+    let checkpoint = Checkpoint::open(path, &options)?;
+    let mut config = checkpoint.config().clone();
+    settings.patching_into(&mut config.patcher)?;
+    settings.seq_len = settings.seq_len.min(config.max_bytes);
+    let plain = [DType::F32, DType::F16, DType::Bf16];
+    let quantised = checkpoint
+        .tensors()
+        .find(|(_, t)| !plain.contains(&t.dtype()));
+    if let Some((name, tensor)) = quantised
+        && !args.dequantize
+    {
+        return Err(Failure::Failed(format!(
+            "{}: expected f32, f16 or bf16 weights, found {name} in {}; pass --dequantize to widen \
+             them, or fine-tune the original",
+            path.display(),
+            tensor.dtype()
+        )));
+    }
+    let lora = settings.lora_rank > 0;
+    let rest = |n: &str| !n.starts_with("entropy.");
+    let params = Params::new(&config, rest, |name, shape| {
+        let tensor = checkpoint.tensor(name, shape)?;
+        Ok(match lora {
+            true => Value::Frozen(tensor),
+            false => Value::Owned(tensor.to_f32_vec()),
+        })
+    })?;
+    let entropy = (config.entropy.is_some())
+        .then(|| {
+            let of_entropy = |n: &str| n.starts_with("entropy.");
+            Params::new(&config, of_entropy, |name, shape| {
+                Ok(Value::Frozen(checkpoint.tensor(name, shape)?))
+            })
+        })
+        .transpose()?;
+    Ok(Trainer::new(
+        Stage::Main,
+        settings,
+        config,
+        params,
+        entropy,
+    )?)
+}

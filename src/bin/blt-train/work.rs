@@ -1,0 +1,301 @@
+//! The loop: step, log, validate, save, until the steps are done or Ctrl-C is pressed.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use blt::Error;
+use blt::train::ops::Score;
+use blt::train::plot;
+use blt::train::trainer::{Report, Trainer};
+use serde_json::json;
+
+use super::args::Args;
+use super::common::args::Failure;
+use super::common::{interrupt, memory};
+use super::start;
+
+/// Runs the program.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let settings = start::settings(&args)?;
+    settings.validate()?;
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = settings.threads {
+        pool = pool.num_threads(threads);
+    }
+    let pool = pool.build().map_err(Failure::failed)?;
+    interrupt::watch()?;
+    pool.install(|| train(&args, settings))
+}
+
+fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Failure> {
+    let mut trainer = start::trainer(args, settings)?;
+    let log_path = match &args.log {
+        Some(path) => PathBuf::from(path),
+        None => trainer.path("log.jsonl"),
+    };
+    let mut log = Log::open(log_path, args.resume, args.quiet)?;
+    log.begin(&trainer);
+
+    let mut since = Window::default();
+    let mut finished = false;
+    while trainer.position.step < trainer.settings.steps {
+        let report = trainer.step()?;
+        since.add(&report);
+        let step = trainer.position.step;
+        let last = step == trainer.settings.steps;
+        let stop = interrupt::requested();
+        log.bar(&trainer);
+        if step.is_multiple_of(trainer.settings.log_every) || last || stop {
+            log.step(&trainer, &std::mem::take(&mut since), &report)?;
+        }
+        if step.is_multiple_of(trainer.settings.valid_every) || last {
+            validate(args, &mut trainer, &mut log, last)?;
+            if trainer.is_stale() {
+                log.say(&format!(
+                    "no better for {} validations: stopping",
+                    trainer.position.stale
+                ));
+                finished = true;
+            }
+        }
+        if step.is_multiple_of(trainer.settings.save_every) || last || stop || finished {
+            trainer.save(&args.stage)?;
+        }
+        if stop {
+            log.say(&format!("stopped at step {step}; go on with --resume"));
+            draw(args, &log)?;
+            return Ok(());
+        }
+        if finished {
+            break;
+        }
+    }
+    finish(args, &mut trainer, &mut log)?;
+    draw(args, &log)
+}
+
+/// Validates on the first bytes, always the same; at the very end on all there are, too, which is
+/// for the record and no measure of which weights are best.
+fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Result<(), Failure> {
+    let score = trainer.validate(trainer.settings.valid_bytes)?;
+    if score.n == 0 {
+        return Ok(());
+    }
+    log.validation(trainer, &score)?;
+    if trainer.note(score.loss()) && args.stage != "entropy" {
+        trainer.export(&trainer.path("best.safetensors"))?;
+    }
+    if last {
+        let all = trainer.validate(usize::MAX)?;
+        if all.n > score.n {
+            log.validation(trainer, &all)?;
+        }
+    }
+    Ok(())
+}
+
+fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failure> {
+    if args.stage == "entropy" {
+        let (threshold, length) = trainer.choose_threshold()?;
+        trainer.save(&args.stage)?;
+        log.say(&format!(
+            "threshold {threshold:.4} nats: {length:.2} bytes a patch; train the rest with \
+             blt-train main --entropy-model {}",
+            trainer.settings.out
+        ));
+        return Ok(());
+    }
+    let path = trainer.path("model.safetensors");
+    trainer.export(&path)?;
+    log.say(&format!("wrote {}", path.display()));
+    if let Some(folder) = &args.hf {
+        trainer.export_hf(folder.as_ref())?;
+        log.say(&format!("wrote {folder} for transformers"));
+    }
+    Ok(())
+}
+
+/// Draws the curves of everything the log holds, earlier runs that were resumed included.
+fn draw(args: &Args, log: &Log) -> Result<(), Failure> {
+    let Some(path) = &args.plot else {
+        return Ok(());
+    };
+    let text = std::fs::read_to_string(&log.path).map_err(|e| Error::io(&log.path, e))?;
+    let picture = match path.ends_with(".html") {
+        true => plot::html(&text),
+        false => plot::svg(&text),
+    };
+    std::fs::write(path, picture).map_err(|e| Error::io(path, e))?;
+    Ok(())
+}
+
+/// Sums since the last line of the log.
+#[derive(Debug, Default)]
+struct Window {
+    score: Score,
+    seconds: f64,
+    flops: u64,
+}
+
+impl Window {
+    fn add(&mut self, report: &Report) {
+        self.score.add(&report.score);
+        self.seconds += report.seconds;
+        self.flops += report.flops;
+    }
+}
+
+/// The log: JSON lines in a file, plain lines on standard error.
+struct Log {
+    path: PathBuf,
+    file: std::fs::File,
+    quiet: bool,
+    /// Whether people look on: a bar moves below the lines.
+    terminal: bool,
+    start: Instant,
+    /// Steps done before this program started.
+    first_step: u64,
+}
+
+/// Characters of the bar.
+const BAR: u64 = 24;
+
+impl Log {
+    fn open(path: PathBuf, append: bool, quiet: bool) -> Result<Log, Failure> {
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).write(true);
+        if append {
+            options.append(true)
+        } else {
+            options.truncate(true)
+        };
+        let file = options.open(&path).map_err(|e| Error::io(&path, e))?;
+        Ok(Log {
+            path,
+            file,
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            start: Instant::now(),
+            first_step: 0,
+        })
+    }
+
+    fn put(&mut self, line: serde_json::Value) -> Result<(), Failure> {
+        writeln!(self.file, "{line}").map_err(|e| Error::io(&self.path, e))?;
+        Ok(())
+    }
+
+    fn say(&self, text: &str) {
+        if self.quiet {
+            return;
+        }
+        let clear = if self.terminal { "\r\x1b[K" } else { "" };
+        eprintln!("{clear}{text}");
+    }
+
+    /// Time left, by the clock, so that pauses count.
+    fn eta(&self, trainer: &Trainer) -> String {
+        let step = trainer.position.step;
+        let done = step.saturating_sub(self.first_step).max(1);
+        let left = trainer.settings.steps.saturating_sub(step);
+        clock(self.start.elapsed().as_secs_f64() / done as f64 * left as f64)
+    }
+
+    fn bar(&self, trainer: &Trainer) {
+        if self.quiet || !self.terminal {
+            return;
+        }
+        let (step, steps) = (trainer.position.step, trainer.settings.steps);
+        let full = (step * BAR / steps.max(1)).min(BAR) as usize;
+        let (full, empty) = ("#".repeat(full), "-".repeat(BAR as usize - full));
+        eprint!(
+            "\r\x1b[K[{full}{empty}] {step}/{steps} eta {}",
+            self.eta(trainer)
+        );
+    }
+
+    fn begin(&mut self, trainer: &Trainer) {
+        self.first_step = trainer.position.step;
+        let (mut trained, mut all) = (0, 0);
+        for (_, param) in trainer.params.iter() {
+            all += param.n_elements();
+            trained += if param.trained { param.n_elements() } else { 0 };
+        }
+        let (train, valid) = trainer.data_bytes();
+        self.say(&format!(
+            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on",
+            all as f64 / 1e6,
+            trained as f64 / 1e6,
+            train as f64 / 1e6,
+            valid as f64 / 1e6,
+        ));
+    }
+
+    fn step(&mut self, trainer: &Trainer, window: &Window, last: &Report) -> Result<(), Failure> {
+        let s = &window.score;
+        let step = trainer.position.step;
+        let rate = s.n_bytes as f64 / window.seconds;
+        let gflops = window.flops as f64 / window.seconds / 1e9;
+        let memory = memory::peak_bytes().unwrap_or(0);
+        let patch = (s.n_patches > 0).then(|| s.n as f64 / s.n_patches as f64);
+        self.put(json!({
+            "step": step,
+            "epoch": trainer.position.epoch,
+            "bytes": trainer.position.bytes,
+            "loss": s.loss(),
+            "bits_per_byte": s.bits_per_byte(),
+            "accuracy": s.n_right as f64 / s.n as f64,
+            "perplexity": s.loss().exp(),
+            "confidence": s.confidence / s.n as f64,
+            "patch_length": patch,
+            "bytes_per_second": rate,
+            "gflops": gflops,
+            "lr": last.lr,
+            "gradient_norm": last.norm,
+            "memory": memory,
+            "seconds": trainer.position.seconds,
+        }))?;
+        self.say(&format!(
+            "step {step}/{} loss {:.4} bpb {:.4} acc {:.3} ppl {:.2} conf {:.3}{} {rate:.0} B/s \
+             {gflops:.0} GFLOP/s lr {:.2e} norm {:.2} mem {} MB eta {}",
+            trainer.settings.steps,
+            s.loss(),
+            s.bits_per_byte(),
+            s.n_right as f64 / s.n as f64,
+            s.loss().exp(),
+            s.confidence / s.n as f64,
+            patch.map_or(String::new(), |p| format!(" patch {p:.2}")),
+            last.lr,
+            last.norm,
+            memory >> 20,
+            self.eta(trainer),
+        ));
+        Ok(())
+    }
+
+    fn validation(&mut self, trainer: &Trainer, s: &Score) -> Result<(), Failure> {
+        let step = trainer.position.step;
+        self.put(json!({
+            "step": step,
+            "valid_loss": s.loss(),
+            "valid_bits_per_byte": s.bits_per_byte(),
+            "valid_accuracy": s.n_right as f64 / s.n as f64,
+            "valid_bytes": s.n_bytes,
+            "seconds": trainer.position.seconds,
+        }))?;
+        self.say(&format!(
+            "step {step} valid loss {:.4} bpb {:.4} acc {:.3} on {} bytes",
+            s.loss(),
+            s.bits_per_byte(),
+            s.n_right as f64 / s.n as f64,
+            s.n_bytes
+        ));
+        Ok(())
+    }
+}
+
+fn clock(seconds: f64) -> String {
+    let s = seconds as u64;
+    format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+}

@@ -1,0 +1,112 @@
+//! From arguments to exit code: what every program does around its own work.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error that begins
+//! with the program's name. A reader that closes our standard output (`| head`) has seen enough:
+//! that is no failure.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use argh::FromArgs;
+
+/// Why a program ends before its work is done.
+#[derive(Debug)]
+pub enum Failure {
+    /// The arguments make no sense: exit code 2.
+    Usage(String),
+    /// Something went wrong: exit code 1.
+    Failed(String),
+    /// Nobody reads our standard output any more: exit code 0, in silence.
+    OutputClosed,
+}
+
+impl Failure {
+    /// A [`Failure::Usage`] from anything that can be printed.
+    pub fn usage(what: impl std::fmt::Display) -> Self {
+        Failure::Usage(what.to_string())
+    }
+
+    /// A [`Failure::Failed`] from anything that can be printed.
+    pub fn failed(what: impl std::fmt::Display) -> Self {
+        Failure::Failed(what.to_string())
+    }
+
+    /// What an error of writing to standard output means.
+    pub fn of_output(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+            _ => Failure::Failed(format!("standard output: {error}")),
+        }
+    }
+}
+
+impl From<blt::Error> for Failure {
+    fn from(error: blt::Error) -> Self {
+        Failure::Failed(error.to_string())
+    }
+}
+
+/// Parses the arguments, runs the program and reports how it ended.
+pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failure>) -> ExitCode {
+    let failure = match parse(program) {
+        Ok(Parsed::Run(args)) => match run(args) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(failure) => failure,
+        },
+        Ok(Parsed::Print(text)) => {
+            // That nobody reads the help is no failure either.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(failure) => failure,
+    };
+    let (code, message) = match failure {
+        Failure::OutputClosed => return ExitCode::SUCCESS,
+        Failure::Failed(message) => (1, message),
+        Failure::Usage(message) => (2, format!("{message} (see {program} --help)")),
+    };
+    eprintln!("{program}: {}", one_line(&message));
+    ExitCode::from(code)
+}
+
+enum Parsed<T> {
+    Run(T),
+    Print(String),
+}
+
+fn parse<T: FromArgs>(program: &str) -> Result<Parsed<T>, Failure> {
+    let args: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|arg| arg.into_string())
+        .collect::<Result<_, _>>()
+        .map_err(|arg| Failure::Usage(format!("argument {arg:?}: expected UTF-8")))?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if args == ["--version"] {
+        let version = env!("CARGO_PKG_VERSION");
+        return Ok(Parsed::Print(format!("{program} {version}\n")));
+    }
+    match T::from_args(&[program], &args) {
+        Ok(args) => Ok(Parsed::Run(args)),
+        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
+        Err(exit) => Err(Failure::Usage(with_hint(lower_first(&exit.output), &args))),
+    }
+}
+
+/// The parser takes `--name value` only; most others take `--name=value` too.
+fn with_hint(message: String, args: &[&str]) -> String {
+    let unknown = (args.iter()).find(|a| a.starts_with("--") && message.trim_end().ends_with(**a));
+    match unknown.and_then(|a| a.split_once('=')) {
+        Some((name, value)) => format!("{}; write {name} {value}", message.trim_end()),
+        None => message,
+    }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_ascii_lowercase());
+    first.into_iter().chain(chars).collect()
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

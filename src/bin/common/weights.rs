@@ -1,0 +1,149 @@
+//! What a model's weights weigh: numbers and bytes per part, and how many of them a byte of text has
+//! to be read for.
+//!
+//! The batch of one is what counts here: generating a byte reads every matrix on the byte's path
+//! once, and every matrix on the patch's path once per patch. Of an embedding table it reads a row.
+
+use blt::checkpoint::Checkpoint;
+use blt::tensor::Tensor;
+
+/// Which part of the model a tensor belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The entropy model.
+    Entropy,
+    /// The hash embedding tables.
+    HashTables,
+    /// The local encoder without its hash tables.
+    Encoder,
+    /// The global transformer.
+    Global,
+    /// The local decoder.
+    Decoder,
+}
+
+impl Part {
+    /// All parts, in the order a byte meets them.
+    pub const ALL: [Part; 5] = [
+        Part::Entropy,
+        Part::HashTables,
+        Part::Encoder,
+        Part::Global,
+        Part::Decoder,
+    ];
+
+    /// The part of the tensor of that name.
+    fn of(name: &str) -> Part {
+        match name.split('.').next() {
+            Some("entropy") => Part::Entropy,
+            Some("global") => Part::Global,
+            Some("decoder") => Part::Decoder,
+            _ if name.starts_with("encoder.hash_embeddings.") => Part::HashTables,
+            _ => Part::Encoder,
+        }
+    }
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Entropy => "entropy model",
+            Part::HashTables => "hash tables",
+            Part::Encoder => "local encoder",
+            Part::Global => "global transformer",
+            Part::Decoder => "local decoder",
+        }
+    }
+
+    /// For programs.
+    pub fn key(self) -> &'static str {
+        match self {
+            Part::Entropy => "entropy_model",
+            Part::HashTables => "hash_tables",
+            Part::Encoder => "local_encoder",
+            Part::Global => "global_transformer",
+            Part::Decoder => "local_decoder",
+        }
+    }
+}
+
+/// The tensors of one part.
+#[derive(Debug, Clone, Default)]
+pub struct PartWeights {
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Bytes they occupy.
+    pub bytes: u64,
+    /// Element types, each once.
+    pub dtypes: Vec<String>,
+}
+
+/// The parts of a checkpoint that it has, with their weights.
+pub fn by_part(checkpoint: &Checkpoint) -> Vec<(Part, PartWeights)> {
+    let mut parts = Part::ALL.map(|part| (part, PartWeights::default()));
+    for (name, tensor) in checkpoint.tensors() {
+        let part = Part::of(name);
+        for (_, weights) in parts.iter_mut().filter(|(p, _)| *p == part) {
+            weights.tensors += 1;
+            weights.parameters += tensor.n_elements() as u64;
+            weights.bytes += tensor.bytes().len() as u64;
+            let dtype = tensor.dtype().to_string();
+            if !weights.dtypes.contains(&dtype) {
+                weights.dtypes.push(dtype);
+            }
+        }
+    }
+    parts.into_iter().filter(|(_, w)| w.tensors > 0).collect()
+}
+
+/// Bytes of weights that generation reads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Traffic {
+    /// For every byte of text.
+    pub per_byte: u64,
+    /// For every patch, on top of that.
+    pub per_patch: u64,
+}
+
+impl Traffic {
+    /// What generating with this model reads. The entropy model counts only if it `runs_entropy`.
+    pub fn of(checkpoint: &Checkpoint, runs_entropy: bool) -> Self {
+        let mut traffic = Traffic::default();
+        for (name, tensor) in checkpoint.tensors() {
+            let part = Part::of(name);
+            match (part, reads(name, tensor)) {
+                (Part::Entropy, _) if !runs_entropy => {}
+                (_, Reads::PerByte(bytes)) => traffic.per_byte += bytes,
+                (_, Reads::PerPatch(bytes)) => traffic.per_patch += bytes,
+            }
+        }
+        traffic
+    }
+}
+
+enum Reads {
+    PerByte(u64),
+    PerPatch(u64),
+}
+
+fn reads(name: &str, tensor: &Tensor) -> Reads {
+    let all = tensor.bytes().len() as u64;
+    let is_table = name.ends_with("tok_embeddings") || name.contains("hash_embeddings");
+    if is_table {
+        return Reads::PerByte(tensor.row_bytes() as u64);
+    }
+    // The encoder's cross-attention runs when a patch closes. Of the decoder's, the keys and values
+    // are made then; queries and outputs belong to the byte.
+    let of_patch = name.starts_with("global.")
+        || name.starts_with("encoder.cross.")
+        || name.ends_with(".patch_projection")
+        || (name.starts_with("decoder.cross.")
+            && [".wk", ".wv", ".norm_kv"]
+                .iter()
+                .any(|end| name.ends_with(end)));
+    match of_patch {
+        true => Reads::PerPatch(all),
+        false => Reads::PerByte(all),
+    }
+}

@@ -1,0 +1,40 @@
+//! Stopping a session's call from another thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Stops the calls of one [`Session`](crate::Session); got from
+/// [`Session::canceller`](crate::Session::canceller). Clones stop the same session.
+#[derive(Debug, Clone)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// Lets the call that is reading bytes, or else the next that does, end with
+    /// [`Error::Cancelled`](crate::Error::Cancelled) before its next batch of 256 bytes. One
+    /// request stops one call.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Withdraws a request that has stopped nothing yet; says whether there was one.
+    pub fn withdraw(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// A session's own end of its [`Canceller`]s. A clone, in a fork, is a flag of its own.
+#[derive(Debug, Default)]
+pub(crate) struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    /// A handle on this flag.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(Arc::clone(&self.0))
+    }
+}
+
+impl Clone for CancelFlag {
+    fn clone(&self) -> Self {
+        CancelFlag::default()
+    }
+}

@@ -1,0 +1,73 @@
+//! The entropy model that lives apart from its BLT: beside it, or in a repository of its own.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::json::{self, Object};
+use super::weights::{Weights, find_weights};
+use super::{Kind, Table, find_config, hf, meta, native};
+use crate::config::TransformerConfig;
+use crate::error::{Error, Result};
+
+/// An entropy model: its configuration, not validated yet, and where its tensors are.
+pub(super) struct EntropyModel {
+    pub config: TransformerConfig,
+    pub weights: Weights,
+    pub table: Table,
+}
+
+/// Opens the entropy model at `path`: a folder or a weights file with its configuration beside it.
+/// A whole BLT that has an entropy model inside (HF or native layout) serves, too.
+///
+/// # Errors
+/// As [`Checkpoint::open`](super::Checkpoint::open).
+pub(super) fn open(path: &Path) -> Result<EntropyModel> {
+    let mut weights = Weights::open(&find_weights(path)?)?;
+    let (config, table) = if let Some(config) = native::read(&mut weights)? {
+        (config.entropy, Table::Native)
+    } else {
+        let config_path = find_config(weights.folder()).ok_or_else(|| {
+            Error::format(
+                weights.path(),
+                "expected the entropy model's config.json or params.json beside it, found neither",
+            )
+        })?;
+        let value = json::read(&config_path)?;
+        if Kind::of(&value) == Some(Kind::Hf) {
+            let config = hf::config(&value, weights.has(hf::PATCHER_TENSOR))?;
+            (config.entropy, Table::Hf { tied: false })
+        } else {
+            let (config, tied_entropy) = meta_config(&config_path, &value)?;
+            (Some(config), Table::Meta { tied_entropy })
+        }
+    };
+    let config = config.ok_or_else(|| {
+        Error::format(
+            path,
+            "expected an entropy model, found a checkpoint without one",
+        )
+    })?;
+    Ok(EntropyModel {
+        config,
+        weights,
+        table,
+    })
+}
+
+/// The configuration, and whether input and output embeddings may be one tensor.
+pub(super) fn meta_config(path: &Path, value: &Value) -> Result<(TransformerConfig, bool)> {
+    let root = Object::root(value)?;
+    let (config, args) = if let Some(args) = root.object("entropy_model")? {
+        (meta::entropy_from_params(&args)?, args)
+    } else if let Some(args) = root.object("args")?.filter(|a| !a.has("dim_global")) {
+        (meta::entropy_from_hub(&args)?, args)
+    } else {
+        return Err(Error::format(
+            path,
+            "expected an entropy model's configuration (an object \"entropy_model\" or \"args\"), \
+             found another",
+        ));
+    };
+    Ok((config, args.flag("weight_tying")?.unwrap_or(false)))
+}

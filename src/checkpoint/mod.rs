@@ -1,0 +1,516 @@
+//! Checkpoints: open any published layout, memory-mapped, and serve its tensors under our names.
+//!
+//! Opening reads configuration and headers, checks that every tensor of the model is there with
+//! the right shape, and touches no weight. Each layout has a file with its configuration keys and
+//! its name table (`hf`, `meta`, `native`); the containers they come in (`safetensors`, `pth`) know
+//! nothing of models.
+//!
+//! A checkpoint is data from strangers. A hostile one gives an [`Error`]; it cannot run code, lead
+//! to files outside its folder, or make the reader allocate out of proportion to its own size.
+
+#![forbid(unsafe_code)]
+
+mod entropy;
+mod hf;
+mod hf_export;
+mod json;
+mod meta;
+mod names;
+mod native;
+mod pickle;
+mod pth;
+mod quantized;
+mod safetensors;
+mod weights;
+mod writer;
+mod zip;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+pub use hf_export::{HfLayout, HfTensor, hf_layout};
+pub use names::expected_tensors;
+pub use native::{
+    Metadata, NativeTensor, config_from_json, config_to_json, native_file, native_metadata,
+};
+pub use weights::FileInfo;
+pub use writer::{SafetensorsWriter, TensorSpec, write_native};
+
+use crate::config::{Config, PatchingMode};
+use crate::error::{Error, Result};
+use crate::tensor::{Storage, Tensor};
+use json::Object;
+use weights::{Weights, find_weights};
+
+/// Who laid the checkpoint out, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Layout {
+    /// Hugging Face transformers: `config.json` and `model.safetensors` or shards.
+    Hf,
+    /// The original implementation's hub repositories: `config.json` with `args`.
+    MetaHub,
+    /// The original implementation's training output: `params.json` and `consolidated.pth`.
+    MetaConsolidated,
+    /// Our own single file.
+    Native,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Layout::Hf => "Hugging Face transformers",
+            Layout::MetaHub => "Meta hub",
+            Layout::MetaConsolidated => "Meta consolidated",
+            Layout::Native => "native",
+        })
+    }
+}
+
+/// What the path of a checkpoint alone does not tell.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Configuration of weights that lie apart from it, in the spelling of any layout; `None`:
+    /// `config.json` or `params.json` beside the weights.
+    pub config: Option<PathBuf>,
+    /// Entropy model of its own: a folder or a weights file with its configuration beside it;
+    /// `None`: the one in the checkpoint or in the folder `entropy_model` beside it.
+    pub entropy_model: Option<PathBuf>,
+    /// Patching mode instead of the checkpoint's. All but entropy do without an entropy model.
+    pub patching: Option<PatchingMode>,
+}
+
+/// An open checkpoint: a validated configuration and every tensor it calls for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    config: Config,
+    layout: Layout,
+    files: Vec<FileInfo>,
+    entries: Vec<Entry>, // in the order of `expected_tensors`
+    number_of: HashMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`, a file or a folder of any layout.
+    ///
+    /// The files are mapped: see [`MappedFile`](crate::tensor::MappedFile) on what happens if they
+    /// change meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] for files that are missing, damaged or hostile,
+    /// [`Error::Config`] for configurations that make no sense, [`Error::Tensor`] for tensors that
+    /// are missing or misshapen, [`Error::Unsupported`] for variants this engine does not compute.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+        let weights = Weights::open(&find_weights(path)?)?;
+        let mut parts = Parts::find(weights, options.config.as_deref())?;
+        if let Some(mode) = options.patching {
+            parts.config.patcher.mode = mode;
+        }
+        let folders = [
+            Some(parts.weights.folder()),
+            parts.config_path.as_deref().and_then(Path::parent),
+        ];
+        let entropy_path = options.entropy_model.clone().or_else(|| {
+            matches!(parts.table, Table::Meta { .. })
+                .then(|| {
+                    let beside = |folder: &Path| folder.join("entropy_model");
+                    folders
+                        .into_iter()
+                        .flatten()
+                        .map(beside)
+                        .find(|p| p.exists())
+                })
+                .flatten()
+        });
+        let apart = entropy_path.as_deref().map(entropy::open).transpose()?;
+        parts.serve(apart)
+    }
+
+    /// Opens a native file that is in memory: a model embedded in the program, or one that a
+    /// caller read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_native_bytes(bytes: impl Into<Storage>) -> Result<Checkpoint> {
+        let path = Path::new("<memory>");
+        let mut weights = Weights::from_storage(path, bytes.into())?;
+        let config = native::read(&mut weights)?.ok_or_else(|| {
+            Error::format(
+                path,
+                "expected a native blt file, found one without its metadata",
+            )
+        })?;
+        Parts {
+            weights,
+            config,
+            config_path: None,
+            layout: Layout::Native,
+            table: Table::Native,
+        }
+        .serve(None)
+    }
+
+    /// The model's configuration; it is valid.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The layout it was found in.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The files the tensors are in.
+    pub fn files(&self) -> &[FileInfo] {
+        &self.files
+    }
+
+    /// Whether the model has a tensor of that name (one of ours).
+    pub fn has(&self, name: &str) -> bool {
+        self.number_of.contains_key(name)
+    }
+
+    /// Our names of all tensors of the model, in canonical order.
+    pub fn names(&self) -> Vec<String> {
+        self.entries.iter().map(|e| e.name.clone()).collect()
+    }
+
+    /// All tensors of the model under our names, in canonical order.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.entries.iter().map(|e| (e.name.as_str(), &e.tensor))
+    }
+
+    /// The tensor of that name (one of ours); shares the checkpoint's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the model has no such tensor or it is of another shape; the message has
+    /// the tensor's name in the file, and the file.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let entry = self.number_of.get(name).map(|&n| &self.entries[n]);
+        let entry = entry.ok_or_else(|| {
+            Error::tensor(
+                name,
+                format!(
+                    "expected shape {shape:?}, found no such tensor in a model of this configuration"
+                ),
+            )
+        })?;
+        entry.check_shape(&entry.tensor, shape)?;
+        Ok(entry.tensor.clone())
+    }
+}
+
+/// The part of the model a tensor belongs to: `entropy`, `encoder`, `global` or `decoder`.
+pub fn component_of(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(part, _)| part)
+}
+
+/// A tensor of the model and where it was found.
+#[derive(Debug)]
+struct Entry {
+    name: String,    // ours
+    foreign: String, // the file's
+    path: PathBuf,
+    tensor: Tensor,
+}
+
+impl Entry {
+    fn resolve(weights: &Weights, source: &Source, name: String, shape: &[usize]) -> Result<Entry> {
+        let foreign = source
+            .names
+            .iter()
+            .find(|n| weights.has(n))
+            .unwrap_or(&source.names[0]);
+        let path = weights.path_of(foreign);
+        let tensor = weights.tensor(foreign)?.ok_or_else(|| {
+            Error::tensor(
+                foreign,
+                format!(
+                    "expected shape {shape:?}, found no such tensor in {}",
+                    path.display()
+                ),
+            )
+        })?;
+        let mut entry = Entry {
+            name,
+            foreign: foreign.clone(),
+            path: path.to_path_buf(),
+            tensor,
+        };
+        match source.slice {
+            None => entry.check_shape(&entry.tensor, shape)?,
+            Some((number, count)) => {
+                let mut whole = shape.to_vec();
+                whole[0] = shape[0].checked_mul(count).ok_or_else(|| {
+                    Error::tensor(&entry.foreign, "the number of its rows overflows")
+                })?;
+                entry.check_shape(&entry.tensor, &whole)?;
+                let rows = number * shape[0]..(number + 1) * shape[0];
+                entry.tensor = entry.tensor.slice_rows(rows)?;
+            }
+        }
+        Ok(entry)
+    }
+
+    fn check_shape(&self, tensor: &Tensor, expected: &[usize]) -> Result<()> {
+        if tensor.shape() == expected {
+            return Ok(());
+        }
+        Err(Error::tensor(
+            &self.foreign,
+            format!(
+                "expected shape {expected:?}, found {:?} in {}",
+                tensor.shape(),
+                self.path.display()
+            ),
+        ))
+    }
+}
+
+/// Where a tensor of ours is: the first of these names that the file has, all of it or a slice.
+struct Source {
+    names: Vec<String>,
+    slice: Option<(usize, usize)>, // (number, of how many equal runs of rows)
+}
+
+impl Source {
+    fn named(name: impl Into<String>) -> Source {
+        Source {
+            names: vec![name.into()],
+            slice: None,
+        }
+    }
+
+    fn either(first: &str, second: &str) -> Source {
+        Source {
+            names: vec![first.into(), second.into()],
+            slice: None,
+        }
+    }
+
+    fn rows_of(name: &str, number: usize, count: usize) -> Source {
+        Source {
+            names: vec![name.into()],
+            slice: Some((number, count)),
+        }
+    }
+}
+
+/// The name table of a set of weights.
+enum Table {
+    Native,
+    Hf { tied: bool },
+    Meta { tied_entropy: bool },
+}
+
+impl Table {
+    fn source(&self, name: &str, config: &Config) -> Source {
+        match self {
+            Table::Native => native::source(name),
+            Table::Hf { tied } => hf::source(name, config, *tied),
+            Table::Meta { tied_entropy } => meta::source(name, *tied_entropy),
+        }
+    }
+}
+
+/// What a configuration file turns out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Hf,
+    MetaHub,
+    MetaParams,
+}
+
+impl Kind {
+    fn of(value: &Value) -> Option<Kind> {
+        if value["model_type"] == "blt" || value["encoder_config"].is_object() {
+            Some(Kind::Hf)
+        } else if value["args"].is_object() {
+            Some(Kind::MetaHub)
+        } else if value["model"].is_object() {
+            Some(Kind::MetaParams)
+        } else {
+            None
+        }
+    }
+}
+
+/// The configuration file in a folder.
+fn find_config(folder: &Path) -> Option<PathBuf> {
+    ["config.json", "params.json", "train_args.json"]
+        .into_iter()
+        .map(|name| folder.join(name))
+        .find(|p| p.exists())
+}
+
+/// A checkpoint before its entropy model and its tensors are looked up.
+struct Parts {
+    weights: Weights,
+    config: Config,
+    config_path: Option<PathBuf>,
+    layout: Layout,
+    table: Table,
+}
+
+impl Parts {
+    fn find(mut weights: Weights, config_path: Option<&Path>) -> Result<Parts> {
+        if let Some(config) = native::read(&mut weights)? {
+            if config_path.is_some() {
+                return Err(Error::argument(
+                    "config",
+                    "expected none for a native file, which carries its own configuration",
+                ));
+            }
+            return Ok(Parts {
+                weights,
+                config,
+                config_path: None,
+                layout: Layout::Native,
+                table: Table::Native,
+            });
+        }
+        let config_path = match config_path {
+            Some(path) => path.to_path_buf(),
+            None => find_config(weights.folder()).ok_or_else(|| {
+                Error::format(
+                    weights.path(),
+                    "expected config.json or params.json beside the weights, found neither; pass \
+                     --config FILE",
+                )
+            })?,
+        };
+        let (layout, table, config) = translate(&config_path, |_| weights.has(hf::PATCHER_TENSOR))?;
+        if let Table::Meta { .. } = table
+            && let Some(name) = meta::TOKEN_PROJECTIONS.into_iter().find(|n| weights.has(n))
+        {
+            return Err(Error::tensor(
+                name,
+                "expected token embeddings of the local width, found a projection of them (keys \
+                 dim_token, dim_token_emb); this variant is not supported",
+            ));
+        }
+        Ok(Parts {
+            weights,
+            config,
+            config_path: Some(config_path),
+            layout,
+            table,
+        })
+    }
+
+    /// Looks every tensor up. `apart`: an entropy model that replaces the one inside, if any.
+    fn serve(mut self, apart: Option<entropy::EntropyModel>) -> Result<Checkpoint> {
+        if let Some(apart) = &apart {
+            self.config.entropy = Some(apart.config.clone());
+        }
+        self.config.validate()?;
+        if self.config.patcher.mode == PatchingMode::Entropy && self.config.entropy.is_none() {
+            return Err(Error::format(
+                self.weights.path(),
+                "expected an entropy model for patching by entropy, found none in or beside the \
+                 checkpoint; pass --entropy-model PATH",
+            ));
+        }
+        let mut entries = Vec::new();
+        let mut number_of = HashMap::new();
+        for (name, shape) in expected_tensors(&self.config) {
+            let (weights, table) = match &apart {
+                Some(apart) if component_of(&name) == "entropy" => (&apart.weights, &apart.table),
+                _ => (&self.weights, &self.table),
+            };
+            let source = table.source(&name, &self.config);
+            number_of.insert(name.clone(), entries.len());
+            entries.push(Entry::resolve(weights, &source, name, &shape)?);
+        }
+        let mut files: Vec<FileInfo> = self.weights.files().cloned().collect();
+        if let Some(apart) = &apart {
+            files.extend(apart.weights.files().cloned());
+        }
+        Ok(Checkpoint {
+            config: self.config,
+            layout: self.layout,
+            files,
+            entries,
+            number_of,
+        })
+    }
+}
+
+/// Reads a configuration file of any published layout. `has_patcher` tells from the file's content
+/// whether weights in HF layout hold an entropy model; Meta's have none, it is a model of its own.
+fn translate(path: &Path, has_patcher: impl Fn(&Value) -> bool) -> Result<(Layout, Table, Config)> {
+    let value = json::read(path)?;
+    let root = Object::root(&value)?;
+    match Kind::of(&value) {
+        Some(Kind::Hf) => {
+            let tied = hf::tied(&value)?;
+            let config = hf::config(&value, has_patcher(&value))?;
+            Ok((Layout::Hf, Table::Hf { tied }, config))
+        }
+        Some(Kind::MetaHub) => {
+            let train_path = path.with_file_name("train_args.json");
+            let train = match train_path.exists() {
+                true => json::read(&train_path)?,
+                false => Value::Object(Default::default()),
+            };
+            let args = root.required_object("args")?;
+            let config = meta_config(path, &args, &Object::root(&train)?)?;
+            Ok((Layout::MetaHub, META, config))
+        }
+        Some(Kind::MetaParams) => {
+            let config = meta_config(path, &root.required_object("model")?, &root)?;
+            Ok((Layout::MetaConsolidated, META, config))
+        }
+        None => Err(not_a_model(path, root.has("entropy_model"))),
+    }
+}
+
+/// The configuration in a file of any published layout, without any weights: to make a model of
+/// that shape. `entropy_model` is the configuration file of Meta's separate entropy model.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Format`], [`Error::Config`] and [`Error::Unsupported`] as
+/// [`Checkpoint::open`].
+pub fn read_config(path: &Path, entropy_model: Option<&Path>) -> Result<Config> {
+    let (.., mut config) = translate(path, |value| {
+        value["patcher_config"].is_object() && value["patch_in_forward"] != false
+    })?;
+    if let Some(path) = entropy_model {
+        config.entropy = Some(entropy::meta_config(path, &json::read(path)?)?.0);
+        config.validate()?;
+    }
+    Ok(config)
+}
+
+const META: Table = Table::Meta {
+    tied_entropy: false,
+};
+
+/// A BLT of Meta's from its arguments and the training arguments around them.
+fn meta_config(path: &Path, args: &Object, train: &Object) -> Result<Config> {
+    if !args.has("dim_global") && args.has("sliding_window") {
+        return Err(not_a_model(path, true));
+    }
+    let patcher = match train.object("data")? {
+        Some(data) => data.object("patcher_args")?,
+        None => None,
+    };
+    meta::config(args, patcher.as_ref())
+}
+
+fn not_a_model(path: &Path, entropy_model: bool) -> Error {
+    let found = match entropy_model {
+        true => "that of an entropy model; pass it with --entropy-model PATH",
+        false => "another",
+    };
+    Error::format(
+        path,
+        format!(
+            "expected a BLT's configuration (\"model_type\": \"blt\", \"args\" or \"model\"), found \
+             {found}"
+        ),
+    )
+}

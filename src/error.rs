@@ -1,0 +1,150 @@
+//! The one error type of the engine, and its `Result`.
+//!
+//! A message names the thing, what was expected and what was found. Anything a file, a prompt or a
+//! caller can cause is an [`Error`]; a panic means a bug of ours.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Shorthand for a result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong because of a file, a prompt or a caller.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to open, read, map or write a file.
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what its format demands (truncated, damaged, hostile or of another kind).
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// A configuration key is missing, of the wrong type or out of range.
+    Config {
+        /// The key, in the spelling of the file it came from.
+        key: String,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// A tensor is missing or has the wrong shape or type.
+    Tensor {
+        /// The tensor's name in the file it came from.
+        name: String,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// The model's arithmetic gave a value that is not finite: its weights are damaged.
+    NonFinite {
+        /// Which result (`"entropy"` or `"logits"`).
+        what: &'static str,
+        /// Position of the byte, counted from the start of the session (BOS included).
+        position: usize,
+    },
+    /// The text does not fit into the context that the model or the session allows.
+    ContextFull {
+        /// `"bytes"` or `"patches"`.
+        unit: &'static str,
+        /// The limit, in that unit.
+        limit: usize,
+        /// How many were needed.
+        needed: usize,
+    },
+    /// An argument of a call is out of its range.
+    Argument {
+        /// The argument.
+        name: &'static str,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// The file is sound, but asks for something this engine does not do.
+    Unsupported(String),
+    /// A [`Canceller`](crate::Canceller) asked to stop.
+    Cancelled,
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::Io {
+            path: path.as_ref().to_path_buf(),
+            source,
+        }
+    }
+
+    /// An [`Error::Format`] for `path`.
+    pub fn format(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Error::Format {
+            path: path.as_ref().to_path_buf(),
+            what: what.into(),
+        }
+    }
+
+    /// An [`Error::Config`] for `key`.
+    pub fn config(key: impl Into<String>, what: impl Into<String>) -> Self {
+        Error::Config {
+            key: key.into(),
+            what: what.into(),
+        }
+    }
+
+    /// An [`Error::Tensor`] for `name`.
+    pub fn tensor(name: impl Into<String>, what: impl Into<String>) -> Self {
+        Error::Tensor {
+            name: name.into(),
+            what: what.into(),
+        }
+    }
+
+    /// An [`Error::Argument`] for `name`.
+    pub fn argument(name: &'static str, what: impl Into<String>) -> Self {
+        Error::Argument {
+            name,
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
+            Error::Format { path, what } => write!(f, "{}: {what}", path.display()),
+            Error::Config { key, what } => write!(f, "configuration key \"{key}\": {what}"),
+            Error::Tensor { name, what } => write!(f, "tensor \"{name}\": {what}"),
+            Error::NonFinite { what, position } => write!(
+                f,
+                "{what} at position {position}: expected finite numbers, found NaN or infinity; \
+                 the model's weights are damaged"
+            ),
+            Error::ContextFull {
+                unit,
+                limit,
+                needed,
+            } => write!(
+                f,
+                "context: expected at most {limit} {unit}, found {needed}; shorten the text, \
+                 raise the limit or ask for a sliding context"
+            ),
+            Error::Argument { name, what } => write!(f, "{name}: {what}"),
+            Error::Unsupported(what) => write!(f, "{what}"),
+            Error::Cancelled => write!(f, "cancelled by the caller; nothing was kept of this call"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

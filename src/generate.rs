@@ -1,0 +1,184 @@
+//! The loop: choose a byte, hand it out, read it, until something says stop.
+//!
+//! ```no_run
+//! use blt::{GenerateOptions, Model, Session, SessionOptions};
+//!
+//! let model = Model::open("model.safetensors")?;
+//! let mut session = Session::new(&model, SessionOptions::default())?;
+//! session.feed(b"Once upon a time")?;
+//! for byte in session.generate(&GenerateOptions::default())? {
+//!     print!("{}", byte? as char);
+//! }
+//! # Ok::<(), blt::Error>(())
+//! ```
+
+use std::collections::VecDeque;
+
+use crate::error::{Error, Result};
+use crate::sampler::{Sampler, SamplerConfig};
+use crate::session::Session;
+use crate::stop::{Stop, StopMatcher};
+use crate::vocab::{EOS, Id, id_to_byte};
+
+/// Settings of a generation.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateOptions {
+    /// Most bytes to generate; `None`: until something else stops.
+    pub max_bytes: Option<usize>,
+    /// How bytes are chosen.
+    pub sampler: SamplerConfig,
+    /// Byte strings that end the generation; they are not handed out.
+    pub stop: Vec<Vec<u8>>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model chose the end-of-sequence id (which the session does not read).
+    Eos,
+    /// A stop string was complete.
+    StopString,
+    /// As many bytes as asked for.
+    MaxBytes,
+}
+
+/// The bytes a model goes on with, one at a time.
+///
+/// A byte is read by the session when the next one is asked for, so that no work is done for a byte
+/// nobody wants; [`Generator::finish`] reads the last one too.
+#[derive(Debug)]
+pub struct Generator<'a> {
+    session: &'a mut Session,
+    sampler: Sampler,
+    stops: StopMatcher,
+    /// Chosen and not yet handed out: the beginning of what may become a stop string, or the text
+    /// before one.
+    held: VecDeque<u8>,
+    /// How many of `held` can be handed out.
+    ready: usize,
+    /// Chosen and not yet read by the session.
+    unread: Option<Id>,
+    left: usize,
+    reason: Option<FinishReason>,
+    failed: bool,
+}
+
+impl Session {
+    /// Goes on with the text. An empty session is given BOS first.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for sampler settings out of range, an empty stop string, or a session
+    /// without BOS that has read nothing; errors of reading as [`Session::feed_ids`].
+    pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generator<'_>> {
+        let sampler = Sampler::new(options.sampler.clone())?;
+        let stops = StopMatcher::new(&options.stop)?;
+        self.begin()?;
+        if self.is_empty() {
+            return Err(Error::argument(
+                "prompt",
+                "expected at least one byte when BOS is left out, found none",
+            ));
+        }
+        Ok(Generator {
+            session: self,
+            sampler,
+            stops,
+            held: VecDeque::new(),
+            ready: 0,
+            unread: None,
+            left: options.max_bytes.unwrap_or(usize::MAX),
+            reason: None,
+            failed: false,
+        })
+    }
+}
+
+impl Generator<'_> {
+    /// Why the generation ended; `None` while it goes on.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.reason.filter(|_| self.ready == 0)
+    }
+
+    /// The session, for its patches and entropies. The byte handed out last is not in it yet.
+    pub fn session(&self) -> &Session {
+        self.session
+    }
+
+    /// What chooses the bytes, in its present random state.
+    pub fn sampler(&self) -> &Sampler {
+        &self.sampler
+    }
+
+    /// Lets another sampler choose from here on: one that goes on with the random numbers of an
+    /// earlier generation.
+    pub fn set_sampler(&mut self, sampler: Sampler) {
+        self.sampler = sampler;
+    }
+
+    /// Lets the session read the byte chosen last, so that it holds the whole text and can go on.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`].
+    pub fn finish(mut self) -> Result<()> {
+        self.read_chosen()
+    }
+
+    fn read_chosen(&mut self) -> Result<()> {
+        match self.unread.take() {
+            Some(id) => self.session.feed_ids(&[id]),
+            None => Ok(()),
+        }
+    }
+
+    /// Chooses bytes until one can be handed out or the end is reached.
+    fn advance(&mut self) -> Result<()> {
+        while self.ready == 0 && self.reason.is_none() {
+            if self.left == 0 {
+                self.end(FinishReason::MaxBytes, 0);
+                break;
+            }
+            self.read_chosen()?;
+            let id = self
+                .sampler
+                .sample(self.session.logits(), self.session.ids());
+            if id == EOS {
+                self.end(FinishReason::Eos, 0);
+                break;
+            }
+            self.unread = Some(id);
+            self.left -= 1;
+            // Other special ids are read but have no byte.
+            let Some(byte) = id_to_byte(id) else { continue };
+            self.held.push_back(byte);
+            match self.stops.push(byte) {
+                Stop::Held(n) => self.ready = self.held.len() - n,
+                Stop::Found { len, .. } => self.end(FinishReason::StopString, len),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends, dropping the last `n_dropped` bytes.
+    fn end(&mut self, reason: FinishReason, n_dropped: usize) {
+        self.held.truncate(self.held.len() - n_dropped);
+        self.ready = self.held.len();
+        self.reason = Some(reason);
+    }
+}
+
+impl Iterator for Generator<'_> {
+    type Item = Result<u8>;
+
+    /// The next byte. After an error there is nothing more.
+    fn next(&mut self) -> Option<Result<u8>> {
+        if self.failed {
+            return None;
+        }
+        if let Err(error) = self.advance() {
+            self.failed = true;
+            return Some(Err(error));
+        }
+        self.ready = self.ready.checked_sub(1)?;
+        self.held.pop_front().map(Ok)
+    }
+}

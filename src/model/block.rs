@@ -1,0 +1,172 @@
+//! The transformer layer that all four networks share: RMSNorm, attention, RMSNorm, SwiGLU.
+//!
+//! Spec section 2. Pre-norm, no biases, rotary positions on interleaved pairs.
+
+use std::ops::Range;
+
+use crate::cache::KvCache;
+use crate::checkpoint::Checkpoint;
+use crate::config::TransformerConfig;
+use crate::error::Result;
+use crate::model::weights::{matrix, norm};
+use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope};
+
+/// A stack of layers with one shape.
+#[derive(Debug)]
+pub struct Stack {
+    /// Shape of the layers.
+    pub config: TransformerConfig,
+    rope: Rope,
+    blocks: Vec<Block>,
+}
+
+/// One layer. Matrices are row-major (out, in).
+#[derive(Debug)]
+struct Block {
+    attention_norm: Vec<f32>, // (dim)
+    wq: Matrix,               // (n_heads * head_dim, dim)
+    wk: Matrix,               // (n_kv_heads * head_dim, dim)
+    wv: Matrix,               // (n_kv_heads * head_dim, dim)
+    wo: Matrix,               // (dim, n_heads * head_dim)
+    ffn_norm: Vec<f32>,       // (dim)
+    w1: Matrix,               // (hidden_dim, dim)
+    w2: Matrix,               // (dim, hidden_dim)
+    w3: Matrix,               // (hidden_dim, dim)
+}
+
+/// Where the rows of one forward pass stand.
+#[derive(Debug)]
+pub struct Rows {
+    /// Position of the first row; the others follow it.
+    pub first: usize,
+    /// For each row the first position it sees; the last is its own.
+    pub visible_from: Vec<usize>,
+    /// Rotary angles of each row.
+    pub angles: Angles,
+}
+
+impl Rows {
+    fn visible(&self) -> Vec<Range<usize>> {
+        let ends = self.first + 1..;
+        let starts = self.visible_from.iter();
+        starts.zip(ends).map(|(&from, end)| from..end).collect()
+    }
+}
+
+impl Stack {
+    /// Takes the layers `{part}.layers.*` from a checkpoint.
+    pub fn load(checkpoint: &Checkpoint, part: &str, config: &TransformerConfig) -> Result<Self> {
+        let load = |l| Block::load(checkpoint, &format!("{part}.layers.{l}"), config);
+        Ok(Stack {
+            config: config.clone(),
+            rope: Rope::new(config.head_dim, config.rope_theta),
+            blocks: (0..config.n_layers).map(load).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Number of layers.
+    pub fn n_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Shape of the heads.
+    pub fn heads(&self) -> Heads {
+        Heads {
+            n_heads: self.config.n_heads,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim,
+        }
+    }
+
+    /// An empty cache for this stack. With a window it allows `slack` positions to be appended or
+    /// taken back at a time.
+    pub fn new_cache(&self, slack: usize) -> KvCache {
+        KvCache::new(self.n_layers(), self.heads(), self.config.window, slack)
+    }
+
+    /// Rows at positions `first..first + n` which see back to the window's edge or to `barrier(i)`
+    /// (the start of row i's segment), whichever is later. Rotary angles count from `origin`.
+    pub fn rows(
+        &self,
+        first: usize,
+        n: usize,
+        origin: impl Fn(usize) -> usize,
+        barrier: impl Fn(usize) -> usize,
+    ) -> Rows {
+        let window = self.config.window.unwrap_or(usize::MAX);
+        let positions = first..first + n;
+        let from = |p: usize| (p + 1).saturating_sub(window).max(barrier(p));
+        Rows {
+            first,
+            visible_from: positions.clone().map(from).collect(),
+            angles: self.rope.angles(positions.map(|p| p - origin(p))),
+        }
+    }
+
+    /// Runs layer `layer` on x (n, dim) in place, appending to the cache.
+    pub fn forward_layer(
+        &self,
+        compute: &Compute,
+        layer: usize,
+        rows: &Rows,
+        cache: &mut KvCache,
+        x: &mut [f32],
+    ) {
+        let block = &self.blocks[layer];
+        let eps = self.config.norm_eps;
+        let n = rows.visible_from.len();
+
+        let mut a = vec![0.0; x.len()]; // (n, dim)
+        ops::rms_norm(compute, x, &block.attention_norm, eps, &mut a);
+        let mut q = vec![0.0; n * block.wq.rows()]; // (n, n_heads * head_dim)
+        let mut k = vec![0.0; n * block.wk.rows()]; // (n, n_kv_heads * head_dim)
+        let mut v = vec![0.0; n * block.wv.rows()]; // (n, n_kv_heads * head_dim)
+        let qkv = &mut [
+            (&block.wq, &mut q[..]),
+            (&block.wk, &mut k),
+            (&block.wv, &mut v),
+        ];
+        ops::linear_many(compute, &a, qkv);
+        rows.angles.apply(compute, &mut q);
+        rows.angles.apply(compute, &mut k);
+        cache.append(layer, rows.first, &k, &v);
+        let mut o = vec![0.0; q.len()]; // (n, n_heads * head_dim)
+        let tiles = cache.tiles(layer, rows.visible_from[0]..rows.first + n);
+        ops::attention(compute, self.heads(), &q, &tiles, &rows.visible(), &mut o);
+        ops::linear(compute, &block.wo, &o, &mut a);
+        ops::add_assign(compute, x, &a);
+
+        ops::rms_norm(compute, x, &block.ffn_norm, eps, &mut a);
+        let mut gate = vec![0.0; n * block.w1.rows()]; // (n, hidden_dim)
+        let mut up = vec![0.0; n * block.w3.rows()]; // (n, hidden_dim)
+        let gate_up = &mut [(&block.w1, &mut gate[..]), (&block.w3, &mut up)];
+        ops::linear_many(compute, &a, gate_up);
+        ops::swiglu(compute, &mut gate, &up);
+        ops::linear(compute, &block.w2, &gate, &mut a);
+        ops::add_assign(compute, x, &a);
+    }
+}
+
+impl Block {
+    fn load(checkpoint: &Checkpoint, at: &str, config: &TransformerConfig) -> Result<Self> {
+        let &TransformerConfig {
+            dim, hidden_dim, ..
+        } = config;
+        let q_dim = config.n_heads * config.head_dim;
+        let kv_dim = config.n_kv_heads * config.head_dim;
+        let matrix =
+            |name: &str, rows, cols| matrix(checkpoint, &format!("{at}.{name}"), rows, cols);
+        let norm = |name: &str| norm(checkpoint, &format!("{at}.{name}"), dim);
+        Ok(Block {
+            attention_norm: norm("attention_norm")?,
+            wq: matrix("wq", q_dim, dim)?,
+            wk: matrix("wk", kv_dim, dim)?,
+            wv: matrix("wv", kv_dim, dim)?,
+            wo: matrix("wo", dim, q_dim)?,
+            ffn_norm: norm("ffn_norm")?,
+            w1: matrix("w1", hidden_dim, dim)?,
+            w2: matrix("w2", dim, hidden_dim)?,
+            w3: matrix("w3", hidden_dim, dim)?,
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! Cross-attention between bytes and patches, with the double residual of the released models.
+//!
+//! Spec sections 6 and 7: the module adds its input to its output, and its caller adds it again, so
+//! a query row x becomes `2 x + Wo attention`. No rotary positions.
+
+use std::ops::Range;
+
+use crate::checkpoint::Checkpoint;
+use crate::config::CrossAttentionConfig;
+use crate::error::Result;
+use crate::model::weights::{matrix, norm};
+use crate::ops::{self, Compute, Heads, KvTile, Matrix};
+
+/// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
+#[derive(Debug)]
+pub struct CrossAttention {
+    config: CrossAttentionConfig,
+    norm_q: Vec<f32>,  // (dim)
+    norm_kv: Vec<f32>, // (dim)
+    wq: Matrix,        // (n_heads * head_dim, dim)
+    wk: Matrix,        // (n_kv_heads * head_dim, dim)
+    wv: Matrix,        // (n_kv_heads * head_dim, dim)
+    wo: Matrix,        // (dim, n_heads * head_dim)
+}
+
+impl CrossAttention {
+    /// Takes the tensors `{at}.*`.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        at: &str,
+        dim: usize,
+        config: &CrossAttentionConfig,
+    ) -> Result<Self> {
+        let q_dim = config.n_heads * config.head_dim;
+        let kv_dim = config.n_kv_heads * config.head_dim;
+        let matrix =
+            |name: &str, rows, cols| matrix(checkpoint, &format!("{at}.{name}"), rows, cols);
+        let norm = |name: &str| norm(checkpoint, &format!("{at}.{name}"), dim);
+        Ok(CrossAttention {
+            config: config.clone(),
+            norm_q: norm("norm_q")?,
+            norm_kv: norm("norm_kv")?,
+            wq: matrix("wq", q_dim, dim)?,
+            wk: matrix("wk", kv_dim, dim)?,
+            wv: matrix("wv", kv_dim, dim)?,
+            wo: matrix("wo", dim, q_dim)?,
+        })
+    }
+
+    /// Width of a key or value row.
+    pub fn kv_dim(&self) -> usize {
+        self.wk.rows()
+    }
+
+    /// Keys and values (n, kv_dim) of the attended rows x (n, dim).
+    pub fn keys_values(&self, compute: &Compute, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let n = x.len() / self.norm_kv.len();
+        let mut a = vec![0.0; x.len()];
+        ops::rms_norm(compute, x, &self.norm_kv, self.config.norm_eps, &mut a);
+        let mut k = vec![0.0; n * self.kv_dim()];
+        let mut v = vec![0.0; n * self.kv_dim()];
+        ops::linear_many(
+            compute,
+            &a,
+            &mut [(&self.wk, &mut k[..]), (&self.wv, &mut v)],
+        );
+        (k, v)
+    }
+
+    /// `x = 2 x + Wo attention` for query rows x (n, dim); row i sees the rows `visible[i]` of the
+    /// keys and values (m, kv_dim), the first of which has position `first`.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        (first, k, v): (usize, &[f32], &[f32]),
+        visible: &[Range<usize>],
+        x: &mut [f32],
+    ) {
+        let n = visible.len();
+        let mut a = vec![0.0; x.len()];
+        ops::rms_norm(compute, x, &self.norm_q, self.config.norm_eps, &mut a);
+        let mut q = vec![0.0; n * self.wq.rows()];
+        ops::linear(compute, &self.wq, &a, &mut q);
+        let heads = Heads {
+            n_heads: self.config.n_heads,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim,
+        };
+        let tile = KvTile {
+            first,
+            n: k.len() / self.kv_dim(),
+            k,
+            v,
+            row_stride: self.kv_dim(),
+            head_stride: self.config.head_dim,
+        };
+        let mut o = vec![0.0; q.len()];
+        ops::attention(compute, heads, &q, &[tile], visible, &mut o);
+        ops::linear(compute, &self.wo, &o, &mut a);
+        ops::double_add(compute, x, &a);
+    }
+}

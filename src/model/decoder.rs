@@ -1,0 +1,143 @@
+//! The local decoder: byte states and the latest closed patch in, logits of the next byte out.
+//!
+//! Paper section 3.3, spec section 7.
+
+use std::ops::Range;
+
+use crate::cache::{KvCache, RowStore};
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::Result;
+use crate::model::block::{Rows, Stack};
+use crate::model::cross::CrossAttention;
+use crate::model::weights::{matrix, norm};
+use crate::ops::{self, Compute, Matrix};
+use crate::vocab::VOCAB_SIZE;
+
+/// The local decoder's weights.
+#[derive(Debug)]
+pub struct Decoder {
+    patch_projection: Matrix,   // (k * dim, global dim)
+    cross: Vec<CrossAttention>, // before every layer, or before the first only
+    /// The self-attention layers.
+    pub layers: Stack,
+    norm: Vec<f32>, // (dim)
+    output: Matrix, // (vocab, dim)
+    /// Patches a byte sees.
+    cross_window: usize,
+    k: usize,
+}
+
+/// Keys and values of the latest patches in one cross-attention: k rows of kv_dim per patch.
+#[derive(Debug, Clone)]
+pub struct PatchKv {
+    k: RowStore,
+    v: RowStore,
+}
+
+impl Decoder {
+    /// Takes the tensors `decoder.*`.
+    pub fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
+        let dim = config.decoder.dim;
+        let n_cross = match config.decoder_cross.all_layers {
+            true => config.decoder.n_layers,
+            false => 1,
+        };
+        let load_cross = |l| {
+            let at = format!("decoder.cross.{l}");
+            CrossAttention::load(checkpoint, &at, dim, &config.decoder_cross)
+        };
+        Ok(Decoder {
+            patch_projection: matrix(
+                checkpoint,
+                "decoder.patch_projection",
+                config.patch_dim(),
+                config.global.dim,
+            )?,
+            cross: (0..n_cross).map(load_cross).collect::<Result<_>>()?,
+            layers: Stack::load(checkpoint, "decoder", &config.decoder)?,
+            norm: norm(checkpoint, "decoder.norm", dim)?,
+            output: matrix(checkpoint, "decoder.output", VOCAB_SIZE, dim)?,
+            cross_window: config.decoder_cross.window.unwrap_or(1),
+            k: config.cross_attn_k,
+        })
+    }
+
+    /// Empty stores for the patches' keys and values, one per cross-attention.
+    pub fn new_patch_kv(&self) -> Vec<PatchKv> {
+        let store = |c: &CrossAttention| PatchKv {
+            k: RowStore::new(self.k * c.kv_dim()),
+            v: RowStore::new(self.k * c.kv_dim()),
+        };
+        self.cross.iter().map(store).collect()
+    }
+
+    /// Adds the keys and values of patches whose global outputs are `global_out` (n, global dim).
+    pub fn add_patches(&self, compute: &Compute, global_out: &[f32], patch_kv: &mut [PatchKv]) {
+        let n = global_out.len() / self.patch_projection.cols();
+        let mut u = vec![0.0; n * self.patch_projection.rows()]; // (n * k, dim)
+        ops::linear(compute, &self.patch_projection, global_out, &mut u);
+        for (cross, store) in self.cross.iter().zip(patch_kv) {
+            let (k, v) = cross.keys_values(compute, &u);
+            store.k.push(&k);
+            store.v.push(&v);
+        }
+    }
+
+    /// The patches whose keys and values a byte after `n_closed` closed patches needs.
+    pub fn patches_seen(&self, n_closed: usize) -> Range<usize> {
+        n_closed.saturating_sub(self.cross_window)..n_closed
+    }
+
+    /// Drops what bytes after `n_closed` closed patches do not see.
+    pub fn drop_unseen(&self, n_closed: usize, patch_kv: &mut [PatchKv]) {
+        for store in patch_kv {
+            store.k.drop_before(self.patches_seen(n_closed).start);
+            store.v.drop_before(self.patches_seen(n_closed).start);
+        }
+    }
+
+    /// Drops everything; the next patch added is patch `patch`.
+    pub fn restart_patches(&self, patch: usize, patch_kv: &mut [PatchKv]) {
+        for store in patch_kv {
+            store.k.restart(patch);
+            store.v.restart(patch);
+        }
+    }
+
+    /// Runs the layers on the byte states y (n, dim) in place; `n_closed[i]` patches are closed
+    /// once byte i has been read, and it sees the last of them.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        rows: &Rows,
+        n_closed: &[usize],
+        patch_kv: &[PatchKv],
+        cache: &mut KvCache,
+        y: &mut [f32],
+    ) {
+        let sees = |&n: &usize| {
+            let patches = self.patches_seen(n);
+            patches.start * self.k..patches.end * self.k
+        };
+        let visible: Vec<Range<usize>> = n_closed.iter().map(sees).collect();
+        for layer in 0..self.layers.n_layers() {
+            if let (Some(cross), Some(store)) = (self.cross.get(layer), patch_kv.get(layer)) {
+                let held = store.k.first()..store.k.end();
+                let first = held.start * self.k;
+                let kv = (first, store.k.rows(held.clone()), store.v.rows(held));
+                cross.forward(compute, kv, &visible, y);
+            }
+            self.layers.forward_layer(compute, layer, rows, cache, y);
+        }
+    }
+
+    /// Logits (n, vocab) of the ids after rows y (n, dim).
+    pub fn logits(&self, compute: &Compute, y: &[f32]) -> Vec<f32> {
+        let mut h = vec![0.0; y.len()];
+        ops::rms_norm(compute, y, &self.norm, self.layers.config.norm_eps, &mut h);
+        let mut logits = vec![0.0; y.len() / self.norm.len() * VOCAB_SIZE];
+        ops::linear(compute, &self.output, &h, &mut logits);
+        logits
+    }
+}

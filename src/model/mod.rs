@@ -1,0 +1,111 @@
+//! The Byte Latent Transformer: its four networks, and the pass that joins them.
+//!
+//! [`Model`] is weights: shared, immutable, `Send + Sync`. What changes while running is in the
+//! `State` that a [`Session`](crate::Session) holds. `forward.rs` reads down the whole path of a
+//! byte.
+
+mod block;
+mod cross;
+mod decoder;
+mod encoder;
+mod entropy;
+mod forward;
+mod global;
+pub mod hash;
+pub mod patcher;
+pub(crate) mod saved;
+mod state;
+mod stored;
+mod weights;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::config::Config;
+use crate::error::Result;
+use crate::ops::Compute;
+
+pub use forward::Trace;
+pub(crate) use forward::{Batch, MAX_BATCH, Wanted};
+pub(crate) use state::State;
+
+use decoder::Decoder;
+use encoder::Encoder;
+use entropy::EntropyModel;
+use global::Global;
+use stored::Stored;
+
+/// A loaded model. Cloning shares the weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    weights: Arc<Weights>,
+    compute: Arc<Compute>,
+}
+
+#[derive(Debug)]
+struct Weights {
+    config: Config,
+    entropy: Option<EntropyModel>,
+    encoder: Encoder,
+    global: Global,
+    decoder: Decoder,
+    stored: Stored,
+}
+
+impl Model {
+    /// Opens a checkpoint in any of the known layouts, with all threads and the best instructions
+    /// the machine has. Weights stay in the mapped file.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file: see [`Checkpoint::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path.as_ref(), &OpenOptions::default())?;
+        Model::load(&checkpoint, Compute::new(None, None)?)
+    }
+
+    /// Takes the weights of an open checkpoint.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] if a tensor is missing or has the wrong shape.
+    pub fn load(checkpoint: &Checkpoint, compute: Compute) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let entropy = (config.entropy.as_ref())
+            .map(|entropy| EntropyModel::load(checkpoint, entropy))
+            .transpose()?;
+        Ok(Model {
+            weights: Arc::new(Weights {
+                entropy,
+                encoder: Encoder::load(checkpoint, &config)?,
+                global: Global::load(checkpoint, &config)?,
+                decoder: Decoder::load(checkpoint, &config)?,
+                stored: Stored::new(checkpoint),
+                config,
+            }),
+            compute: Arc::new(compute),
+        })
+    }
+
+    /// The same weights computed with other threads or instructions.
+    pub fn with_compute(&self, compute: Compute) -> Self {
+        Model {
+            weights: Arc::clone(&self.weights),
+            compute: Arc::new(compute),
+        }
+    }
+
+    /// The hyper-parameters.
+    pub fn config(&self) -> &Config {
+        &self.weights.config
+    }
+
+    /// Threads and instructions.
+    pub fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
+    /// Whether the model has an entropy model.
+    pub fn has_entropy_model(&self) -> bool {
+        self.weights.entropy.is_some()
+    }
+}

@@ -1,0 +1,188 @@
+//! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
+
+use std::ops::Range;
+
+use super::Model;
+use super::decoder::PatchKv;
+use super::patcher::Patcher;
+use crate::cache::{KvCache, RowStore};
+use crate::vocab::Id;
+
+/// The state of one sequence. Cloning is a fork: cache pages are shared until one side writes.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The ids read so far.
+    pub(super) ids: Vec<Id>,
+    /// Entropy in nats of the id after each of `ids`; NaN where it was not computed.
+    pub(super) entropies: Vec<f32>,
+    /// Decided patch starts, ascending, `0` first. The last is where the open patch starts; it is
+    /// `ids.len()` when the next byte is known to start a patch.
+    pub(super) starts: Vec<usize>,
+    /// Positions of the EOS ids.
+    pub(super) eos: Vec<usize>,
+    pub(super) patcher: Patcher,
+    pub(super) entropy_cache: Option<KvCache>,
+    pub(super) encoder_cache: KvCache,
+    pub(super) decoder_cache: KvCache,
+    pub(super) global_cache: KvCache,
+    /// What the encoder's cross-attentions read, from the oldest byte that can still be in an open
+    /// patch after a rewind: rows of the local width.
+    pub(super) byte_states: Vec<RowStore>,
+    /// Global outputs of all closed patches (from which `patch_kv` is rebuilt on a rewind).
+    pub(super) global_out: RowStore,
+    /// What the decoder's cross-attentions read.
+    pub(super) patch_kv: Vec<PatchKv>,
+    /// Length at which the entropy model last began anew, and how often it does.
+    pub(super) entropy_reset: Option<usize>,
+}
+
+/// Bytes that can be taken back, or are read at once, without recomputing what lies before.
+pub(super) const SLACK: usize = 256;
+
+impl State {
+    /// The state before the first byte. The entropy model begins anew every `entropy_reset` bytes
+    /// (Meta's patcher: 8192; `None`: never), and does not run at all unless `entropies`.
+    pub fn new(
+        model: &Model,
+        patcher: Patcher,
+        entropies: bool,
+        entropy_reset: Option<usize>,
+    ) -> Self {
+        let w = &model.weights;
+        let entropy = w.entropy.as_ref().filter(|_| entropies);
+        State {
+            ids: Vec::new(),
+            entropies: Vec::new(),
+            starts: vec![0],
+            eos: Vec::new(),
+            patcher,
+            entropy_cache: entropy.map(|e| e.layers.new_cache(SLACK)),
+            encoder_cache: w.encoder.layers.new_cache(SLACK),
+            decoder_cache: w.decoder.layers.new_cache(SLACK),
+            global_cache: w.global.layers.new_cache(SLACK),
+            byte_states: w.encoder.new_states(),
+            global_out: RowStore::new(w.config.global.dim),
+            patch_kv: w.decoder.new_patch_kv(),
+            entropy_reset,
+        }
+    }
+
+    /// Ids read so far.
+    pub fn ids(&self) -> &[Id] {
+        &self.ids
+    }
+
+    /// Entropies in nats, one per id: of the id after it. NaN if the entropy model does not run.
+    pub fn entropies(&self) -> &[f32] {
+        &self.entropies
+    }
+
+    /// Where patches start, the open one included; ends with `ids().len()` when the next byte is
+    /// known to start a patch.
+    pub fn patch_starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// Number of closed patches.
+    pub fn n_closed(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Bytes of memory held by the caches.
+    pub fn n_bytes(&self) -> usize {
+        let caches = [&self.encoder_cache, &self.decoder_cache, &self.global_cache];
+        let rows = self.byte_states.iter().chain([&self.global_out]);
+        (caches
+            .into_iter()
+            .chain(&self.entropy_cache)
+            .map(KvCache::n_bytes))
+        .sum::<usize>()
+            + rows.map(RowStore::n_bytes).sum::<usize>()
+    }
+
+    /// Goes back to the first `len` ids.
+    ///
+    /// Returns `false`, leaving the state as it is, if too much has been overwritten for that; the
+    /// caller then starts over and reads the `len` ids again.
+    pub(crate) fn truncate(&mut self, model: &Model, len: usize) -> bool {
+        let w = &model.weights;
+        let n_starts = self.starts.partition_point(|&s| s <= len);
+        let n_closed = n_starts - 1;
+        let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
+        // The next byte sees `window - 1` positions before its own.
+        let holds = |cache: &KvCache, window: Option<usize>| {
+            window.is_none_or(|window| cache.oldest() <= (len + 1).saturating_sub(window))
+        };
+        let held = (self.entropy_cache.iter()).all(|cache| {
+            holds(
+                cache,
+                w.entropy.as_ref().and_then(|e| e.layers.config.window),
+            )
+        }) && holds(&self.encoder_cache, w.config.encoder.window)
+            && holds(&self.decoder_cache, w.config.decoder.window)
+            && (self.byte_states.iter()).all(|s| s.first() <= self.starts[oldest_patch]);
+        if !held {
+            return false;
+        }
+        self.ids.truncate(len);
+        self.entropies.truncate(len);
+        self.starts.truncate(n_starts);
+        self.eos.retain(|&p| p < len);
+        self.patcher
+            .rewind(len, &self.ids, &self.entropies, self.starts[n_closed]);
+        for cache in self.entropy_cache.iter_mut() {
+            cache.truncate(len);
+        }
+        self.encoder_cache.truncate(len);
+        self.decoder_cache.truncate(len);
+        self.global_cache.truncate(n_closed);
+        self.byte_states.iter_mut().for_each(|s| s.truncate(len));
+        self.global_out.truncate(n_closed);
+        self.read_patches_again(model);
+        true
+    }
+
+    /// Makes what the decoder reads of the last patches anew from the global outputs.
+    pub(super) fn read_patches_again(&mut self, model: &Model) {
+        let decoder = &model.weights.decoder;
+        let seen = decoder.patches_seen(self.n_closed());
+        decoder.restart_patches(seen.start, &mut self.patch_kv);
+        let outputs = self.global_out.rows(seen);
+        decoder.add_patches(&model.compute, outputs, &mut self.patch_kv);
+    }
+
+    /// Drops what neither the next bytes nor a rewind within [`SLACK`] can need.
+    pub(super) fn drop_unneeded(&mut self, model: &Model) {
+        let w = &model.weights;
+        let back_to = self.ids.len().saturating_sub(SLACK);
+        let patch = self.starts.partition_point(|&s| s <= back_to) - 1;
+        let patch = patch.saturating_sub(w.encoder.patches_seen_back());
+        for store in &mut self.byte_states {
+            store.drop_before(self.starts[patch]);
+        }
+        w.decoder.drop_unseen(self.n_closed(), &mut self.patch_kv);
+    }
+
+    /// The first position that the byte or patch at `position` may see: one past the last of
+    /// `ends` (ascending) before it.
+    pub(super) fn segment_start(ends: &[usize], position: usize) -> usize {
+        match ends.partition_point(|&end| end < position) {
+            0 => 0,
+            n => ends[n - 1] + 1,
+        }
+    }
+
+    /// Closed patches among `patches` that hold an EOS, and all such patches before them.
+    pub(super) fn eos_patches(&self) -> Vec<usize> {
+        let of = |&p: &usize| self.starts.partition_point(|&s| s <= p) - 1;
+        let mut patches: Vec<usize> = self.eos.iter().map(of).collect();
+        patches.dedup();
+        patches
+    }
+
+    /// Patches closed by the ids up to `end` but not by those up to `from`.
+    pub(super) fn closed_between(&self, from: usize, end: usize) -> Range<usize> {
+        let closed = |n: usize| self.starts.partition_point(|&s| s <= n) - 1;
+        closed(from)..closed(end)
+    }
+}

@@ -1,0 +1,35 @@
+//! Fetching weights from a checkpoint: matrices as they lie in the file, norms widened to f32.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::ops::Matrix;
+use crate::tensor::DType;
+
+/// The matrix `name`, (rows, cols), to be multiplied with.
+pub fn matrix(checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+    let tensor = checkpoint.tensor(name, &[rows, cols])?;
+    if let DType::Table(_) = tensor.dtype() {
+        return Err(Error::tensor(
+            name,
+            "expected a matrix to multiply with (arrangement \"tiles\"), found a table",
+        ));
+    }
+    Matrix::new(name, tensor)
+}
+
+/// The table `name`, (rows, cols), of which rows are looked up.
+pub fn table(checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+    Matrix::new(name, checkpoint.tensor(name, &[rows, cols])?)
+}
+
+/// The gain `name` of a norm, (dim). A few kilobytes, so it is copied, and checked.
+pub fn norm(checkpoint: &Checkpoint, name: &str, dim: usize) -> Result<Vec<f32>> {
+    let gain = checkpoint.tensor(name, &[dim])?.to_f32_vec();
+    match gain.iter().find(|g| !g.is_finite()) {
+        None => Ok(gain),
+        Some(g) => Err(Error::tensor(
+            name,
+            format!("expected finite numbers, found {g}"),
+        )),
+    }
+}

@@ -1,0 +1,138 @@
+//! Which instructions and how many threads the operations use.
+
+use std::num::NonZeroUsize;
+
+use blt_kernels::Isa;
+
+use super::Matrix;
+use super::threads::Threads;
+use crate::error::{Error, Result};
+
+/// Largest thread count that is believed.
+const MAX_THREADS: usize = 1024;
+
+/// Instruction set and threads of the operations. Owns its threads: an embedder's own pool is left
+/// alone.
+#[derive(Debug)]
+pub struct Compute {
+    isa: Isa,
+    n_threads: usize,
+    /// Least multiply-adds worth a task of their own.
+    min_work: usize,
+    /// `None` with one thread.
+    threads: Option<Threads>,
+    observer: Option<Observer>,
+}
+
+/// Sees each matrix and the rows it is about to be multiplied with.
+struct Observer(Box<Observe>);
+
+type Observe = dyn Fn(&Matrix, &[f32]) + Send + Sync;
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+/// About 10 us on one core, several times what handing a task over costs.
+const MIN_WORK: usize = 1 << 18;
+
+impl Compute {
+    /// `n_threads` threads (`None`: as many as the machine offers) and the best instructions the
+    /// CPU has, or those given.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `n_threads` is 0 or absurd, or the threads cannot be started.
+    pub fn new(n_threads: Option<usize>, isa: Option<Isa>) -> Result<Self> {
+        let n_threads = n_threads.unwrap_or_else(|| {
+            std::thread::available_parallelism()
+                .map_or(1, NonZeroUsize::get)
+                .min(MAX_THREADS)
+        });
+        if !(1..=MAX_THREADS).contains(&n_threads) {
+            return Err(Error::argument(
+                "threads",
+                format!("expected 1 to {MAX_THREADS}, found {n_threads}"),
+            ));
+        }
+        let threads = (n_threads > 1)
+            .then(|| Threads::start(n_threads))
+            .transpose()
+            .map_err(|e| Error::argument("threads", format!("cannot start {n_threads}: {e}")))?;
+        Ok(Compute {
+            isa: isa.unwrap_or_else(Isa::detect),
+            n_threads,
+            min_work: MIN_WORK,
+            threads,
+            observer: None,
+        })
+    }
+
+    /// Calls `observer` before every product with the matrix and the rows (n, cols) it is multiplied
+    /// with: to gather statistics of what a model's matrices meet. It may be called from several
+    /// threads.
+    pub fn observed(self, observer: impl Fn(&Matrix, &[f32]) + Send + Sync + 'static) -> Self {
+        Compute {
+            observer: Some(Observer(Box::new(observer))),
+            ..self
+        }
+    }
+
+    /// Shows the observer, if there is one, a product about to be made.
+    pub(super) fn observe(&self, w: &Matrix, x: &[f32]) {
+        if let Some(Observer(observer)) = &self.observer {
+            observer(w, x);
+        }
+    }
+
+    /// Shares out even the smallest piece of work, which is slow: for tests with tiny models.
+    pub fn split_everything(self) -> Self {
+        Compute {
+            min_work: 1,
+            ..self
+        }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The number of threads.
+    pub fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// Runs `f` where the operations it calls can reach the threads without waking them each time.
+    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.threads {
+            Some(threads) => threads.pool().install(f),
+            None => f(),
+        }
+    }
+
+    /// How many tasks to cut `work` multiply-adds into: one if a thread's wake-up would cost more.
+    pub(super) fn n_tasks(&self, work: usize) -> usize {
+        if self.threads.is_none() || work < 2 * self.min_work {
+            return 1;
+        }
+        // More tasks than threads, so that a thread that loses its core does not hold up the rest.
+        (work / self.min_work).min(4 * self.n_threads)
+    }
+
+    /// Runs `f` on every item, on the threads if there is more than one item.
+    pub(super) fn for_each<T: Send>(&self, items: Vec<T>, f: impl Fn(T) + Sync + Send) {
+        match &self.threads {
+            Some(threads) if items.len() > 1 => threads.pool().install(|| {
+                rayon::scope(|scope| {
+                    for item in items {
+                        let f = &f;
+                        scope.spawn(move |_| f(item));
+                    }
+                });
+            }),
+            _ => items.into_iter().for_each(f),
+        }
+    }
+}

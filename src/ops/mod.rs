@@ -1,0 +1,17 @@
+//! Shape checks, threads, and the choice of kernel: the arithmetic of a model, one function each.
+//!
+//! Nothing here knows of bytes or patches. Every operation gives the same bits for a row whatever
+//! rows share the call and however many threads there are: threads split outputs, never a sum.
+
+mod attention;
+mod compute;
+mod linear;
+mod rope;
+mod rows;
+mod threads;
+
+pub use attention::{Heads, KvTile, attention};
+pub use compute::Compute;
+pub use linear::{Matrix, linear, linear_many};
+pub use rope::{Angles, Rope};
+pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, swiglu};

@@ -1,0 +1,61 @@
+//! Rotary position embedding, on interleaved pairs (spec section 2).
+
+use super::Compute;
+
+/// The frequencies of one head: `theta^(-2j/d)`.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    head_dim: usize,
+    freqs: Vec<f32>, // (head_dim / 2)
+}
+
+/// Cosines and sines of a run of positions.
+#[derive(Debug)]
+pub struct Angles {
+    half: usize,
+    cos: Vec<f32>, // (n, head_dim / 2)
+    sin: Vec<f32>, // (n, head_dim / 2)
+}
+
+impl Rope {
+    /// Frequencies for heads of `head_dim` and base `theta`, rounded as the reference
+    /// implementations round them: exponent, power and reciprocal each to f32.
+    pub fn new(head_dim: usize, theta: f32) -> Self {
+        let freqs = (0..head_dim / 2)
+            .map(|j| {
+                let exponent = (2 * j) as f32 / head_dim as f32;
+                1.0 / f64::from(theta).powf(f64::from(exponent)) as f32
+            })
+            .collect();
+        Rope { head_dim, freqs }
+    }
+
+    /// The angles at `positions`; position times frequency is rounded to f32, as the references do.
+    pub fn angles(&self, positions: impl Iterator<Item = usize>) -> Angles {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in positions {
+            for &freq in &self.freqs {
+                let (s, c) = f64::from(position as f32 * freq).sin_cos();
+                cos.push(c as f32);
+                sin.push(s as f32);
+            }
+        }
+        let half = self.head_dim / 2;
+        Angles { half, cos, sin }
+    }
+}
+
+impl Angles {
+    /// Turns every head of every row of x (n, heads * head_dim) in place.
+    pub fn apply(&self, compute: &Compute, x: &mut [f32]) {
+        let n = self.cos.len() / self.half;
+        let dim = x.len() / n;
+        for (i, row) in x.chunks_exact_mut(dim).enumerate() {
+            let at = i * self.half..(i + 1) * self.half;
+            for head in row.chunks_exact_mut(2 * self.half) {
+                let (cos, sin) = (&self.cos[at.clone()], &self.sin[at.clone()]);
+                blt_kernels::rope(compute.isa(), head, cos, sin);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Operations that work on each row by itself: norms, residuals, gates, pooling, lookups.
+
+use super::{Compute, Matrix};
+use crate::tensor::DType;
+
+/// The widest chunk of all block formats.
+const MAX_CHUNK: usize = 256;
+
+/// RMSNorm of every row: x (n, dim), weight (dim), out (n, dim).
+pub fn rms_norm(compute: &Compute, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let dim = weight.len();
+    assert_eq!(x.len(), out.len());
+    for (row, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+        blt_kernels::rms_norm(compute.isa(), row, weight, eps, out);
+    }
+}
+
+/// `gate = silu(gate) * up`, elementwise.
+pub fn swiglu(compute: &Compute, gate: &mut [f32], up: &[f32]) {
+    blt_kernels::swiglu(compute.isa(), gate, up);
+}
+
+/// `x += y`: the residual of a transformer layer.
+pub fn add_assign(compute: &Compute, x: &mut [f32], y: &[f32]) {
+    blt_kernels::add_assign(compute.isa(), x, y);
+}
+
+/// `x = 2 x + y`: the double residual around a cross-attention (spec sections 6 and 7).
+pub fn double_add(compute: &Compute, x: &mut [f32], y: &[f32]) {
+    blt_kernels::double_add(compute.isa(), x, y);
+}
+
+/// Elementwise maximum of the rows of x (n, dim), n >= 1, into out (dim).
+pub fn max_rows(compute: &Compute, x: &[f32], out: &mut [f32]) {
+    let dim = out.len();
+    out.copy_from_slice(&x[..dim]);
+    for row in x[dim..].chunks_exact(dim) {
+        blt_kernels::max_assign(compute.isa(), out, row);
+    }
+}
+
+/// `acc += table[row]`: an embedding lookup.
+pub fn add_table_row(compute: &Compute, table: &Matrix, row: usize, acc: &mut [f32]) {
+    let weights = table.weights();
+    let Some(format) = table.tensor().dtype().block_format() else {
+        let row = weights.slice_rows(row..row + 1, table.cols());
+        return blt_kernels::add_row(compute.isa(), acc, row);
+    };
+    let DType::Table(_) = table.tensor().dtype() else {
+        let mut values = vec![0.0; acc.len()];
+        blt_kernels::decode_row(weights, row, &mut values);
+        return blt_kernels::add_assign(compute.isa(), acc, &values);
+    };
+    // The pieces of the row are rows of a matrix one chunk wide.
+    let width = format.chunk_cols();
+    let first = row * table.cols().div_ceil(width);
+    let mut piece = [0.0; MAX_CHUNK];
+    for (i, acc) in acc.chunks_mut(width).enumerate() {
+        blt_kernels::decode_row(weights, first + i, &mut piece[..width]);
+        blt_kernels::add_assign(compute.isa(), acc, &piece[..acc.len()]);
+    }
+}
+
+/// Entropy in nats of the distribution that one row of logits stands for.
+pub fn entropy(compute: &Compute, logits: &[f32]) -> f32 {
+    blt_kernels::log_softmax_entropy(compute.isa(), logits)
+}

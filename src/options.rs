@@ -1,0 +1,277 @@
+//! Options as builders: how a model is opened, how a session runs, how it generates.
+//!
+//! The fields of [`SessionOptions`], [`GenerateOptions`] and [`SamplerConfig`] are public and can
+//! be set by name; the methods here say the same in a chain.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use blt_kernels::Isa;
+
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::config::{PatcherConfig, PatchingMode};
+use crate::error::{Error, Result};
+use crate::generate::GenerateOptions;
+use crate::model::Model;
+use crate::ops::Compute;
+use crate::sampler::SamplerConfig;
+use crate::session::{Overflow, SessionOptions};
+use crate::tensor::Storage;
+
+/// How a model is opened; begun with [`Model::options`].
+///
+/// ```
+/// # let path = "tests/data/hf-gqa/model";
+/// let model = blt::Model::options().threads(2).preload(true).open(path)?;
+/// assert_eq!(model.compute().n_threads(), 2);
+/// # Ok::<(), blt::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct ModelOptions {
+    checkpoint: OpenOptions,
+    threads: Option<usize>,
+    isa: Option<Isa>,
+    preload: bool,
+}
+
+impl Model {
+    /// Options for opening a model in another way than [`Model::open`] does.
+    pub fn options() -> ModelOptions {
+        ModelOptions::default()
+    }
+}
+
+impl ModelOptions {
+    /// Number of threads; all the machine has, if not set.
+    pub fn threads(mut self, n: usize) -> Self {
+        self.threads = Some(n);
+        self
+    }
+
+    /// Instruction set; the best the CPU has, if not set.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// Configuration of weights that lie apart from it.
+    pub fn config(mut self, path: impl Into<PathBuf>) -> Self {
+        self.checkpoint.config = Some(path.into());
+        self
+    }
+
+    /// Entropy model that lies apart from the main model.
+    pub fn entropy_model(mut self, path: impl Into<PathBuf>) -> Self {
+        self.checkpoint.entropy_model = Some(path.into());
+        self
+    }
+
+    /// Patching mode instead of the checkpoint's own.
+    pub fn patching(mut self, mode: PatchingMode) -> Self {
+        self.checkpoint.patching = Some(mode);
+        self
+    }
+
+    /// Read all weights while opening (see [`Model::preload`]), so that the first byte is fast.
+    pub fn preload(mut self, preload: bool) -> Self {
+        self.preload = preload;
+        self
+    }
+
+    /// Opens a checkpoint in any of the known layouts.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`Error::Argument`] for a number of threads out of range.
+    pub fn open(&self, path: impl Into<PathBuf>) -> Result<Model> {
+        self.open_with(path, |_, _| ControlFlow::Continue(()))
+    }
+
+    /// Opens a checkpoint and tells `progress` how many of how many bytes of weights have been
+    /// read: none at first, all at last, and if they are preloaded, every few megabytes between.
+    ///
+    /// # Errors
+    /// As [`ModelOptions::open`]; [`Error::Cancelled`] if `progress` breaks off.
+    pub fn open_with(
+        &self,
+        path: impl Into<PathBuf>,
+        progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        self.load(&Checkpoint::open(&path.into(), &self.checkpoint)?, progress)
+    }
+
+    /// Opens a native file that is in memory: `&'static [u8]` as it is, `Vec<u8>` or `Arc<[u8]>`
+    /// kept by the model. `progress` as in [`ModelOptions::open_with`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_native_bytes`] and [`ModelOptions::open_with`]; [`Error::Argument`] if
+    /// the options name another file.
+    pub fn open_bytes(
+        &self,
+        bytes: impl Into<Storage>,
+        progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        let OpenOptions {
+            config,
+            entropy_model,
+            patching,
+        } = &self.checkpoint;
+        for (name, path) in [("config", config), ("entropy_model", entropy_model)] {
+            if let Some(path) = path {
+                let found = path.display();
+                return Err(Error::argument(
+                    name,
+                    format!("expected none with a model in memory, found {found}"),
+                ));
+            }
+        }
+        if let Some(mode) = patching {
+            return Err(Error::argument(
+                "patching",
+                format!(
+                    "expected none with a model in memory, found {mode}; set it on the session"
+                ),
+            ));
+        }
+        self.load(&Checkpoint::from_native_bytes(bytes)?, progress)
+    }
+
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        let model = Model::load(checkpoint, Compute::new(self.threads, self.isa)?)?;
+        let total = model.weight_bytes();
+        let mut flow = progress(0, total);
+        if self.preload && flow.is_continue() {
+            flow = model.preload(|n_read| match n_read == total {
+                true => ControlFlow::Continue(()), // told below
+                false => progress(n_read, total),
+            });
+        }
+        if flow.is_continue() {
+            flow = progress(total, total);
+        }
+        match flow {
+            ControlFlow::Continue(()) => Ok(model),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        }
+    }
+}
+
+impl SessionOptions {
+    /// The settings of [`SessionOptions::default`], to be changed in a chain.
+    ///
+    /// ```
+    /// # use blt::{Model, Overflow, Session, SessionOptions};
+    /// # let model = Model::open("tests/data/hf-gqa/model")?;
+    /// let options = SessionOptions::new().max_bytes(4096).overflow(Overflow::Slide { keep: 512 });
+    /// let session = Session::new(&model, options)?;
+    /// # Ok::<(), blt::Error>(())
+    /// ```
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`SessionOptions::no_bos`].
+    #[must_use]
+    pub fn no_bos(mut self, no_bos: bool) -> Self {
+        self.no_bos = no_bos;
+        self
+    }
+
+    /// Sets [`SessionOptions::patcher`].
+    #[must_use]
+    pub fn patcher(mut self, patcher: PatcherConfig) -> Self {
+        self.patcher = Some(patcher);
+        self
+    }
+
+    /// Sets [`SessionOptions::patch_lengths`].
+    #[must_use]
+    pub fn patch_lengths(mut self, lengths: impl Into<Vec<usize>>) -> Self {
+        self.patch_lengths = Some(lengths.into());
+        self
+    }
+
+    /// Sets [`SessionOptions::entropies`].
+    #[must_use]
+    pub fn entropies(mut self, entropies: bool) -> Self {
+        self.entropies = entropies;
+        self
+    }
+
+    /// Sets [`SessionOptions::entropy_reset`].
+    #[must_use]
+    pub fn entropy_reset(mut self, n_bytes: usize) -> Self {
+        self.entropy_reset = Some(n_bytes);
+        self
+    }
+
+    /// Sets [`SessionOptions::max_bytes`].
+    #[must_use]
+    pub fn max_bytes(mut self, n: usize) -> Self {
+        self.max_bytes = Some(n);
+        self
+    }
+
+    /// Sets [`SessionOptions::max_patches`].
+    #[must_use]
+    pub fn max_patches(mut self, n: usize) -> Self {
+        self.max_patches = Some(n);
+        self
+    }
+
+    /// Sets [`SessionOptions::overflow`].
+    #[must_use]
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+}
+
+impl GenerateOptions {
+    /// The settings of [`GenerateOptions::default`], to be changed in a chain.
+    ///
+    /// ```
+    /// use blt::GenerateOptions;
+    /// use blt::sampler::SamplerConfig;
+    ///
+    /// let options = GenerateOptions::new().max_bytes(200).seed(7).stop("\n\n");
+    /// assert_eq!(options.sampler.seed, 7);
+    /// let options = GenerateOptions::new().sampler(SamplerConfig::greedy());
+    /// # assert_eq!(options.sampler.temperature, 0.0);
+    /// ```
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`GenerateOptions::max_bytes`].
+    #[must_use]
+    pub fn max_bytes(mut self, n: usize) -> Self {
+        self.max_bytes = Some(n);
+        self
+    }
+
+    /// Sets [`GenerateOptions::sampler`].
+    #[must_use]
+    pub fn sampler(mut self, sampler: SamplerConfig) -> Self {
+        self.sampler = sampler;
+        self
+    }
+
+    /// Sets the seed of [`GenerateOptions::sampler`].
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.sampler.seed = seed;
+        self
+    }
+
+    /// Adds to [`GenerateOptions::stop`].
+    #[must_use]
+    pub fn stop(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stop.push(bytes.into());
+        self
+    }
+}

@@ -1,0 +1,441 @@
+//! One conversation with a model: feed bytes, read logits, go back, fork.
+//!
+//! Whatever way a text was fed (at once, in chunks, byte by byte, after going back, in a fork), its
+//! logits and entropies are the same bits.
+
+mod saved;
+mod write;
+
+use crate::cancel::{CancelFlag, Canceller};
+use crate::config::PatcherConfig;
+use crate::error::{Error, Result};
+use crate::model::patcher::Patcher;
+use crate::model::{Batch, MAX_BATCH, Model, State, Trace, Wanted};
+use crate::vocab::{self, BOS, Id, VOCAB_SIZE};
+
+/// What happens when the text outgrows the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// [`Error::ContextFull`].
+    #[default]
+    Error,
+    /// Begin anew with BOS and the last `keep` bytes; [`Session::n_slides`] counts it.
+    Slide {
+        /// Bytes kept.
+        keep: usize,
+    },
+}
+
+/// Settings of a session.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Do not put BOS before the first byte.
+    pub no_bos: bool,
+    /// Patcher settings in place of the model's own.
+    pub patcher: Option<PatcherConfig>,
+    /// Patch lengths to use in place of any rule; the last one lasts to the end of the text.
+    pub patch_lengths: Option<Vec<usize>>,
+    /// Run the entropy model even if the patcher does not need it.
+    pub entropies: bool,
+    /// Let the entropy model begin anew every so many bytes. Meta's patcher does at 8192, the HF
+    /// implementation never.
+    pub entropy_reset: Option<usize>,
+    /// Most byte positions (BOS included); the model's own limit if `None`.
+    pub max_bytes: Option<usize>,
+    /// Most patches; the model's own limit if `None`.
+    pub max_patches: Option<usize>,
+    /// What to do at a limit.
+    pub overflow: Overflow,
+}
+
+/// One sequence and its caches. `Clone` is a fork that shares what both have in common.
+#[derive(Debug, Clone)]
+pub struct Session {
+    model: Model,
+    options: SessionOptions,
+    max_bytes: usize,
+    max_patches: usize,
+    empty: State,
+    state: State,
+    /// Logits after the last id; empty before the first.
+    logits: Vec<f32>,
+    n_slides: usize,
+    cancel: CancelFlag,
+}
+
+/// What one byte position of [`Session::feed_ids_with`] gave.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// Position of the id, counted from the start of the session.
+    pub position: usize,
+    /// The id.
+    pub id: Id,
+    /// Entropy of the id after it, in nats; NaN if the entropy model does not run.
+    pub entropy: f32,
+    /// Whether the position after it starts a patch.
+    pub next_starts_patch: bool,
+    /// Logits of the id after it, (vocab).
+    pub logits: &'a [f32],
+}
+
+impl Session {
+    /// An empty session.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for patcher settings out of range, or entropy patching without an entropy
+    /// model; [`Error::Argument`] for a limit or reset of 0.
+    pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
+        let config = model.config();
+        let patcher_config = options.patcher.as_ref().unwrap_or(&config.patcher);
+        let patcher = match &options.patch_lengths {
+            Some(lengths) => Patcher::with_lengths(lengths)?,
+            None => Patcher::new(patcher_config)?,
+        };
+        if (patcher.needs_entropy() || options.entropies) && !model.has_entropy_model() {
+            return Err(Error::config(
+                "patching_mode",
+                "entropy patching needs an entropy model and this checkpoint has none; name one \
+                 (--entropy-model PATH) or choose another mode (--patching space, static or byte)",
+            ));
+        }
+        for (name, limit) in [
+            ("entropy_reset", options.entropy_reset),
+            ("max_bytes", options.max_bytes),
+            ("max_patches", options.max_patches),
+        ] {
+            if limit == Some(0) {
+                return Err(Error::argument(name, "expected at least 1, found 0"));
+            }
+        }
+        let entropies = patcher.needs_entropy() || options.entropies;
+        let empty = State::new(model, patcher, entropies, options.entropy_reset);
+        Ok(Session {
+            model: model.clone(),
+            max_bytes: options.max_bytes.unwrap_or(config.max_bytes),
+            max_patches: options.max_patches.unwrap_or(config.max_patches),
+            options,
+            state: empty.clone(),
+            empty,
+            logits: Vec::new(),
+            n_slides: 0,
+            cancel: CancelFlag::default(),
+        })
+    }
+
+    /// A handle with which another thread can stop this session's calls.
+    pub fn canceller(&self) -> Canceller {
+        self.cancel.canceller()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The settings.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Number of ids read, BOS included.
+    pub fn len(&self) -> usize {
+        self.state.ids().len()
+    }
+
+    /// Whether nothing has been read.
+    pub fn is_empty(&self) -> bool {
+        self.state.ids().is_empty()
+    }
+
+    /// The ids read, BOS included.
+    pub fn ids(&self) -> &[Id] {
+        self.state.ids()
+    }
+
+    /// Entropy in nats of the id after each id read. NaN if the entropy model does not run.
+    pub fn entropies(&self) -> &[f32] {
+        self.state.entropies()
+    }
+
+    /// Where patches start, ascending; ends with [`Session::len`] if the next byte starts one.
+    pub fn patch_starts(&self) -> &[usize] {
+        self.state.patch_starts()
+    }
+
+    /// Lengths of the patches in the convention of the spec's section 4: the byte that comes next
+    /// is counted, so they sum to `len() + 1`.
+    pub fn patch_lengths(&self) -> Vec<usize> {
+        let starts = self.patch_starts();
+        let ends = starts[1..].iter().copied().chain([self.len() + 1]);
+        starts
+            .iter()
+            .zip(ends)
+            .map(|(&start, end)| end - start)
+            .collect()
+    }
+
+    /// Logits (vocab) of the id after the last one read; empty if nothing has been read.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Most byte positions, BOS included.
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// How often the context slid ([`Overflow::Slide`]).
+    pub fn n_slides(&self) -> usize {
+        self.n_slides
+    }
+
+    /// Bytes of memory held by the caches; forks count what they share.
+    pub fn cache_bytes(&self) -> usize {
+        self.state.n_bytes()
+    }
+
+    /// Puts BOS in place, unless something has been read already or the options say not to.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`].
+    pub fn begin(&mut self) -> Result<()> {
+        match self.is_empty() && !self.options.no_bos {
+            true => self.feed_ids(&[BOS]),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads bytes, after BOS if they are the first.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`].
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+        let bos = self.is_empty() && !self.options.no_bos;
+        self.feed_ids(&vocab::encode(bytes, bos))
+    }
+
+    /// Reads ids as they are.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] if they do not fit, [`Error::Argument`] for an id that is none,
+    /// [`Error::NonFinite`] if the weights are damaged, [`Error::Cancelled`] if a [`Canceller`]
+    /// asked for it. The session is then as it was before, unless the context had slid.
+    pub fn feed_ids(&mut self, ids: &[Id]) -> Result<()> {
+        self.read(ids, Wanted::Last, None, |_| {})
+    }
+
+    /// Reads ids as they are and shows what each position gave.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`]; positions may have been shown before an error.
+    pub fn feed_ids_with(&mut self, ids: &[Id], show: impl FnMut(Step<'_>)) -> Result<()> {
+        self.read(ids, Wanted::All, None, show)
+    }
+
+    /// Reads ids as they are and records the intermediate tensors.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`].
+    pub fn feed_ids_traced(&mut self, ids: &[Id], trace: &mut Trace) -> Result<()> {
+        self.read(ids, Wanted::Last, Some(trace), |_| {})
+    }
+
+    /// Goes back to the first `len` ids. Within the last few hundred bytes this costs one byte of
+    /// work; further back, the `len` ids are read again.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if fewer than `len` ids have been read.
+    pub fn rewind(&mut self, len: usize) -> Result<()> {
+        if len > self.len() {
+            return Err(Error::argument(
+                "rewind",
+                format!("expected at most the {} ids read, found {len}", self.len()),
+            ));
+        }
+        if len == self.len() {
+            return Ok(());
+        }
+        let Some(last) = len.checked_sub(1) else {
+            self.reset();
+            return Ok(());
+        };
+        // The last byte is read again: its logits were not kept.
+        let ids = self.ids()[..len].to_vec();
+        if self.state.truncate(&self.model, last) {
+            return self.run(&ids[last..], Wanted::Last, None, |_| {});
+        }
+        self.reset();
+        self.run(&ids, Wanted::Last, None, |_| {})
+    }
+
+    /// Forgets everything read.
+    pub fn reset(&mut self) {
+        self.state = self.empty.clone();
+        self.logits.clear();
+    }
+
+    fn read(
+        &mut self,
+        ids: &[Id],
+        wanted: Wanted,
+        trace: Option<&mut Trace>,
+        show: impl FnMut(Step<'_>),
+    ) -> Result<()> {
+        if let Some(bad) = ids.iter().find(|&&id| usize::from(id) >= VOCAB_SIZE) {
+            return Err(Error::argument(
+                "ids",
+                format!("expected ids below {VOCAB_SIZE}, found {bad}"),
+            ));
+        }
+        let old = self.len();
+        match self.run_within_limits(ids, wanted, trace, show) {
+            Err(error) if self.len() > old => {
+                self.rewind(old)?;
+                Err(error)
+            }
+            result => result,
+        }
+    }
+
+    fn run_within_limits(
+        &mut self,
+        ids: &[Id],
+        wanted: Wanted,
+        mut trace: Option<&mut Trace>,
+        mut show: impl FnMut(Step<'_>),
+    ) -> Result<()> {
+        let Overflow::Slide { keep } = self.options.overflow else {
+            self.check_bytes(self.len() + ids.len())?;
+            return self.run_until_cancelled(ids, wanted, trace, show);
+        };
+        let mut rest = ids;
+        while !rest.is_empty() {
+            // A byte closes at most one patch, so this many surely fit.
+            let bytes_left = self.max_bytes.saturating_sub(self.len());
+            let patches_left = self.max_patches.saturating_sub(self.state.n_closed());
+            let n = rest.len().min(bytes_left).min(patches_left);
+            if n == 0 {
+                self.slide(keep)?;
+                continue;
+            }
+            let (now, later) = rest.split_at(n);
+            self.run_until_cancelled(now, wanted, trace.as_deref_mut(), &mut show)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Begins anew with BOS and the last `keep` ids.
+    fn slide(&mut self, keep: usize) -> Result<()> {
+        let bos = !self.options.no_bos;
+        // At least half of the context must become free, or every byte would slide.
+        let room = self.max_bytes.min(self.max_patches) / 2;
+        let keep = keep
+            .min(self.len())
+            .min(room.saturating_sub(usize::from(bos)));
+        if room <= usize::from(bos) {
+            return self.check_bytes(self.len() + 1);
+        }
+        let mut ids: Vec<Id> = bos.then_some(BOS).into_iter().collect();
+        ids.extend_from_slice(&self.ids()[self.len() - keep..]);
+        self.reset();
+        self.n_slides += 1;
+        match ids.is_empty() {
+            true => Ok(()),
+            false => self.run(&ids, Wanted::Last, None, |_| {}),
+        }
+    }
+
+    fn check_bytes(&self, needed: usize) -> Result<()> {
+        if needed <= self.max_bytes {
+            return Ok(());
+        }
+        Err(Error::ContextFull {
+            unit: "bytes",
+            limit: self.max_bytes,
+            needed,
+        })
+    }
+
+    /// Reads ids in batches, looking for a request to stop before each.
+    fn run_until_cancelled(
+        &mut self,
+        ids: &[Id],
+        wanted: Wanted,
+        trace: Option<&mut Trace>,
+        show: impl FnMut(Step<'_>),
+    ) -> Result<()> {
+        let canceller = self.canceller();
+        let go_on = || match canceller.withdraw() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        };
+        self.run_batches(ids, wanted, trace, show, go_on)
+    }
+
+    /// Reads ids in batches, to the end: going back must not be stopped halfway.
+    fn run(
+        &mut self,
+        ids: &[Id],
+        wanted: Wanted,
+        trace: Option<&mut Trace>,
+        show: impl FnMut(Step<'_>),
+    ) -> Result<()> {
+        self.run_batches(ids, wanted, trace, show, || Ok(()))
+    }
+
+    fn run_batches(
+        &mut self,
+        ids: &[Id],
+        wanted: Wanted,
+        mut trace: Option<&mut Trace>,
+        mut show: impl FnMut(Step<'_>),
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let n_batches = ids.len().div_ceil(MAX_BATCH);
+        for (i, ids) in ids.chunks(MAX_BATCH).enumerate() {
+            go_on()?;
+            let first = self.len();
+            let wanted = match wanted {
+                Wanted::Last if i + 1 < n_batches => Wanted::Nothing,
+                wanted => wanted,
+            };
+            let trace = trace.as_deref_mut();
+            let Batch { logits } = self.model.forward(&mut self.state, ids, wanted, trace)?;
+            if self.state.n_closed() > self.max_patches {
+                return Err(Error::ContextFull {
+                    unit: "patches",
+                    limit: self.max_patches,
+                    needed: self.state.n_closed(),
+                });
+            }
+            if let Some(last) = logits.chunks_exact(VOCAB_SIZE).next_back() {
+                self.logits.clear();
+                self.logits.extend_from_slice(last);
+            }
+            if wanted == Wanted::All {
+                self.show_batch(first, ids, &logits, &mut show);
+            }
+        }
+        Ok(())
+    }
+
+    fn show_batch(
+        &self,
+        first: usize,
+        ids: &[Id],
+        logits: &[f32],
+        show: &mut impl FnMut(Step<'_>),
+    ) {
+        for (i, (&id, logits)) in ids.iter().zip(logits.chunks_exact(VOCAB_SIZE)).enumerate() {
+            let position = first + i;
+            show(Step {
+                position,
+                id,
+                entropy: self.entropies()[position],
+                next_starts_patch: self.patch_starts().binary_search(&(position + 1)).is_ok(),
+                logits,
+            });
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Tensors: element type, shape, and who owns the bytes; no arithmetic.
+//!
+//! A [`Tensor`] is a cheap handle on bytes in a mapped file, in memory or in the program itself.
+//! The bytes stay as the file stores them, at whatever alignment they lie there: kernels load
+//! unaligned. Numbers are little-endian.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blt_kernels::BlockFormat;
+
+use crate::error::{Error, Result};
+
+mod convert;
+mod dtype;
+
+pub use convert::encode;
+pub use dtype::DType;
+
+/// A whole file, mapped read-only: pages are read when touched.
+///
+/// Mapping trusts the file to stay as it is. If another process rewrites it, the weights change
+/// under us; if it is cut short, touching the lost part ends the program (SIGBUS on Unix). A copy
+/// in memory ([`Storage::Owned`]) is safe from both.
+#[derive(Debug)]
+pub struct MappedFile {
+    map: memmap2::Mmap,
+    path: PathBuf,
+}
+
+impl MappedFile {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened or mapped, [`Error::Format`] if it is empty or no
+    /// regular file.
+    pub fn open(path: &Path) -> Result<MappedFile> {
+        let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !kind.is_file() {
+            let found = if kind.is_dir() {
+                "a folder"
+            } else {
+                "a device or pipe"
+            };
+            return Err(Error::format(
+                path,
+                format!("expected a regular file, found {found}"),
+            ));
+        }
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
+            return Err(Error::format(path, "expected weights, found an empty file"));
+        }
+        // SAFETY: the map is read-only and private to this value, which unmaps it when dropped.
+        // That nobody else changes the file is asked of the user, in the documentation above.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        Ok(MappedFile {
+            map,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Where the file was when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Who owns the bytes of one or more tensors. Cloning shares them.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Storage {
+    /// A file, mapped.
+    Mapped(Arc<MappedFile>),
+    /// Memory of our own.
+    Owned(Arc<[u8]>),
+    /// Bytes that are part of the program.
+    Static(&'static [u8]),
+}
+
+impl Storage {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Storage::Mapped(file) => file.bytes(),
+            Storage::Owned(bytes) => bytes,
+            Storage::Static(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Arc<MappedFile>> for Storage {
+    fn from(file: Arc<MappedFile>) -> Self {
+        Storage::Mapped(file)
+    }
+}
+
+impl From<Arc<[u8]>> for Storage {
+    fn from(bytes: Arc<[u8]>) -> Self {
+        Storage::Owned(bytes)
+    }
+}
+
+impl From<Vec<u8>> for Storage {
+    fn from(bytes: Vec<u8>) -> Self {
+        Storage::Owned(bytes.into())
+    }
+}
+
+impl From<&'static [u8]> for Storage {
+    fn from(bytes: &'static [u8]) -> Self {
+        Storage::Static(bytes)
+    }
+}
+
+/// An immutable tensor, row-major, the last axis contiguous. Cloning shares the bytes.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    storage: Storage,
+    range: Range<usize>, // of storage.bytes(); its length is dtype.size_of(shape)
+}
+
+impl Tensor {
+    /// A view of `storage`, `offset` bytes into it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the tensor's size overflows or the storage ends before the tensor.
+    pub fn view(
+        dtype: DType,
+        shape: Vec<usize>,
+        storage: Storage,
+        offset: usize,
+    ) -> Result<Tensor> {
+        let n_bytes = dtype.size_of(&shape).ok_or_else(|| {
+            Error::argument(
+                "shape",
+                format!("a {dtype} tensor of shape {shape:?} is too large or of a wrong rank"),
+            )
+        })?;
+        let end = offset
+            .checked_add(n_bytes)
+            .filter(|&end| end <= storage.bytes().len());
+        let Some(end) = end else {
+            return Err(Error::argument(
+                "storage",
+                format!(
+                    "expected {n_bytes} bytes at {offset} for {dtype} {shape:?}, found {} in all",
+                    storage.bytes().len()
+                ),
+            ));
+        };
+        Ok(Tensor {
+            dtype,
+            shape,
+            storage,
+            range: offset..end,
+        })
+    }
+
+    /// A tensor that owns `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are more or fewer bytes than the shape needs.
+    pub fn from_bytes(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Result<Tensor> {
+        let found = bytes.len();
+        if dtype.size_of(&shape) != Some(found) {
+            return Err(Error::argument(
+                "bytes",
+                format!("expected the bytes of a {dtype} tensor {shape:?}, found {found}"),
+            ));
+        }
+        Tensor::view(dtype, shape, bytes.into(), 0)
+    }
+
+    /// An f32 tensor in memory.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there are more or fewer values than the shape has elements.
+    pub fn from_f32(shape: Vec<usize>, values: Vec<f32>) -> Result<Tensor> {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Tensor::from_bytes(DType::F32, shape, bytes)
+    }
+
+    /// How the elements are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The length of each axis; matrices are (rows, cols).
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements as stored: little-endian, rows one after the other, at any alignment.
+    pub fn bytes(&self) -> &[u8] {
+        &self.storage.bytes()[self.range.clone()]
+    }
+
+    /// Number of elements.
+    pub fn n_elements(&self) -> usize {
+        // No overflow: `size_of` multiplied the same numbers, each element at least half a byte
+        // in any format we read, and a tensor without bytes has an axis of length 0.
+        if self.shape.contains(&0) {
+            return 0;
+        }
+        self.shape.iter().product()
+    }
+
+    /// Number of rows: the product of all axes but the last; 1 for a vector.
+    pub fn rows(&self) -> usize {
+        let rows = &self.shape[..self.shape.len().saturating_sub(1)];
+        if rows.contains(&0) {
+            return 0;
+        }
+        rows.iter().product()
+    }
+
+    /// Elements of a row: the length of the last axis.
+    pub fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.dtype
+            .size_of_row(self.cols())
+            .expect("checked when the tensor was made")
+    }
+
+    /// Rows `range` of a matrix; shares the bytes.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if this is no matrix or has not that many rows.
+    pub fn slice_rows(&self, range: Range<usize>) -> Result<Tensor> {
+        let &[rows, cols] = &self.shape[..] else {
+            return Err(Error::argument(
+                "tensor",
+                format!("expected a matrix to take rows of, found {:?}", self.shape),
+            ));
+        };
+        if range.start > range.end || range.end > rows {
+            return Err(Error::argument(
+                "range",
+                format!("expected rows within 0..{rows}, found {range:?}"),
+            ));
+        }
+        let multiple = self.dtype.row_multiple(cols);
+        if !range.start.is_multiple_of(multiple)
+            || !(range.end.is_multiple_of(multiple) || range.end == rows)
+        {
+            return Err(Error::argument(
+                "range",
+                format!("expected multiples of {multiple} rows, found {range:?}"),
+            ));
+        }
+        let start = self.range.start + range.start * self.row_bytes();
+        Tensor::view(
+            self.dtype,
+            vec![range.len(), cols],
+            self.storage.clone(),
+            start,
+        )
+    }
+
+    /// The same bytes seen as another shape of as many elements.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the new shape needs more or fewer bytes.
+    pub fn reshape(&self, shape: Vec<usize>) -> Result<Tensor> {
+        let same_cols = shape.last() == self.shape.last() || !self.dtype.is_quantized();
+        if self.dtype.size_of(&shape) != Some(self.range.len()) || !same_cols {
+            return Err(Error::argument(
+                "shape",
+                format!(
+                    "expected as many elements as {:?}, found {shape:?}",
+                    self.shape
+                ),
+            ));
+        }
+        Tensor::view(self.dtype, shape, self.storage.clone(), self.range.start)
+    }
+
+    /// Tells the system that these bytes will not be read again soon, so that a program that walks
+    /// through a large file does not fill the memory with it. Does nothing for bytes in memory and
+    /// where there is no `madvise`; what is read later is fetched from the file again.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(file) = &self.storage {
+            // SAFETY: the map is read-only and backed by its file, from which pages that are dropped
+            // come back with the same content: no reference into it sees a change.
+            let _ = unsafe {
+                file.map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    self.range.start,
+                    self.range.len(),
+                )
+            };
+        }
+    }
+
+    /// Tells the system that rows will be read here and there, so that it does not read ahead: a
+    /// hint for large tables. Does nothing for bytes in memory and where there is no `madvise`.
+    pub fn advise_random(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(file) = &self.storage {
+            // A hint that is refused changes nothing but speed.
+            let _ =
+                file.map
+                    .advise_range(memmap2::Advice::Random, self.range.start, self.range.len());
+        }
+    }
+
+    /// Asks the system to start reading these rows, without waiting: a hint. Rows out of range are
+    /// passed over. Does nothing for bytes in memory and where there is no `madvise`.
+    pub fn prefetch_rows(&self, rows: &[usize]) {
+        #[cfg(unix)]
+        if let Storage::Mapped(file) = &self.storage {
+            for pages in self.page_runs(rows) {
+                let _ = file
+                    .map
+                    .advise_range(memmap2::Advice::WillNeed, pages.start, pages.len());
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = rows;
+    }
+
+    /// The bytes of the tensor among which those of row `row` are.
+    #[cfg_attr(not(unix), allow(dead_code))]
+    fn row_range(&self, row: usize) -> Range<usize> {
+        const TILE: usize = BlockFormat::TILE_ROWS;
+        let row_bytes = self.row_bytes();
+        match self.dtype {
+            DType::F32 | DType::F16 | DType::Bf16 => row * row_bytes..(row + 1) * row_bytes,
+            DType::Tiles(_) => {
+                let tile = row / TILE * TILE;
+                tile * row_bytes..(tile + TILE) * row_bytes
+            }
+            DType::Table(format) => {
+                let pieces = self.cols().div_ceil(format.chunk_cols());
+                let tile = row_bytes / pieces * TILE;
+                row * pieces / TILE * tile..((row + 1) * pieces).div_ceil(TILE) * tile
+            }
+        }
+    }
+
+    /// The byte ranges of `rows` in the storage, rounded out to pages, those that touch joined.
+    #[cfg_attr(not(unix), allow(dead_code))]
+    fn page_runs(&self, rows: &[usize]) -> Vec<Range<usize>> {
+        /// The smallest page of the systems we run on; larger pages only join more.
+        const PAGE: usize = 4096;
+        let n_rows = self.rows();
+        let len = self.storage.bytes().len();
+        let mut runs: Vec<Range<usize>> = rows
+            .iter()
+            .filter(|&&row| row < n_rows && !self.range.is_empty())
+            .map(|&row| {
+                let bytes = self.row_range(row);
+                let start = self.range.start + bytes.start;
+                let end = (self.range.start + bytes.end)
+                    .next_multiple_of(PAGE)
+                    .min(len);
+                start / PAGE * PAGE..end
+            })
+            .collect();
+        runs.sort_by_key(|r| r.start);
+        runs.dedup_by(|next, run| {
+            let touch = next.start <= run.end;
+            if touch {
+                run.end = run.end.max(next.end);
+            }
+            touch
+        });
+        runs
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({} {:?})", self.dtype, self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temp(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("blt-tensor-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn rows_are_views_and_bounds_are_checked() {
+        let t = Tensor::from_f32(vec![4, 3], (0..12).map(|i| i as f32).collect()).unwrap();
+        let middle = t.slice_rows(1..3).unwrap();
+        assert_eq!(middle.to_f32_vec(), [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        assert_eq!(middle.bytes().as_ptr(), t.bytes()[12..].as_ptr());
+        assert_eq!(
+            middle.slice_rows(1..2).unwrap().to_f32_vec(),
+            [6.0, 7.0, 8.0]
+        );
+        assert_eq!(t.slice_rows(4..4).unwrap().n_elements(), 0);
+        assert!(t.slice_rows(2..5).is_err());
+        #[allow(clippy::reversed_empty_ranges)]
+        let backwards = 3..1;
+        assert!(t.slice_rows(backwards).is_err());
+        assert!(
+            Tensor::from_f32(vec![3], vec![0.0; 3])
+                .unwrap()
+                .slice_rows(0..1)
+                .is_err()
+        );
+        assert_eq!(t.reshape(vec![12]).unwrap().to_f32_vec(), t.to_f32_vec());
+        assert!(t.reshape(vec![13]).is_err());
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        assert!(Tensor::from_f32(vec![2, 2], vec![0.0; 3]).is_err());
+        assert!(Tensor::from_bytes(DType::F32, vec![1], vec![0; 5]).is_err());
+        for shape in [
+            vec![usize::MAX],
+            vec![usize::MAX, usize::MAX],
+            vec![1 << 62, 8],
+        ] {
+            assert_eq!(DType::F32.size_of(&shape), None, "{shape:?}");
+            assert!(Tensor::view(DType::F32, shape, vec![0; 64].into(), 0).is_err());
+        }
+        let storage = Storage::from(vec![0; 64]);
+        assert!(Tensor::view(DType::F32, vec![8], storage.clone(), 32).is_ok());
+        assert!(Tensor::view(DType::F32, vec![8], storage.clone(), 33).is_err());
+        assert!(Tensor::view(DType::F32, vec![8], storage, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn a_mapped_file_serves_bytes_at_any_alignment() {
+        let path = temp("map");
+        std::fs::write(&path, (0..=255).cycle().take(20_000).collect::<Vec<u8>>()).unwrap();
+        let file = Arc::new(MappedFile::open(&path).unwrap());
+        let t = Tensor::view(DType::F32, vec![40, 100], file.into(), 3).unwrap();
+        assert_eq!(t.bytes()[..4], [3, 4, 5, 6]);
+        assert_eq!(t.to_f32_vec()[0], f32::from_le_bytes([3, 4, 5, 6]));
+        t.advise_random();
+        t.prefetch_rows(&[0, 39, 40, usize::MAX]);
+        assert_eq!(t.slice_rows(0..40).unwrap().bytes(), t.bytes());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn rows_on_the_same_or_touching_pages_become_one_run() {
+        // Rows of 1000 bytes, 96 bytes into the storage.
+        let t = Tensor::view(DType::F32, vec![20, 250], vec![0; 20_100].into(), 96).unwrap();
+        let runs = |rows: &[usize]| -> Vec<(usize, usize)> {
+            let runs = t.page_runs(rows).into_iter();
+            runs.map(|r| (r.start, r.end)).collect()
+        };
+        assert_eq!(runs(&[0, 1, 2]), [(0, 4096)]);
+        assert_eq!(runs(&[9, 0]), [(0, 4096), (8192, 12288)]);
+        assert_eq!(runs(&[4, 0]), [(0, 8192)]);
+        assert_eq!(runs(&[19, 19, 20]), [(16384, 20100)]);
+        assert_eq!(runs(&[]), []);
+    }
+
+    #[test]
+    fn files_that_cannot_be_mapped_are_clear_errors() {
+        let empty = temp("empty");
+        std::fs::write(&empty, b"").unwrap();
+        let cases = [
+            (empty.clone(), "empty file"),
+            (std::env::temp_dir(), "found a folder"),
+            (temp("missing"), "No such file"),
+        ];
+        for (path, expected) in cases {
+            let message = MappedFile::open(&path).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        std::fs::remove_file(empty).unwrap();
+    }
+
+    #[test]
+    fn tensors_cross_threads() {
+        fn assert_send_sync<T: Send + Sync>() {}
+        assert_send_sync::<Tensor>();
+    }
+}

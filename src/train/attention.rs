@@ -1,0 +1,351 @@
+//! Softmax attention, forward and backward.
+//!
+//! Two forms. [`Causal`] is self-attention: each row sees a run of rows that ends with itself; it
+//! goes in tiles of queries as matrix products. [`Ranged`] is cross-attention: each query sees a
+//! short run of foreign rows; it goes row by row.
+//!
+//! ```text
+//! forward    P = softmax(scale Q K^T)   O = P V
+//! backward   dV = P^T dO   dP = dO V^T   dS = P (dP - rowsum(dO O))   dQ = scale dS K   dK = scale dS^T Q
+//! ```
+//!
+//! The causal form keeps only the logarithm of each softmax's denominator and computes P again on
+//! the way back: keeping P would move more memory than the product costs.
+
+use std::ops::Range;
+
+use super::float::{Float, axpy, dot, sum_of, vectorized};
+use super::matmul::{Into, View, ViewMut, product};
+use crate::ops::Heads;
+
+/// Query rows per tile.
+const TILE: usize = 64;
+
+/// Self-attention over the rows of several sequences laid out one after the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Causal<'a> {
+    /// Head counts and width.
+    pub heads: Heads,
+    /// The rows of each sequence.
+    pub sequences: &'a [Range<usize>],
+    /// The first row each row sees; rises within a sequence.
+    pub visible_from: &'a [usize],
+}
+
+/// One tile of one head.
+struct Tile<'a> {
+    queries: Range<usize>,
+    keys: Range<usize>,
+    visible_from: &'a [usize], // of the queries
+    q_at: usize,               // first element of the tile's queries
+    kv_at: usize,              // first element of the tile's keys
+    q_dim: usize,
+    kv_dim: usize,
+    head_dim: usize,
+}
+
+impl Causal<'_> {
+    fn for_each_tile(&self, mut f: impl FnMut(usize, Tile<'_>)) {
+        let &Heads {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = &self.heads;
+        let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
+        for sequence in self.sequences {
+            for first in sequence.clone().step_by(TILE) {
+                let queries = first..(first + TILE).min(sequence.end);
+                let keys = self.visible_from[first]..queries.end;
+                for head in 0..n_heads {
+                    let kv_head = head / (n_heads / n_kv_heads);
+                    let tile = Tile {
+                        visible_from: &self.visible_from[queries.clone()],
+                        q_at: queries.start * q_dim + head * head_dim,
+                        kv_at: keys.start * kv_dim + kv_head * head_dim,
+                        queries: queries.clone(),
+                        keys: keys.clone(),
+                        q_dim,
+                        kv_dim,
+                        head_dim,
+                    };
+                    f(head, tile);
+                }
+            }
+        }
+    }
+
+    /// Attention of q (n, n_heads * head_dim) over k and v (n, n_kv_heads * head_dim). Returns the
+    /// output, shaped like q, and ln of the softmax denominators (n, n_heads).
+    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Vec<F>, Vec<F>) {
+        let n_heads = self.heads.n_heads;
+        let mut o = vec![F::ZERO; q.len()];
+        let mut lse = vec![F::ZERO; self.visible_from.len() * n_heads];
+        let mut p = Vec::new();
+        self.for_each_tile(|head, tile| {
+            tile.scores(q, k, &mut p);
+            let n_keys = tile.keys.len();
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (i, row) in p.chunks_exact_mut(n_keys).enumerate() {
+                        let seen = tile.seen(i);
+                        let (before, rest) = row.split_at_mut(seen.start);
+                        let (row, after) = rest.split_at_mut(seen.len());
+                        before.fill(F::ZERO);
+                        after.fill(F::ZERO);
+                        let mut max = F::NEG_INFINITY;
+                        for &s in row.iter() {
+                            max = max.larger(s);
+                        }
+                        for s in row.iter_mut() {
+                            *s = (*s - max).exp();
+                        }
+                        let sum = sum_of(row.len(), |j| row[j]);
+                        let scale = F::ONE / sum;
+                        row.iter_mut().for_each(|s| *s *= scale);
+                        let at = (tile.queries.start + i) * n_heads + head;
+                        lse[at] = max + F::of(sum.f64().ln());
+                    }
+                },
+            );
+            let o = tile.query_rows_mut(&mut o);
+            let p = View::dense(&p, n_keys);
+            product(Into::Set, o, F::ONE, p, tile.key_rows(v), 1);
+        });
+        (o, lse)
+    }
+
+    /// The way back, from the output `o`, `lse` and the output's gradient: gradients of q, k, v.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward<F: Float>(
+        &self,
+        q: &[F],
+        k: &[F],
+        v: &[F],
+        o: &[F],
+        lse: &[F],
+        d_o: &[F],
+    ) -> (Vec<F>, Vec<F>, Vec<F>) {
+        let n_heads = self.heads.n_heads;
+        let mut dq = vec![F::ZERO; q.len()];
+        let mut dk = vec![F::ZERO; k.len()];
+        let mut dv = vec![F::ZERO; v.len()];
+        let (mut p, mut dp) = (Vec::new(), Vec::new());
+        let scale = scale(self.heads.head_dim);
+        self.for_each_tile(|head, tile| {
+            let n_keys = tile.keys.len();
+            tile.scores(q, k, &mut p);
+            dp.clear();
+            dp.resize(p.len(), F::ZERO);
+            let d_out = tile.query_rows(d_o);
+            let dp_view = ViewMut::dense(&mut dp, n_keys);
+            product(Into::Set, dp_view, F::ONE, d_out, tile.key_rows(v).t(), 1);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = p.chunks_exact_mut(n_keys).zip(dp.chunks_exact_mut(n_keys));
+                    for (i, (p, dp)) in rows.enumerate() {
+                        let seen = tile.seen(i);
+                        p[..seen.start].fill(F::ZERO);
+                        dp[..seen.start].fill(F::ZERO);
+                        p[seen.end..].fill(F::ZERO);
+                        dp[seen.end..].fill(F::ZERO);
+                        let lse = lse[(tile.queries.start + i) * n_heads + head];
+                        let at = tile.q_at + i * tile.q_dim;
+                        let mean = dot(&d_o[at..][..tile.head_dim], &o[at..][..tile.head_dim]);
+                        let both = p[seen.clone()].iter_mut().zip(&mut dp[seen]);
+                        for (p, dp) in both {
+                            *p = (*p - lse).exp();
+                            *dp = *p * (*dp - mean) * scale;
+                        }
+                    }
+                },
+            );
+            let (p, ds) = (View::dense(&p, n_keys), View::dense(&dp, n_keys));
+            let dv_rows = tile.key_rows_mut(&mut dv);
+            product(Into::Add, dv_rows, F::ONE, p.t(), d_out, 1);
+            let dq_rows = tile.query_rows_mut(&mut dq);
+            product(Into::Set, dq_rows, F::ONE, ds, tile.key_rows(k), 1);
+            let dk_rows = tile.key_rows_mut(&mut dk);
+            product(Into::Add, dk_rows, F::ONE, ds.t(), tile.query_rows(q), 1);
+        });
+        (dq, dk, dv)
+    }
+}
+
+impl Tile<'_> {
+    /// The keys that query `i` of the tile sees, counted from the tile's first key.
+    #[inline(always)]
+    fn seen(&self, i: usize) -> Range<usize> {
+        self.visible_from[i] - self.keys.start..self.queries.start + i + 1 - self.keys.start
+    }
+
+    /// scale Q K^T, (queries, keys), without regard to what is visible.
+    fn scores<F: Float>(&self, q: &[F], k: &[F], out: &mut Vec<F>) {
+        out.clear();
+        out.resize(self.queries.len() * self.keys.len(), F::ZERO);
+        let s = ViewMut::dense(out, self.keys.len());
+        let scale = scale(self.head_dim);
+        product(
+            Into::Set,
+            s,
+            scale,
+            self.query_rows(q),
+            self.key_rows(k).t(),
+            1,
+        );
+    }
+
+    fn query_rows<'a, F>(&self, x: &'a [F]) -> View<'a, F> {
+        View::strided(
+            &x[self.q_at..],
+            self.queries.len(),
+            self.head_dim,
+            self.q_dim,
+        )
+    }
+
+    fn query_rows_mut<'a, F>(&self, x: &'a mut [F]) -> ViewMut<'a, F> {
+        ViewMut::strided(
+            &mut x[self.q_at..],
+            self.queries.len(),
+            self.head_dim,
+            self.q_dim,
+        )
+    }
+
+    fn key_rows<'a, F>(&self, x: &'a [F]) -> View<'a, F> {
+        View::strided(
+            &x[self.kv_at..],
+            self.keys.len(),
+            self.head_dim,
+            self.kv_dim,
+        )
+    }
+
+    fn key_rows_mut<'a, F>(&self, x: &'a mut [F]) -> ViewMut<'a, F> {
+        ViewMut::strided(
+            &mut x[self.kv_at..],
+            self.keys.len(),
+            self.head_dim,
+            self.kv_dim,
+        )
+    }
+}
+
+fn scale<F: Float>(head_dim: usize) -> F {
+    F::ONE / F::of(head_dim as f64).sqrt()
+}
+
+/// Cross-attention: query row i sees the foreign rows `visible[i]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Ranged<'a> {
+    /// Head counts and width.
+    pub heads: Heads,
+    /// What each query sees; not empty.
+    pub visible: &'a [Range<usize>],
+}
+
+impl Ranged<'_> {
+    /// Attention of q (n, n_heads * head_dim) over k and v (m, n_kv_heads * head_dim). Returns the
+    /// output, shaped like q, and the probabilities: for each query and head, one per visible row.
+    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Vec<F>, Vec<F>) {
+        let Heads {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = self.heads;
+        let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let scale = scale::<F>(head_dim);
+        let n_seen: usize = self.visible.iter().map(|r| r.len()).sum();
+        let mut o = vec![F::ZERO; q.len()];
+        let mut probabilities = vec![F::ZERO; n_seen * n_heads];
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut rest = &mut probabilities[..];
+                let rows = q.chunks_exact(q_dim).zip(o.chunks_exact_mut(q_dim));
+                for ((q, o), visible) in rows.zip(self.visible) {
+                    let heads = q.chunks_exact(head_dim).zip(o.chunks_exact_mut(head_dim));
+                    for (head, (q, o)) in heads.enumerate() {
+                        let (p, later) = std::mem::take(&mut rest).split_at_mut(visible.len());
+                        rest = later;
+                        let at = head / (n_heads / n_kv_heads) * head_dim;
+                        let mut max = F::NEG_INFINITY;
+                        for (p, j) in p.iter_mut().zip(visible.clone()) {
+                            *p = scale * dot(q, &k[j * kv_dim + at..][..head_dim]);
+                            max = max.larger(*p);
+                        }
+                        let mut sum = F::ZERO;
+                        for p in p.iter_mut() {
+                            *p = (*p - max).exp();
+                            sum += *p;
+                        }
+                        for (p, j) in p.iter_mut().zip(visible.clone()) {
+                            *p *= F::ONE / sum;
+                            axpy(*p, &v[j * kv_dim + at..][..head_dim], o);
+                        }
+                    }
+                }
+            },
+        );
+        (o, probabilities)
+    }
+
+    /// The way back: the gradient of q, and those of k and v added to `dk` and `dv`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward<F: Float>(
+        &self,
+        q: &[F],
+        k: &[F],
+        v: &[F],
+        probabilities: &[F],
+        d_o: &[F],
+        dk: &mut [F],
+        dv: &mut [F],
+    ) -> Vec<F> {
+        let Heads {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = self.heads;
+        let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let scale = scale::<F>(head_dim);
+        let mut dq = vec![F::ZERO; q.len()];
+        let mut dp = Vec::new();
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut rest = probabilities;
+                let rows = (q.chunks_exact(q_dim))
+                    .zip(d_o.chunks_exact(q_dim))
+                    .zip(dq.chunks_exact_mut(q_dim));
+                for (((q, d_o), dq), visible) in rows.zip(self.visible) {
+                    for head in 0..n_heads {
+                        let (p, later) = rest.split_at(visible.len());
+                        rest = later;
+                        let at = head / (n_heads / n_kv_heads) * head_dim;
+                        let own = head * head_dim..(head + 1) * head_dim;
+                        let (q, d_o, dq) = (&q[own.clone()], &d_o[own.clone()], &mut dq[own]);
+                        dp.clear();
+                        let mut mean = F::ZERO;
+                        for (&p, j) in p.iter().zip(visible.clone()) {
+                            let row = j * kv_dim + at;
+                            let d = dot(d_o, &v[row..][..head_dim]);
+                            mean += p * d;
+                            dp.push(d);
+                            axpy(p, d_o, &mut dv[row..][..head_dim]);
+                        }
+                        for ((&p, &d), j) in p.iter().zip(&dp).zip(visible.clone()) {
+                            let row = j * kv_dim + at;
+                            let ds = p * (d - mean) * scale;
+                            axpy(ds, &k[row..][..head_dim], dq);
+                            axpy(ds, q, &mut dk[row..][..head_dim]);
+                        }
+                    }
+                }
+            },
+        );
+        dq
+    }
+}

@@ -1,0 +1,303 @@
+//! A stack of transformer layers, forward and backward: `model/block.rs` for training.
+
+use std::ops::Range;
+
+use super::attention::Causal;
+use super::float::{Float, add_assign};
+use super::grads::Grads;
+use super::matmul::Into;
+use super::ops::{
+    Angles, Dropout, rms_norm, rms_norm_again, rms_norm_backward, swiglu, swiglu_backward,
+};
+use super::params::{ParamId, Params};
+use crate::config::TransformerConfig;
+use crate::ops::Heads;
+
+/// What every part of a pass needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a, F> {
+    /// The weights.
+    pub params: &'a Params<F>,
+    /// Threads that one matrix product may use.
+    pub threads: usize,
+    /// Off when validating.
+    pub dropout: Option<Dropout>,
+}
+
+impl<F: Float> Pass<'_, F> {
+    pub(super) fn linear(&self, w: ParamId, x: &[F]) -> Vec<F> {
+        self.params.linear(w, x, self.threads)
+    }
+
+    pub(super) fn linear_backward(
+        &self,
+        w: ParamId,
+        x: &[F],
+        dy: &[F],
+        dx: Option<(Into, &mut [F])>,
+        grads: &mut Grads<F>,
+    ) {
+        self.params
+            .linear_backward(w, x, dy, dx, grads, self.threads);
+    }
+
+    pub(super) fn dropout(&self, site: u64, x: &mut [F]) {
+        if let Some(dropout) = self.dropout {
+            dropout.apply(site, x);
+        }
+    }
+
+    pub(super) fn norm_backward(
+        &self,
+        w: ParamId,
+        x: &[F],
+        inv: &[F],
+        dy: &[F],
+        dx: &mut [F],
+        grads: &mut Grads<F>,
+    ) {
+        let param = self.params.get(w);
+        let dw = param.trained.then(|| grads.dense(w, param));
+        rms_norm_backward(x, &param.value.values(), inv, dy, dx, dw);
+    }
+}
+
+/// The rows of some sequences, one after the other, as a stack sees them.
+#[derive(Debug)]
+pub struct Rows<F> {
+    /// The rows of each sequence.
+    pub sequences: Vec<Range<usize>>,
+    positions: Vec<u32>,      // of each row, within its sequence
+    visible_from: Vec<usize>, // the first row each row sees
+    angles: Angles<F>,
+}
+
+impl<F: Float> Rows<F> {
+    /// Sequences of these lengths. Row `i` of sequence `s` sees back to the window's edge or to row
+    /// `barrier(s, i)` of its sequence, whichever is later.
+    pub fn new(
+        config: &TransformerConfig,
+        lengths: &[usize],
+        barrier: impl Fn(usize, usize) -> usize,
+    ) -> Self {
+        let window = config.window.unwrap_or(usize::MAX);
+        let mut rows = Rows {
+            sequences: Vec::with_capacity(lengths.len()),
+            positions: Vec::new(),
+            visible_from: Vec::new(),
+            angles: Angles::new(
+                lengths.iter().copied().max().unwrap_or(0),
+                config.head_dim,
+                config.rope_theta,
+            ),
+        };
+        let mut first = 0;
+        for (s, &n) in lengths.iter().enumerate() {
+            rows.sequences.push(first..first + n);
+            for i in 0..n {
+                rows.positions.push(i as u32);
+                let from = (i + 1).saturating_sub(window).max(barrier(s, i));
+                rows.visible_from.push(first + from);
+            }
+            first += n;
+        }
+        rows
+    }
+
+    /// Number of rows.
+    pub fn n(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// Where the tensors of one layer are.
+#[derive(Debug, Clone)]
+struct Block {
+    attention_norm: ParamId,
+    wq: ParamId,
+    wk: ParamId,
+    wv: ParamId,
+    wo: ParamId,
+    ffn_norm: ParamId,
+    w1: ParamId,
+    w2: ParamId,
+    w3: ParamId,
+}
+
+/// Layers of one shape.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    config: TransformerConfig,
+    blocks: Vec<Block>,
+    site: u64,
+}
+
+/// What one layer keeps for the way back. n rows.
+#[derive(Debug)]
+pub struct BlockTape<F> {
+    x: Vec<F>,    // (n, dim)
+    inv1: Vec<F>, // (n)
+    q: Vec<F>,    // (n, n_heads * head_dim), turned
+    k: Vec<F>,    // (n, n_kv_heads * head_dim), turned
+    v: Vec<F>,    // (n, n_kv_heads * head_dim)
+    o: Vec<F>,    // (n, n_heads * head_dim)
+    lse: Vec<F>,  // (n, n_heads)
+    x2: Vec<F>,   // (n, dim)
+    inv2: Vec<F>, // (n)
+    gate: Vec<F>, // (n, hidden_dim)
+    up: Vec<F>,   // (n, hidden_dim)
+}
+
+impl Stack {
+    /// The layers `{part}.layers.*`. `site` sets its dropout apart from other stacks'.
+    pub fn new<F: Float>(
+        params: &Params<F>,
+        part: &str,
+        config: &TransformerConfig,
+        site: u64,
+    ) -> Self {
+        let block = |l: usize| {
+            let id = |name: &str| params.id(&format!("{part}.layers.{l}.{name}"));
+            Block {
+                attention_norm: id("attention_norm"),
+                wq: id("wq"),
+                wk: id("wk"),
+                wv: id("wv"),
+                wo: id("wo"),
+                ffn_norm: id("ffn_norm"),
+                w1: id("w1"),
+                w2: id("w2"),
+                w3: id("w3"),
+            }
+        };
+        Stack {
+            config: config.clone(),
+            blocks: (0..config.n_layers).map(block).collect(),
+            site,
+        }
+    }
+
+    /// Shape of the stack.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    /// Number of layers.
+    pub fn n_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn attention<'a, F>(&self, rows: &'a Rows<F>) -> Causal<'a> {
+        Causal {
+            heads: Heads {
+                n_heads: self.config.n_heads,
+                n_kv_heads: self.config.n_kv_heads,
+                head_dim: self.config.head_dim,
+            },
+            sequences: &rows.sequences,
+            visible_from: &rows.visible_from,
+        }
+    }
+
+    /// Layer `layer` on x (n, dim).
+    pub fn forward<F: Float>(
+        &self,
+        pass: Pass<'_, F>,
+        layer: usize,
+        rows: &Rows<F>,
+        x: Vec<F>,
+    ) -> (Vec<F>, BlockTape<F>) {
+        let b = &self.blocks[layer];
+        let eps = self.config.norm_eps;
+        let site = self.site + 2 * layer as u64;
+
+        let (a, inv1) = rms_norm(&x, &pass.params.get(b.attention_norm).value.values(), eps);
+        let mut q = pass.linear(b.wq, &a);
+        let mut k = pass.linear(b.wk, &a);
+        let v = pass.linear(b.wv, &a);
+        rows.angles.turn(&mut q, &rows.positions, false);
+        rows.angles.turn(&mut k, &rows.positions, false);
+        let (o, lse) = self.attention(rows).forward(&q, &k, &v);
+        let mut x2 = pass.linear(b.wo, &o);
+        pass.dropout(site, &mut x2);
+        add_assign(&mut x2, &x);
+
+        let (f, inv2) = rms_norm(&x2, &pass.params.get(b.ffn_norm).value.values(), eps);
+        let gate = pass.linear(b.w1, &f);
+        let up = pass.linear(b.w3, &f);
+        let mut y = pass.linear(b.w2, &swiglu(&gate, &up));
+        pass.dropout(site + 1, &mut y);
+        add_assign(&mut y, &x2);
+        let tape = BlockTape {
+            x,
+            inv1,
+            q,
+            k,
+            v,
+            o,
+            lse,
+            x2,
+            inv2,
+            gate,
+            up,
+        };
+        (y, tape)
+    }
+
+    /// The way back: the gradient d (n, dim) of the output becomes that of the input.
+    pub fn backward<F: Float>(
+        &self,
+        pass: Pass<'_, F>,
+        layer: usize,
+        rows: &Rows<F>,
+        tape: BlockTape<F>,
+        d: &mut [F],
+        grads: &mut Grads<F>,
+    ) {
+        let b = &self.blocks[layer];
+        let site = self.site + 2 * layer as u64;
+        let norm = |id| pass.params.get(id).value.values();
+        // What a branch gets of the gradient: all of it, less what dropout took.
+        let branch = |d: &[F], site| {
+            pass.dropout
+                .filter(|dropout| dropout.p > 0.0)
+                .map(|dropout| {
+                    let mut d = d.to_vec();
+                    dropout.apply(site, &mut d);
+                    d
+                })
+        };
+
+        // x + w2(swiglu(w1 f, w3 f)), f = norm(x2)
+        let BlockTape {
+            mut gate, mut up, ..
+        } = tape;
+        let h = swiglu(&gate, &up);
+        let mut dh = vec![F::ZERO; h.len()];
+        let dropped = branch(d, site + 1);
+        let dy = dropped.as_deref().unwrap_or(d);
+        pass.linear_backward(b.w2, &h, dy, Some((Into::Set, &mut dh)), grads);
+        swiglu_backward(&mut gate, &mut up, &dh);
+        let f = rms_norm_again(&tape.x2, &norm(b.ffn_norm), &tape.inv2);
+        let mut df = vec![F::ZERO; f.len()];
+        pass.linear_backward(b.w1, &f, &gate, Some((Into::Set, &mut df)), grads);
+        pass.linear_backward(b.w3, &f, &up, Some((Into::Add, &mut df)), grads);
+        pass.norm_backward(b.ffn_norm, &tape.x2, &tape.inv2, &df, d, grads);
+
+        // x + wo(attention(norm(x)))
+        let mut d_o = vec![F::ZERO; tape.o.len()];
+        let dropped = branch(d, site);
+        let dy = dropped.as_deref().unwrap_or(d);
+        pass.linear_backward(b.wo, &tape.o, dy, Some((Into::Set, &mut d_o)), grads);
+        let (mut dq, mut dk, dv) =
+            (self.attention(rows)).backward(&tape.q, &tape.k, &tape.v, &tape.o, &tape.lse, &d_o);
+        rows.angles.turn(&mut dq, &rows.positions, true);
+        rows.angles.turn(&mut dk, &rows.positions, true);
+        let a = rms_norm_again(&tape.x, &norm(b.attention_norm), &tape.inv1);
+        let mut da = df;
+        pass.linear_backward(b.wq, &a, &dq, Some((Into::Set, &mut da)), grads);
+        pass.linear_backward(b.wk, &a, &dk, Some((Into::Add, &mut da)), grads);
+        pass.linear_backward(b.wv, &a, &dv, Some((Into::Add, &mut da)), grads);
+        pass.norm_backward(b.attention_norm, &tape.x, &tape.inv1, &da, d, grads);
+    }
+}

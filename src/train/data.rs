@@ -1,0 +1,355 @@
+//! Text to train on: files, folders, JSONL or standard input, cut into documents and pieces.
+//!
+//! A document is what stands between two separator lines (a whole file if there is none), or the
+//! `text` of one JSONL line. It becomes BOS, its bytes, EOS; if that is longer than the longest
+//! sequence allowed, it is cut into pieces. Pieces are drawn in an order that the seed and the
+//! epoch determine.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::rng::{Rng, mix};
+use crate::error::{Error, Result};
+use crate::tensor::MappedFile;
+use crate::vocab::{BOS, EOS, Id, byte_to_id};
+
+/// The line between documents.
+pub const SEPARATOR: &str = "<|endoftext|>";
+
+/// Most files that are looked at in a folder.
+const MAX_FILES: usize = 1_000_000;
+
+/// A run of bytes of one document.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    source: u32,
+    start: usize,
+    end: usize,
+    bos: bool, // whether it begins the document
+    eos: bool, // whether it ends it
+}
+
+#[derive(Debug)]
+enum Source {
+    Mapped(MappedFile),
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Source::Mapped(file) => file.bytes(),
+            Source::Memory(bytes) => bytes,
+        }
+    }
+}
+
+/// Texts, cut into pieces. Cloning shares the texts.
+#[derive(Debug, Clone)]
+pub struct Corpus {
+    sources: Arc<Vec<Source>>,
+    pieces: Vec<Piece>,
+    n_bytes: usize,
+}
+
+impl Corpus {
+    /// Reads `paths`: text files, files that end in `.jsonl`, folders of both (searched through,
+    /// hidden names left out), or `-` for standard input. Documents end at lines that hold only
+    /// `separator` and are cut into pieces of at most `max_ids` ids.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] if a file cannot be read or is no text data,
+    /// [`Error::Argument`] if there is nothing to train on.
+    pub fn open(paths: &[PathBuf], separator: &str, max_ids: usize) -> Result<Corpus> {
+        if max_ids < 3 {
+            return Err(Error::argument(
+                "seq-len",
+                format!("expected at least 3, found {max_ids}"),
+            ));
+        }
+        let mut files = Vec::new();
+        for path in paths {
+            find_files(path, true, &mut files)?;
+        }
+        let mut corpus = Corpus {
+            sources: Arc::new(Vec::new()),
+            pieces: Vec::new(),
+            n_bytes: 0,
+        };
+        let mut sources = Vec::new();
+        for path in &files {
+            let source = read(path)?;
+            let number = u32::try_from(sources.len()).expect("fewer files than 2^32");
+            for document in documents(source.bytes(), separator) {
+                corpus.add(number, document, max_ids);
+            }
+            sources.push(source);
+        }
+        if corpus.pieces.is_empty() {
+            return Err(Error::argument(
+                "data",
+                format!("expected text, found none in {}", list(paths)),
+            ));
+        }
+        corpus.sources = Arc::new(sources);
+        Ok(corpus)
+    }
+
+    /// One text as one document.
+    pub fn from_bytes(text: Vec<u8>, max_ids: usize) -> Corpus {
+        let mut corpus = Corpus {
+            sources: Arc::new(Vec::new()),
+            pieces: Vec::new(),
+            n_bytes: 0,
+        };
+        corpus.add(0, (0, text.len()), max_ids);
+        corpus.sources = Arc::new(vec![Source::Memory(text)]);
+        corpus
+    }
+
+    fn add(&mut self, source: u32, (start, end): (usize, usize), max_ids: usize) {
+        let mut at = start;
+        while at < end {
+            let bos = at == start;
+            // BOS, bytes, EOS. A piece that is not the last has one more byte: the next piece's
+            // first, as the target of its last position.
+            let room = max_ids - usize::from(bos);
+            let eos = end - at < room;
+            let to = if eos { end } else { at + room };
+            self.pieces.push(Piece {
+                source,
+                start: at,
+                end: to,
+                bos,
+                eos,
+            });
+            self.n_bytes += to - at;
+            at = if eos { end } else { to - 1 };
+        }
+    }
+
+    /// Takes every `1 / share`-th part of the pieces away for validation: about `share` of them,
+    /// chosen by the seed.
+    pub fn split(mut self, share: f64, seed: u64) -> (Corpus, Corpus) {
+        let limit = (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64;
+        let held_out =
+            |p: &Piece| mix(seed ^ mix(p.start as u64 ^ (u64::from(p.source) << 40))) >> 32 < limit;
+        let (valid, train) = self.pieces.iter().partition(|p| held_out(p));
+        let other = Corpus {
+            sources: Arc::clone(&self.sources),
+            pieces: valid,
+            n_bytes: 0,
+        };
+        self.pieces = train;
+        (self.counted(), other.counted())
+    }
+
+    fn counted(mut self) -> Corpus {
+        self.n_bytes = self.pieces.iter().map(|p| p.end - p.start).sum();
+        self
+    }
+
+    /// Number of pieces.
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Bytes of text in all pieces.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// The ids of a piece: at least two.
+    pub fn ids(&self, piece: usize) -> Vec<Id> {
+        let p = &self.pieces[piece];
+        let bytes = &self.sources[p.source as usize].bytes()[p.start..p.end];
+        (p.bos.then_some(BOS).into_iter())
+            .chain(bytes.iter().map(|&b| byte_to_id(b)))
+            .chain(p.eos.then_some(EOS))
+            .collect()
+    }
+
+    /// The order of the pieces in an epoch.
+    pub fn order(&self, seed: u64, epoch: u64) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.pieces.len() as u32).collect();
+        Rng::new(seed ^ mix(epoch + 1)).shuffle(&mut order);
+        order
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    names.join(", ")
+}
+
+fn find_files(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> {
+    if path == Path::new("-") {
+        files.push(path.to_path_buf());
+        return Ok(());
+    }
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if meta.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+        let mut inside = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(path, e))?;
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            // Links are not followed: they can lead in circles.
+            let link = entry.file_type().is_ok_and(|t| t.is_symlink());
+            if !hidden && !link {
+                inside.push(entry.path());
+            }
+        }
+        inside.sort();
+        for path in inside {
+            find_files(&path, false, files)?;
+        }
+    } else if meta.is_file() && meta.len() > 0 {
+        if files.len() >= MAX_FILES {
+            return Err(Error::format(
+                path,
+                format!("expected at most {MAX_FILES} files"),
+            ));
+        }
+        files.push(path.to_path_buf());
+    } else if named {
+        return Err(Error::format(
+            path,
+            "expected text, found an empty file or a device",
+        ));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Source> {
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io("standard input", e))?;
+        return Ok(Source::Memory(bytes));
+    }
+    let file = MappedFile::open(path)?;
+    match path.extension().is_some_and(|e| e == "jsonl") {
+        true => texts_of_jsonl(path, file.bytes()).map(Source::Memory),
+        false => Ok(Source::Mapped(file)),
+    }
+}
+
+/// The `text` fields, one document each, with the default separator between them.
+fn texts_of_jsonl(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut texts = Vec::new();
+    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let fault = |what: String| Error::format(path, format!("line {}: {what}", i + 1));
+        let value: serde_json::Value = serde_json::from_slice(line)
+            .map_err(|e| fault(format!("expected JSON, found a fault: {e}")))?;
+        let text = value["text"]
+            .as_str()
+            .ok_or_else(|| fault("expected an object with a string \"text\"".into()))?;
+        // A separator is added even between texts that hold one: it would cut them there too.
+        texts.extend_from_slice(text.trim_end_matches('\n').as_bytes());
+        texts.extend_from_slice(format!("\n{SEPARATOR}\n").as_bytes());
+    }
+    Ok(texts)
+}
+
+/// Where the documents are, without the line ends around the separators.
+fn documents(bytes: &[u8], separator: &str) -> Vec<(usize, usize)> {
+    let separator = separator.as_bytes();
+    let (mut found, mut start, mut line_start) = (Vec::new(), 0, 0);
+    let mut add = |start: usize, mut end: usize| {
+        while end > start && bytes[end - 1] == b'\n' {
+            end -= 1;
+        }
+        if start < end {
+            found.push((start, end));
+        }
+    };
+    while line_start < bytes.len() {
+        let rest = &bytes[line_start..];
+        let line = rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
+        let next = line_start + line + 1;
+        if !separator.is_empty() && rest[..line].trim_ascii_end() == separator {
+            add(start, line_start);
+            start = next;
+        }
+        line_start = next;
+    }
+    add(start.min(bytes.len()), bytes.len());
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vocab::{decode, encode};
+
+    #[test]
+    fn documents_end_at_separator_lines() {
+        let text = b"one\ntwo\n<|endoftext|>\nthree <|endoftext|> four\n\n<|endoftext|>\r\n\n<|endoftext|>";
+        let found: Vec<&[u8]> = (documents(text, SEPARATOR).into_iter())
+            .map(|(a, b)| &text[a..b])
+            .collect();
+        assert_eq!(found, [&b"one\ntwo"[..], b"three <|endoftext|> four"]);
+        assert_eq!(documents(b"a\n", ""), [(0, 1)]);
+        assert!(documents(b"", SEPARATOR).is_empty());
+    }
+
+    #[test]
+    fn pieces_cover_the_text_and_overlap_by_their_target() {
+        let text: Vec<u8> = (0..100).collect();
+        for max_ids in 3..120 {
+            let corpus = Corpus::from_bytes(text.clone(), max_ids);
+            let mut ids = corpus.ids(0);
+            for piece in 1..corpus.len() {
+                let more = corpus.ids(piece);
+                assert!((2..=max_ids).contains(&more.len()), "{max_ids}");
+                assert_eq!(ids.last(), more.first(), "{max_ids}");
+                ids.extend(&more[1..]);
+            }
+            let mut all = encode(&text, true);
+            all.push(EOS);
+            assert_eq!(ids, all, "{max_ids}");
+        }
+    }
+
+    #[test]
+    fn a_split_loses_nothing_and_the_seed_orders_the_pieces() {
+        let corpus = Corpus::from_bytes(vec![b'x'; 10_000], 20);
+        let (n, bytes) = (corpus.len(), corpus.n_bytes());
+        let (train, valid) = corpus.split(0.2, 3);
+        assert_eq!(
+            (train.len() + valid.len(), train.n_bytes() + valid.n_bytes()),
+            (n, bytes)
+        );
+        assert!((n / 10..n * 3 / 10).contains(&valid.len()));
+        assert_eq!(train.order(1, 0), train.order(1, 0));
+        assert_ne!(train.order(1, 0), train.order(1, 1));
+    }
+
+    #[test]
+    fn jsonl_and_its_faults() {
+        let path = Path::new("x.jsonl");
+        let good = b"{\"text\": \"a\\nb\"}\n\n{\"text\": \"c\", \"n\": 1}";
+        let text = texts_of_jsonl(path, good).unwrap();
+        assert_eq!(documents(&text, SEPARATOR).len(), 2);
+        for (bad, what) in [("{\"text\": 1}", "string"), ("\n{", "line 2")] {
+            let message = texts_of_jsonl(path, bad.as_bytes())
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(what), "{message}");
+        }
+        assert!(Corpus::open(&[PathBuf::from("/nonexistent")], "", 9).is_err());
+        assert_eq!(decode(&Corpus::from_bytes(b"hi".to_vec(), 9).ids(0)), b"hi");
+    }
+}

@@ -1,0 +1,156 @@
+//! Gradients: dense for most tensors, a few rows for the hash tables.
+
+use rayon::prelude::*;
+
+use super::float::{Float, add_assign, axpy, sum_of, vectorized};
+use super::params::{Param, ParamId, Params};
+
+/// The gradient of one tensor.
+#[derive(Debug, Clone)]
+pub enum Grad<F> {
+    /// Nothing has been added.
+    None,
+    /// Every element.
+    Dense(Vec<F>),
+    /// Some rows.
+    Rows(RowGrad<F>),
+}
+
+/// The rows of a table that have a gradient.
+#[derive(Debug, Clone, Default)]
+pub struct RowGrad<F> {
+    /// Row numbers, ascending.
+    pub rows: Vec<u32>,
+    /// Their gradients, (rows, cols).
+    pub values: Vec<F>,
+}
+
+/// Gradients of all tensors of a [`Params`].
+#[derive(Debug, Clone)]
+pub struct Grads<F> {
+    list: Vec<Grad<F>>,
+}
+
+impl<F: Float> Grads<F> {
+    /// Zero, for `n` tensors.
+    pub fn zero(n: usize) -> Self {
+        Grads {
+            list: (0..n).map(|_| Grad::None).collect(),
+        }
+    }
+
+    /// The gradient of a tensor, every element; zeros if nothing was added yet.
+    pub fn dense(&mut self, id: ParamId, param: &Param<F>) -> &mut [F] {
+        let grad = &mut self.list[id.0];
+        if let Grad::None = grad {
+            *grad = Grad::Dense(vec![F::ZERO; param.n_elements()]);
+        }
+        match grad {
+            Grad::Dense(values) => values,
+            _ => panic!("{} has a sparse gradient", param.name),
+        }
+    }
+
+    /// Adds the rows dx (n, cols) to the gradient of the rows `rows` (n) of a table.
+    pub fn add_rows(&mut self, id: ParamId, cols: usize, rows: &[usize], dx: &[F]) {
+        let mut order: Vec<(u32, u32)> = (rows.iter().zip(0..))
+            .map(|(&row, i)| (row as u32, i))
+            .collect();
+        order.sort_unstable();
+        let mut new = RowGrad {
+            rows: Vec::new(),
+            values: Vec::new(),
+        };
+        for (row, i) in order {
+            if new.rows.last() != Some(&row) {
+                new.rows.push(row);
+                new.values.resize(new.values.len() + cols, F::ZERO);
+            }
+            let at = new.values.len() - cols;
+            axpy(
+                F::ONE,
+                &dx[i as usize * cols..][..cols],
+                &mut new.values[at..],
+            );
+        }
+        self.list[id.0].add(Grad::Rows(new), cols);
+    }
+
+    /// Adds all of `other`, tensor by tensor.
+    pub fn add(&mut self, other: Grads<F>, params: &Params<F>) {
+        let pairs: Vec<_> = self.list.iter_mut().zip(other.list).collect();
+        pairs
+            .into_par_iter()
+            .zip(params.list())
+            .for_each(|((grad, other), param)| {
+                grad.add(other, param.shape.last().copied().unwrap_or(1));
+            });
+    }
+
+    /// All gradients, in the order of the tensors.
+    pub fn list(&self) -> &[Grad<F>] {
+        &self.list
+    }
+
+    /// The square of the global norm, in f64.
+    pub fn squared_norm(&self) -> f64 {
+        // Summed in the order of the tensors, whatever thread did which.
+        let sums: Vec<f64> = (self.list.par_iter())
+            .map(|g| {
+                let values = match g {
+                    Grad::None => &[][..],
+                    Grad::Dense(v) => v,
+                    Grad::Rows(r) => &r.values,
+                };
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        sum_of(values.len(), |i| {
+                            let v = values[i].f64();
+                            v * v
+                        })
+                    },
+                )
+            })
+            .collect();
+        sums.iter().sum()
+    }
+}
+
+impl<F: Float> Grad<F> {
+    fn add(&mut self, other: Grad<F>, cols: usize) {
+        match (&mut *self, other) {
+            (_, Grad::None) => {}
+            (Grad::None, other) => *self = other,
+            (Grad::Dense(a), Grad::Dense(b)) => add_assign(a, &b),
+            (Grad::Rows(a), Grad::Rows(b)) => *a = merged(a, &b, cols),
+            _ => panic!("a dense and a sparse gradient of one tensor"),
+        }
+    }
+}
+
+/// The sum of two sets of rows.
+fn merged<F: Float>(a: &RowGrad<F>, b: &RowGrad<F>, cols: usize) -> RowGrad<F> {
+    let mut sum = RowGrad {
+        rows: Vec::with_capacity(a.rows.len() + b.rows.len()),
+        values: Vec::with_capacity(a.values.len() + b.values.len()),
+    };
+    let (mut i, mut j) = (0, 0);
+    while i < a.rows.len() || j < b.rows.len() {
+        let row_a = a.rows.get(i).copied().unwrap_or(u32::MAX);
+        let row_b = b.rows.get(j).copied().unwrap_or(u32::MAX);
+        let row = row_a.min(row_b);
+        let at = sum.values.len();
+        sum.rows.push(row);
+        sum.values.resize(at + cols, F::ZERO);
+        if row_a == row {
+            axpy(F::ONE, &a.values[i * cols..][..cols], &mut sum.values[at..]);
+            i += 1;
+        }
+        if row_b == row {
+            axpy(F::ONE, &b.values[j * cols..][..cols], &mut sum.values[at..]);
+            j += 1;
+        }
+    }
+    sum
+}

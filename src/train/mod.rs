@@ -1,0 +1,33 @@
+//! Training: gradients, optimiser, data. Nothing else in the crate imports it.
+//!
+//! The model is the one inference runs (`config`, the names of `checkpoint::expected_tensors`, the
+//! patcher, the n-gram hash); here are its passes forward and backward over whole batches, derived
+//! by hand. They are written once for f32, which trains, and f64, in which `tests/grad.rs` compares
+//! them with finite differences.
+
+#![deny(clippy::undocumented_unsafe_blocks)]
+
+pub mod adamw;
+pub mod attention;
+pub mod batch;
+pub mod block;
+pub mod blt;
+pub mod byte_model;
+pub mod cross;
+pub mod data;
+pub mod export;
+pub mod float;
+pub mod grads;
+pub mod hf;
+pub mod init;
+pub mod matmul;
+pub mod ops;
+pub mod params;
+pub mod plot;
+pub mod presets;
+pub mod rng;
+pub mod schedule;
+pub mod settings;
+pub mod state;
+pub mod step;
+pub mod trainer;

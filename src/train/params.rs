@@ -1,0 +1,408 @@
+//! The numbers that are trained: tensors under their checkpoint names, and the linear layers that use
+//! them.
+//!
+//! A tensor is either held in the training precision or frozen, as it lies in a mapped file, and
+//! then widened whenever it is used. A low-rank adapter (LoRA) on a matrix is two more tensors.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::float::{Float, axpy};
+use super::grads::Grads;
+use super::matmul::{Into, View, ViewMut, product};
+use super::rng::Rng;
+use crate::checkpoint::expected_tensors;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Index of a tensor in [`Params`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParamId(pub usize);
+
+/// One tensor.
+#[derive(Debug, Clone)]
+pub struct Param<F> {
+    /// Its name in a checkpoint; an adapter's ends in `.lora_a` or `.lora_b`.
+    pub name: String,
+    /// Its shape; a matrix is (out, in), row-major.
+    pub shape: Vec<usize>,
+    /// Its numbers.
+    pub value: Value<F>,
+    /// Whether it is trained.
+    pub trained: bool,
+    /// Whether weight decay shrinks it. Norms and embeddings are spared.
+    pub decays: bool,
+    adapter: Option<Adapter>,
+}
+
+/// Where a tensor's numbers are.
+#[derive(Debug, Clone)]
+pub enum Value<F> {
+    /// In memory, in the precision of training.
+    Owned(Vec<F>),
+    /// Where the checkpoint has them.
+    Frozen(Tensor),
+}
+
+/// A low-rank change of a matrix: `W + scale * B A`.
+#[derive(Debug, Clone, Copy)]
+struct Adapter {
+    a: ParamId, // (rank, in)
+    b: ParamId, // (out, rank)
+    scale: f64,
+}
+
+impl<F: Float> Value<F> {
+    /// The numbers, widened if they are frozen.
+    pub fn values(&self) -> Cow<'_, [F]> {
+        match self {
+            Value::Owned(v) => Cow::Borrowed(v),
+            Value::Frozen(t) => {
+                let wide = t.to_f32_vec().into_iter();
+                Cow::Owned(wide.map(|x| F::of(x.into())).collect())
+            }
+        }
+    }
+}
+
+impl<F: Float> Param<F> {
+    /// Whether a step touches few of its rows.
+    pub fn is_sparse(&self) -> bool {
+        self.name.contains(".hash_embeddings.")
+    }
+
+    /// Number of elements.
+    pub fn n_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// All tensors of a model, in canonical order, then the adapters.
+#[derive(Debug, Clone)]
+pub struct Params<F> {
+    list: Vec<Param<F>>,
+    by_name: HashMap<String, ParamId>,
+    tied: bool,
+}
+
+/// The two ends that tying makes one.
+const TIED: (&str, &str) = ("encoder.tok_embeddings", "decoder.output");
+
+impl<F: Float> Params<F> {
+    /// The tensors of a model of this configuration that `wanted` accepts, with values from
+    /// `value`, which is given the name and the shape.
+    ///
+    /// # Errors
+    /// Whatever `value` returns.
+    pub fn new(
+        config: &Config,
+        wanted: impl Fn(&str) -> bool,
+        mut value: impl FnMut(&str, &[usize]) -> Result<Value<F>>,
+    ) -> Result<Self> {
+        let mut params = Params {
+            list: Vec::new(),
+            by_name: HashMap::new(),
+            tied: false,
+        };
+        for (name, shape) in expected_tensors(config) {
+            if wanted(&name) {
+                let value = value(&name, &shape)?;
+                params.push(name, shape, value);
+            }
+        }
+        Ok(params)
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>, value: Value<F>) -> ParamId {
+        let id = ParamId(self.list.len());
+        self.by_name.insert(name.clone(), id);
+        let trained = matches!(value, Value::Owned(_));
+        self.list.push(Param {
+            decays: shape.len() > 1 && !name.contains("_embeddings"),
+            name,
+            shape,
+            value,
+            trained,
+            adapter: None,
+        });
+        id
+    }
+
+    /// The tensor of that name, which the configuration calls for.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn id(&self, name: &str) -> ParamId {
+        let name = if self.tied && name == TIED.1 {
+            TIED.0
+        } else {
+            name
+        };
+        match self.by_name.get(name) {
+            Some(&id) => id,
+            None => panic!("no tensor {name}"),
+        }
+    }
+
+    /// The tensor of that name, if there is one.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The tensor.
+    pub fn get(&self, id: ParamId) -> &Param<F> {
+        &self.list[id.0]
+    }
+
+    /// All tensors.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Param<F>)> {
+        self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
+    }
+
+    /// All tensors.
+    pub fn list(&self) -> &[Param<F>] {
+        &self.list
+    }
+
+    /// All tensors, to be changed.
+    pub fn list_mut(&mut self) -> &mut [Param<F>] {
+        &mut self.list
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Makes the output matrix the byte embedding: one tensor from now on, with the embedding's
+    /// values.
+    pub fn tie_embeddings(&mut self) {
+        self.tied = true;
+        let id = self.by_name[TIED.1];
+        self.list[id.0].trained = false;
+    }
+
+    /// Whether byte embedding and output are one tensor.
+    pub fn are_tied(&self) -> bool {
+        self.tied
+    }
+
+    /// The values under which `name` is to be saved: of a tied output, the embedding's.
+    pub fn saved_values(&self, name: &str) -> Option<Cow<'_, [F]>> {
+        let name = if self.tied && name == TIED.1 {
+            TIED.0
+        } else {
+            name
+        };
+        let param = self.get(self.find(name)?);
+        let mut values = param.value.values();
+        if let Some(adapter) = param.adapter {
+            let cols = param.shape[1];
+            let a = self.get(adapter.a).value.values(); // (rank, in)
+            let b = self.get(adapter.b).value.values(); // (out, rank)
+            let rank = a.len() / cols;
+            product(
+                Into::Add,
+                ViewMut::dense(values.to_mut(), cols),
+                F::of(adapter.scale),
+                View::dense(&b, rank),
+                View::dense(&a, cols),
+                1,
+            );
+        }
+        Some(values)
+    }
+
+    /// Freezes everything there is and puts an adapter of this rank on every matrix of a linear
+    /// layer whose last name part is in `targets` (`wq`, `w1`, ...). Returns how many there are.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a rank of 0 or no matrix of these names.
+    pub fn add_adapters(
+        &mut self,
+        rank: usize,
+        alpha: f64,
+        targets: &[String],
+        seed: u64,
+    ) -> Result<usize> {
+        if rank == 0 || rank > 1024 {
+            return Err(Error::argument(
+                "lora-rank",
+                format!("expected 1 to 1024, found {rank}"),
+            ));
+        }
+        let mut n = 0;
+        for i in 0..self.list.len() {
+            self.list[i].trained = false;
+            let param = &self.list[i];
+            let leaf = param.name.rsplit('.').next().unwrap_or_default();
+            if param.name.contains("_embeddings") || param.shape.len() != 2 {
+                continue;
+            }
+            if !targets.iter().any(|t| t == leaf) {
+                continue;
+            }
+            let (name, shape) = (param.name.clone(), param.shape.clone());
+            let mut rng = Rng::named(seed, &format!("{name}.lora_a"));
+            let bound = 1.0 / (shape[1] as f64).sqrt();
+            let a = (0..rank * shape[1])
+                .map(|_| F::of((2.0 * rng.unit() - 1.0) * bound))
+                .collect();
+            let b = vec![F::ZERO; shape[0] * rank];
+            let a_shape = vec![rank, shape[1]];
+            let a = self.push(format!("{name}.lora_a"), a_shape, Value::Owned(a));
+            let b_shape = vec![shape[0], rank];
+            let b = self.push(format!("{name}.lora_b"), b_shape, Value::Owned(b));
+            let scale = alpha / rank as f64;
+            self.list[i].adapter = Some(Adapter { a, b, scale });
+            n += 1;
+        }
+        if n == 0 {
+            return Err(Error::argument(
+                "lora-targets",
+                format!("expected names such as wq, wv or w1, found {targets:?}"),
+            ));
+        }
+        Ok(n)
+    }
+
+    /// Rows (n, cols) of a table, added to `x`.
+    pub fn add_rows(&self, table: ParamId, rows: impl Iterator<Item = usize>, x: &mut [F]) {
+        let param = self.get(table);
+        let cols = param.shape[1];
+        for (row, x) in rows.zip(x.chunks_exact_mut(cols)) {
+            match &param.value {
+                Value::Owned(v) => axpy(F::ONE, &v[row * cols..][..cols], x),
+                Value::Frozen(t) => {
+                    let row = t.slice_rows(row..row + 1).expect("a row of the table");
+                    for (x, v) in x.iter_mut().zip(row.to_f32_vec()) {
+                        *x += F::of(v.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// `y = x W^T`: x (n, in), y (n, out).
+    pub fn linear(&self, w: ParamId, x: &[F], threads: usize) -> Vec<F> {
+        let param = self.get(w);
+        let (rows, cols) = (param.shape[0], param.shape[1]);
+        let n = x.len() / cols;
+        let mut y = vec![F::ZERO; n * rows];
+        let weights = param.value.values();
+        let (w, x) = (View::dense(&weights, cols).t(), View::dense(x, cols));
+        product(
+            Into::Set,
+            ViewMut::dense(&mut y, rows),
+            F::ONE,
+            x,
+            w,
+            threads,
+        );
+        if let Some(adapter) = param.adapter {
+            let a = self.get(adapter.a).value.values();
+            let b = self.get(adapter.b).value.values();
+            let rank = a.len() / cols;
+            let mut h = vec![F::ZERO; n * rank];
+            let view = ViewMut::dense(&mut h, rank);
+            product(
+                Into::Set,
+                view,
+                F::ONE,
+                x,
+                View::dense(&a, cols).t(),
+                threads,
+            );
+            product(
+                Into::Add,
+                ViewMut::dense(&mut y, rows),
+                F::of(adapter.scale),
+                View::dense(&h, rank),
+                View::dense(&b, rank).t(),
+                threads,
+            );
+        }
+        y
+    }
+
+    /// The way back of [`Params::linear`]: adds to the gradients of the weights, and sets `dx`
+    /// (n, in) or adds to it.
+    pub fn linear_backward(
+        &self,
+        w: ParamId,
+        x: &[F],
+        dy: &[F],
+        dx: Option<(Into, &mut [F])>,
+        grads: &mut Grads<F>,
+        threads: usize,
+    ) {
+        let param = self.get(w);
+        let (rows, cols) = (param.shape[0], param.shape[1]);
+        let n = x.len() / cols;
+        let (x, dy) = (View::dense(x, cols), View::dense(dy, rows));
+        if param.trained {
+            let dw = ViewMut::dense(grads.dense(w, param), cols);
+            product(Into::Add, dw, F::ONE, dy.t(), x, threads);
+        }
+        let mut dh = Vec::new(); // (n, rank)
+        if let Some(adapter) = param.adapter {
+            let (a, b) = (self.get(adapter.a), self.get(adapter.b));
+            let rank = a.shape[0];
+            let scale = F::of(adapter.scale);
+            let mut h = vec![F::ZERO; n * rank];
+            let a_values = a.value.values();
+            let a_view = View::dense(&a_values, cols);
+            product(
+                Into::Set,
+                ViewMut::dense(&mut h, rank),
+                F::ONE,
+                x,
+                a_view.t(),
+                threads,
+            );
+            let db = ViewMut::dense(grads.dense(adapter.b, b), rank);
+            product(Into::Add, db, scale, dy.t(), View::dense(&h, rank), threads);
+            dh = h;
+            let b_values = b.value.values();
+            let b_view = View::dense(&b_values, rank);
+            product(
+                Into::Set,
+                ViewMut::dense(&mut dh, rank),
+                scale,
+                dy,
+                b_view,
+                threads,
+            );
+            let da = ViewMut::dense(grads.dense(adapter.a, a), cols);
+            product(
+                Into::Add,
+                da,
+                F::ONE,
+                View::dense(&dh, rank).t(),
+                x,
+                threads,
+            );
+        }
+        if let Some((into, dx)) = dx {
+            let weights = param.value.values();
+            let w = View::dense(&weights, cols);
+            product(into, ViewMut::dense(dx, cols), F::ONE, dy, w, threads);
+            if let Some(adapter) = param.adapter {
+                let a = self.get(adapter.a).value.values();
+                let (dh, a) = (View::dense(&dh, a.len() / cols), View::dense(&a, cols));
+                product(Into::Add, ViewMut::dense(dx, cols), F::ONE, dh, a, threads);
+            }
+        }
+    }
+
+    /// Gradients of zero for the tensors that are trained.
+    pub fn new_grads(&self) -> Grads<F> {
+        Grads::zero(self.list.len())
+    }
+}

@@ -1,0 +1,495 @@
+//! Every setting of a training run, by one name: a flag of the program and a key of a JSON file.
+
+use serde_json::{Map, Value};
+
+use super::adamw::AdamConfig;
+use super::presets::{hidden_of, preset};
+use super::schedule::{Decay, Schedule};
+use crate::config::{Config, PatcherConfig, TransformerConfig};
+use crate::error::{Error, Result};
+
+/// A value that can be read from text and shown as text.
+trait Field: Sized {
+    fn parse(text: &str) -> Option<Self>;
+    fn show(&self) -> String;
+    const EXPECTED: &'static str;
+}
+
+macro_rules! number_field {
+    ($($type:ty: $expected:literal),*) => {$(
+        impl Field for $type {
+            fn parse(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+            fn show(&self) -> String {
+                self.to_string()
+            }
+            const EXPECTED: &'static str = $expected;
+        }
+    )*};
+}
+number_field!(usize: "a whole number", u64: "a whole number", bool: "true or false");
+
+impl Field for f64 {
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|x: &f64| x.is_finite())
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
+    const EXPECTED: &'static str = "a number";
+}
+
+impl Field for String {
+    fn parse(text: &str) -> Option<Self> {
+        Some(text.to_string())
+    }
+    fn show(&self) -> String {
+        self.clone()
+    }
+    const EXPECTED: &'static str = "a text";
+}
+
+impl<T: Field> Field for Option<T> {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "" | "null" | "none" => Some(None),
+            text => T::parse(text).map(Some),
+        }
+    }
+    fn show(&self) -> String {
+        self.as_ref().map_or("none".into(), T::show)
+    }
+    const EXPECTED: &'static str = T::EXPECTED;
+}
+
+impl<T: Field> Field for Vec<T> {
+    fn parse(text: &str) -> Option<Self> {
+        let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+        parts.map(T::parse).collect()
+    }
+    fn show(&self) -> String {
+        let parts: Vec<String> = self.iter().map(T::show).collect();
+        parts.join(",")
+    }
+    const EXPECTED: &'static str = "a list with commas";
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
+        /// All settings. A field `seq_len` is the flag `--seq-len` and the JSON key `seq_len`.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct Settings {
+            $($(#[doc = $doc])+ pub $name: $type,)*
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Settings { $($name: $default,)* }
+            }
+        }
+
+        impl Settings {
+            /// Name, meaning and default of each.
+            pub fn list() -> Vec<(&'static str, String, String)> {
+                let default = Settings::default();
+                vec![$((
+                    stringify!($name),
+                    [$($doc),+].concat().trim().to_string(),
+                    Field::show(&default.$name),
+                ),)*]
+            }
+
+            /// Sets the one of this name; `-` and `_` are the same.
+            ///
+            /// # Errors
+            /// [`Error::Config`] for a name that is none, or a text that is no value of it.
+            pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
+                let name = name.replace('-', "_");
+                match name.as_str() {
+                    $(stringify!($name) => {
+                        self.$name = <$type as Field>::parse(text).ok_or_else(|| {
+                            let expected = <$type as Field>::EXPECTED;
+                            Error::config(&name, format!("expected {expected}, found \"{text}\""))
+                        })?;
+                    })*
+                    _ => return Err(Error::config(&name, "expected a setting, found no such one")),
+                }
+                Ok(())
+            }
+
+            /// All settings as JSON text.
+            pub fn to_json(&self) -> Value {
+                let mut map = Map::new();
+                $(map.insert(stringify!($name).into(), Value::String(self.$name.show()));)*
+                Value::Object(map)
+            }
+        }
+    };
+}
+
+settings! {
+    /// Texts to train on: files, .jsonl files, folders, - for standard input; with commas between.
+    data: Vec<String> = Vec::new();
+    /// Texts to validate on.
+    valid: Vec<String> = Vec::new();
+    /// Share of the data held out for validation if there is no --valid.
+    valid_share: f64 = 0.05;
+    /// Line that separates documents.
+    separator: String = super::data::SEPARATOR.into();
+    /// Folder of the run: checkpoints, log, models.
+    out: String = "run".into();
+    /// Sizes to start from: toy, tiny, small or 55m.
+    preset: String = "small".into();
+    /// Run folder or checkpoint whose entropy model cuts the patches (stage main).
+    entropy_model: Option<String> = None;
+    /// Seed of everything random.
+    seed: u64 = 1;
+    /// Threads; none: all of the machine.
+    threads: Option<usize> = None;
+    /// Parts a batch is computed in, at least one a thread; results depend on it, not on threads.
+    shards: usize = 2;
+    /// Steps of the optimiser.
+    steps: u64 = 1000;
+    /// Ids read per step (and micro-batch, see accumulate).
+    batch: usize = 8192;
+    /// Longest sequence, in ids.
+    seq_len: usize = 1024;
+    /// Micro-batches per step.
+    accumulate: usize = 1;
+    /// Highest learning rate.
+    lr: f64 = 2e-3;
+    /// Last learning rate, as a share of the highest.
+    lr_floor: f64 = 0.05;
+    /// Steps over which the learning rate rises.
+    warmup: u64 = 100;
+    /// How the learning rate falls: cosine, linear, trapezoid or constant.
+    decay: String = "cosine".into();
+    /// Share of the steps over which a trapezoid falls.
+    cooldown: f64 = 0.4;
+    /// AdamW: decay of the mean of gradients.
+    beta1: f64 = 0.9;
+    /// AdamW: decay of the mean of squared gradients.
+    beta2: f64 = 0.95;
+    /// AdamW: added to the root of the mean square.
+    adam_eps: f64 = 1e-8;
+    /// AdamW: weight decay of matrices; norms and embeddings have none.
+    weight_decay: f64 = 0.1;
+    /// Largest global norm of the gradient; 0: no limit.
+    clip: f64 = 1.0;
+    /// Dropout of embeddings and residual branches.
+    dropout: f64 = 0.0;
+    /// One tensor for byte embedding and output.
+    tied: bool = false;
+    /// Steps between lines of the log.
+    log_every: u64 = 20;
+    /// Steps between validations.
+    valid_every: u64 = 250;
+    /// Most bytes per validation.
+    valid_bytes: usize = 131_072;
+    /// Steps between checkpoints.
+    save_every: u64 = 250;
+    /// Stop after so many validations without a better one; 0: never.
+    patience: u64 = 0;
+    /// Element type of the model files: bf16 or f32.
+    dtype: String = "bf16".into();
+    /// Adapters instead of full fine-tuning: their rank; 0: none.
+    lora_rank: usize = 0;
+    /// Strength of the adapters: they count alpha / rank.
+    lora_alpha: f64 = 16.0;
+    /// Matrices that get adapters, by the last part of their names.
+    lora_targets: Vec<String> = vec!["wq".into(), "wk".into(), "wv".into(), "wo".into()];
+    /// Mean patch length for which the entropy stage chooses the threshold.
+    patch_length: f64 = 4.5;
+    /// How patches are cut: entropy, space, static or byte; none: the preset's.
+    patching: Option<String> = None;
+    /// Bytes per patch in static mode.
+    patch_size: Option<usize> = None;
+    /// Longest patch; 0: no limit.
+    max_patch_length: Option<usize> = None;
+    /// Width of the local encoder and decoder.
+    local_dim: Option<usize> = None;
+    /// Heads of the local encoder and decoder.
+    local_heads: Option<usize> = None;
+    /// Feed-forward width of the local encoder and decoder.
+    local_hidden: Option<usize> = None;
+    /// Layers of the local encoder.
+    encoder_layers: Option<usize> = None;
+    /// Layers of the local decoder.
+    decoder_layers: Option<usize> = None;
+    /// Bytes a byte sees in the local encoder and decoder.
+    local_window: Option<usize> = None;
+    /// Width of the global transformer.
+    global_dim: Option<usize> = None;
+    /// Heads of the global transformer.
+    global_heads: Option<usize> = None;
+    /// Layers of the global transformer.
+    global_layers: Option<usize> = None;
+    /// Feed-forward width of the global transformer.
+    global_hidden: Option<usize> = None;
+    /// Vectors each patch is given in cross-attention.
+    cross_k: Option<usize> = None;
+    /// Rows of each hash table.
+    hash_vocab: Option<usize> = None;
+    /// Lengths of the hashed n-grams; a list of one 0: none.
+    hash_sizes: Option<Vec<usize>> = None;
+    /// Hash functions per n-gram length.
+    hash_functions: Option<usize> = None;
+    /// Width of the entropy model.
+    entropy_dim: Option<usize> = None;
+    /// Heads of the entropy model.
+    entropy_heads: Option<usize> = None;
+    /// Layers of the entropy model.
+    entropy_layers: Option<usize> = None;
+    /// Bytes a byte sees in the entropy model.
+    entropy_window: Option<usize> = None;
+}
+
+impl Settings {
+    /// Takes the keys of a JSON object: numbers, texts, flags, lists of them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a key that is no setting or a value that is none of it.
+    pub fn set_json(&mut self, text: &str) -> Result<()> {
+        let value: Value = serde_json::from_str(text)
+            .map_err(|e| Error::config("config", format!("expected JSON, found a fault: {e}")))?;
+        let Value::Object(map) = value else {
+            return Err(Error::config("config", "expected a JSON object"));
+        };
+        let plain = |v: &Value| match v {
+            Value::String(s) => s.clone(),
+            other => other.to_string(),
+        };
+        for (key, value) in &map {
+            let text = match value {
+                Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(","),
+                other => plain(other),
+            };
+            self.set(key, &text)?;
+        }
+        Ok(())
+    }
+
+    /// The optimiser's settings.
+    pub fn adam(&self) -> AdamConfig {
+        AdamConfig {
+            betas: (self.beta1, self.beta2),
+            eps: self.adam_eps,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+        }
+    }
+
+    /// The learning rates.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a decay that is none.
+    pub fn schedule(&self) -> Result<Schedule> {
+        Ok(Schedule {
+            peak: self.lr,
+            floor: self.lr_floor,
+            warmup: self.warmup,
+            steps: self.steps,
+            cooldown: self.cooldown,
+            decay: self.decay.parse::<Decay>()?,
+        })
+    }
+
+    /// Checks what can be checked without files.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the setting.
+    pub fn validate(&self) -> Result<()> {
+        let at_least_1 = [
+            ("steps", self.steps),
+            ("shards", self.shards as u64),
+            ("batch", self.batch as u64),
+            ("accumulate", self.accumulate as u64),
+            ("log_every", self.log_every),
+            ("valid_every", self.valid_every),
+            ("save_every", self.save_every),
+        ];
+        for (name, value) in at_least_1 {
+            if !(1..=1 << 40).contains(&value) {
+                return Err(Error::config(
+                    name,
+                    format!("expected at least 1, found {value}"),
+                ));
+            }
+        }
+        if self.shards > 1024 {
+            return Err(Error::config(
+                "shards",
+                format!("expected at most 1024, found {}", self.shards),
+            ));
+        }
+        for (name, value) in [
+            ("dropout", self.dropout),
+            ("valid_share", self.valid_share),
+            ("beta1", self.beta1),
+            ("beta2", self.beta2),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::config(
+                    name,
+                    format!("expected 0 to below 1, found {value}"),
+                ));
+            }
+        }
+        if !["bf16", "f32"].contains(&self.dtype.as_str()) {
+            return Err(Error::config(
+                "dtype",
+                format!("expected bf16 or f32, found \"{}\"", self.dtype),
+            ));
+        }
+        self.schedule().map(|_| ())
+    }
+
+    /// The architecture: the preset's, changed by the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a preset that is none or sizes that do not fit together.
+    pub fn architecture(&self) -> Result<Config> {
+        let mut c = preset(&self.preset)?;
+        let local_dim = self.local_dim.unwrap_or(c.encoder.dim);
+        let local_heads = self.local_heads.unwrap_or(c.encoder.n_heads);
+        for (stack, layers) in [
+            (&mut c.encoder, self.encoder_layers),
+            (&mut c.decoder, self.decoder_layers),
+        ] {
+            resize(
+                stack,
+                Some(local_dim),
+                Some(local_heads),
+                layers,
+                self.local_hidden,
+            )?;
+            if let Some(window) = self.local_window {
+                stack.window = Some(window);
+            }
+        }
+        for cross in [&mut c.encoder_cross, &mut c.decoder_cross] {
+            (cross.n_heads, cross.n_kv_heads) = (local_heads, local_heads);
+            cross.head_dim = local_dim / local_heads;
+        }
+        resize(
+            &mut c.global,
+            self.global_dim,
+            self.global_heads,
+            self.global_layers,
+            self.global_hidden,
+        )?;
+        if let Some(entropy) = &mut c.entropy {
+            resize(
+                entropy,
+                self.entropy_dim,
+                self.entropy_heads,
+                self.entropy_layers,
+                None,
+            )?;
+            if let Some(window) = self.entropy_window {
+                entropy.window = Some(window);
+            }
+        }
+        c.cross_attn_k = self.cross_k.unwrap_or(c.cross_attn_k);
+        c.hash.vocab = self.hash_vocab.unwrap_or(c.hash.vocab);
+        c.hash.n_functions = self.hash_functions.unwrap_or(c.hash.n_functions);
+        if let Some(sizes) = &self.hash_sizes {
+            c.hash.group_sizes = sizes.iter().copied().filter(|&s| s > 0).collect();
+        }
+        self.patching_into(&mut c.patcher)?;
+        c.max_bytes = c.max_bytes.max(self.seq_len);
+        c.max_patches = c.max_patches.max(self.seq_len);
+        c.validate()?;
+        Ok(c)
+    }
+
+    /// Changes how patches are cut as far as the settings say.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a mode that is none.
+    pub fn patching_into(&self, patcher: &mut PatcherConfig) -> Result<()> {
+        if let Some(mode) = &self.patching {
+            patcher.mode = mode.parse()?;
+        }
+        if let Some(size) = self.patch_size {
+            patcher.patch_size = size;
+        }
+        if let Some(max) = self.max_patch_length {
+            patcher.max_patch_length = Some(max).filter(|&m| m > 0);
+        }
+        Ok(())
+    }
+}
+
+fn resize(
+    stack: &mut TransformerConfig,
+    dim: Option<usize>,
+    heads: Option<usize>,
+    layers: Option<usize>,
+    hidden: Option<usize>,
+) -> Result<()> {
+    if dim.is_some_and(|d| d != stack.dim) && hidden.is_none() {
+        stack.hidden_dim = hidden_of(dim.unwrap_or(stack.dim));
+    }
+    stack.dim = dim.unwrap_or(stack.dim);
+    stack.n_heads = heads.unwrap_or(stack.n_heads);
+    stack.n_kv_heads = stack.n_heads;
+    stack.n_layers = layers.unwrap_or(stack.n_layers);
+    stack.hidden_dim = hidden.unwrap_or(stack.hidden_dim);
+    if stack.n_heads == 0 || !stack.dim.is_multiple_of(stack.n_heads) {
+        return Err(Error::config(
+            "heads",
+            format!(
+                "expected a divisor of the width {}, found {}",
+                stack.dim, stack.n_heads
+            ),
+        ));
+    }
+    stack.head_dim = stack.dim / stack.n_heads;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_and_json_set_the_same() {
+        let mut a = Settings::default();
+        for (name, text) in [
+            ("seq-len", "77"),
+            ("lr", "0.5"),
+            ("hash-sizes", "3,4"),
+            ("tied", "true"),
+        ] {
+            a.set(name, text).unwrap();
+        }
+        let mut b = Settings::default();
+        b.set_json("{\"seq_len\": 77, \"lr\": 0.5, \"hash_sizes\": [3, 4], \"tied\": true}")
+            .unwrap();
+        assert_eq!(a, b);
+        let mut c = Settings::default();
+        c.set_json(&a.to_json().to_string()).unwrap();
+        assert_eq!(a, c);
+        for (name, text) in [("seq-len", "x"), ("nonsense", "1"), ("lr", "nan")] {
+            assert!(a.set(name, text).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn presets_are_valid_and_can_be_changed() {
+        for name in ["toy", "tiny", "small", "55m"] {
+            let mut s = Settings::default();
+            s.set("preset", name).unwrap();
+            s.validate().unwrap();
+            s.architecture().unwrap();
+            s.set("local-dim", "48").unwrap();
+            s.set("local-heads", "3").unwrap();
+            assert_eq!(s.architecture().unwrap().decoder.head_dim, 16);
+            s.set("global-heads", "7").unwrap();
+            assert!(s.architecture().is_err());
+        }
+        assert!(preset("huge").is_err());
+    }
+}

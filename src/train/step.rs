@@ -1,0 +1,199 @@
+//! One optimiser step, one validation: sequences shared out over threads.
+//!
+//! Sequences go to a fixed number of shards by their lengths alone, shards compute on whatever
+//! threads there are, and their gradients are added in order: the result depends on the number of
+//! shards, not on the number of threads.
+
+use rayon::prelude::*;
+
+use super::batch::{Batch, ByteBatch, Sequence};
+use super::block::Pass;
+use super::blt::Blt;
+use super::byte_model::ByteModel;
+use super::grads::Grads;
+use super::ops::{Dropout, Score};
+use super::params::Params;
+use super::rng::mix;
+use crate::config::Config;
+use crate::error::Result;
+use crate::model::patcher::Patcher;
+use crate::vocab::Id;
+
+/// Which of the two networks is trained.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // there is one of it
+pub enum Network {
+    /// The entropy model.
+    Bytes(ByteModel),
+    /// All the rest.
+    Patches(Blt),
+}
+
+/// Positions that a shard computes at once. More would move more memory, fewer would make the
+/// matrix products too small.
+const CHUNK: usize = 2048;
+
+/// Shares `sequences` out: the longest first, each to the shard that has least.
+fn shards(sequences: &[Sequence], n_shards: usize) -> Vec<Vec<&Sequence>> {
+    let mut order: Vec<&Sequence> = sequences.iter().collect();
+    order.sort_by_key(|s| std::cmp::Reverse(s.n()));
+    let mut shards = vec![(0, Vec::new()); n_shards.max(1)];
+    for sequence in order {
+        let least = (0..shards.len()).min_by_key(|&i| shards[i].0).unwrap_or(0);
+        shards[least].0 += sequence.n();
+        shards[least].1.push(sequence);
+    }
+    shards.into_iter().map(|(_, s)| s).collect()
+}
+
+/// Runs of sequences of about [`CHUNK`] positions.
+fn chunks<'a, 'b>(shard: &'b [&'a Sequence]) -> Vec<&'b [&'a Sequence]> {
+    let (mut chunks, mut first, mut n) = (Vec::new(), 0, 0);
+    for (i, sequence) in shard.iter().enumerate() {
+        if n > 0 && n + sequence.n() > CHUNK {
+            chunks.push(&shard[first..i]);
+            (first, n) = (i, 0);
+        }
+        n += sequence.n();
+    }
+    if first < shard.len() {
+        chunks.push(&shard[first..]);
+    }
+    chunks
+}
+
+impl Network {
+    fn run(
+        &self,
+        config: &Config,
+        pass: Pass<'_, f32>,
+        sequences: &[&Sequence],
+        weight: f64,
+        grads: Option<&mut Grads<f32>>,
+    ) -> Result<Score> {
+        match self {
+            Network::Bytes(model) => {
+                let entropy = config.entropy.as_ref().expect("an entropy model");
+                let batch = ByteBatch::new(entropy, sequences.iter().map(|s| &s.ids[..]));
+                Ok(model.run(pass, &batch, weight, grads))
+            }
+            Network::Patches(model) => {
+                let batch = Batch::new(config, sequences)?;
+                Ok(model.run(pass, &batch, weight, grads, None))
+            }
+        }
+    }
+
+    /// Loss, and gradients of `share` times the mean over all positions of all `sequences`.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn gradients(
+        &self,
+        config: &Config,
+        params: &Params<f32>,
+        sequences: &[Sequence],
+        n_shards: usize,
+        share: f64,
+        dropout: Option<Dropout>,
+    ) -> Result<(Score, Grads<f32>)> {
+        let n: usize = sequences.iter().map(Sequence::n).sum();
+        let weight = share / n as f64;
+        let threads = rayon::current_num_threads() / n_shards.max(1);
+        let of_shard = |(number, shard): (usize, Vec<&Sequence>)| {
+            let mut grads = params.new_grads();
+            let mut score = Score::default();
+            for (c, chunk) in chunks(&shard).into_iter().enumerate() {
+                let dropout = dropout.map(|d| Dropout {
+                    seed: mix(d.seed ^ mix((number as u64) << 32 | c as u64)),
+                    ..d
+                });
+                let pass = Pass {
+                    params,
+                    threads,
+                    dropout,
+                };
+                score.add(&self.run(config, pass, chunk, weight, Some(&mut grads))?);
+            }
+            Ok((score, grads))
+        };
+        let shards: Vec<_> = shards(sequences, n_shards)
+            .into_iter()
+            .enumerate()
+            .collect();
+        let parts: Vec<Result<(Score, Grads<f32>)>> =
+            shards.into_par_iter().map(of_shard).collect();
+        let mut sum = Score::default();
+        let mut grads: Option<Grads<f32>> = None;
+        for part in parts {
+            let (score, of_part) = part?;
+            sum.add(&score);
+            match &mut grads {
+                Some(grads) => grads.add(of_part, params),
+                None => grads = Some(of_part),
+            }
+        }
+        Ok((sum, grads.unwrap_or_else(|| params.new_grads())))
+    }
+
+    /// The loss alone, without dropout.
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn score(
+        &self,
+        config: &Config,
+        params: &Params<f32>,
+        sequences: &[Sequence],
+    ) -> Result<Score> {
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let parts: Vec<Result<Score>> = (chunks(&all).into_par_iter())
+            .map(|chunk| self.run(config, plain(params), chunk, 1.0, None))
+            .collect();
+        let mut sum = Score::default();
+        for part in parts {
+            sum.add(&part?);
+        }
+        Ok(sum)
+    }
+}
+
+fn plain(params: &Params<f32>) -> Pass<'_, f32> {
+    Pass {
+        params,
+        threads: 1,
+        dropout: None,
+    }
+}
+
+/// Entropies in nats after each position of each text.
+pub fn entropies(
+    model: &ByteModel,
+    config: &Config,
+    params: &Params<f32>,
+    texts: &[Vec<Id>],
+) -> Vec<Vec<f32>> {
+    let config = config.entropy.as_ref().expect("an entropy model");
+    (texts.par_iter())
+        .map(|ids| {
+            let batch = ByteBatch::new(config, [&ids[..]]);
+            model.entropies(plain(params), &batch)
+        })
+        .collect()
+}
+
+/// Cuts a text into patches as inference does. `entropies` is empty if the patcher needs none.
+///
+/// # Errors
+/// As [`Patcher::new`].
+pub fn cut(config: &Config, ids: Vec<Id>, entropies: &[f32]) -> Result<Sequence> {
+    let mut patcher = Patcher::new(&config.patcher)?;
+    let mut starts = vec![0];
+    for (i, &id) in ids[..ids.len() - 1].iter().enumerate() {
+        let entropy = entropies.get(i).copied().unwrap_or(f32::NAN);
+        if patcher.push(id, entropy) || i == 0 {
+            starts.push(i + 1);
+        }
+    }
+    Ok(Sequence { ids, starts })
+}

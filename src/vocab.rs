@@ -1,0 +1,63 @@
+//! Bytes to ids and back; the special ids, and nothing else.
+//!
+//! The model reads ids: byte `b` is id `b + 4`, ids 0 to 3 are special.
+
+/// An id: a special id, or a byte plus [`BYTE_OFFSET`].
+pub type Id = u16;
+
+/// Begin-of-example id; also what the n-gram hash reads left of the text.
+pub const BOE: Id = 0;
+/// Begin-of-sequence id, fed before a prompt.
+pub const BOS: Id = 1;
+/// End-of-sequence id.
+pub const EOS: Id = 2;
+/// The delimiter id of BPE patching.
+pub const BPE: Id = 3;
+/// Difference between a byte and its id.
+pub const BYTE_OFFSET: Id = 4;
+/// Number of ids: 4 special ones and 256 bytes.
+pub const VOCAB_SIZE: usize = 260;
+
+/// The id of a byte.
+pub fn byte_to_id(byte: u8) -> Id {
+    Id::from(byte) + BYTE_OFFSET
+}
+
+/// The byte of an id; `None` for special ids and for numbers that are no ids.
+pub fn id_to_byte(id: Id) -> Option<u8> {
+    u8::try_from(id.checked_sub(BYTE_OFFSET)?).ok()
+}
+
+/// The ids of a text, with BOS in front if asked.
+pub fn encode(text: &[u8], bos: bool) -> Vec<Id> {
+    bos.then_some(BOS)
+        .into_iter()
+        .chain(text.iter().copied().map(byte_to_id))
+        .collect()
+}
+
+/// The bytes among `ids`; special ids vanish.
+pub fn decode(ids: &[Id]) -> Vec<u8> {
+    ids.iter().copied().filter_map(id_to_byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_has_an_id_of_its_own_and_comes_back() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let ids = encode(&bytes, true);
+        assert_eq!(ids[0], BOS);
+        assert_eq!(ids[1..], (4..260).collect::<Vec<Id>>()[..]);
+        assert_eq!(decode(&ids), bytes);
+    }
+
+    #[test]
+    fn special_ids_and_numbers_out_of_range_are_no_bytes() {
+        for id in [BOE, BOS, EOS, BPE, 260, 65535] {
+            assert_eq!(id_to_byte(id), None, "id {id}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Reference cases on disk: where they lie, what they hold.
+#![allow(dead_code)] // each test program uses its part
+
+use std::path::{Path, PathBuf};
+
+use blt::checkpoint::{Checkpoint, OpenOptions, write_native};
+use blt::ops::Compute;
+use blt::tensor::{DType, Tensor};
+use blt::vocab::Id;
+use blt::{Model, Session, SessionOptions};
+use blt_kernels::BlockFormat;
+use serde_json::Value;
+
+/// The folder of reference cases: `BLT_FIXTURES`, else the full set if it lies beside the project,
+/// else the subset that comes with it.
+pub fn root() -> PathBuf {
+    if let Some(root) = std::env::var_os("BLT_FIXTURES") {
+        return root.into();
+    }
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let beside = project.join("../shared/fixtures");
+    match beside.is_dir() {
+        true => beside,
+        false => project.join("tests/data"),
+    }
+}
+
+/// One folder with an `expected.json` that has prompts.
+pub struct Case {
+    pub name: String,
+    pub folder: PathBuf,
+    pub expected: Value,
+    tensors: Vec<u8>,
+}
+
+/// All cases under [`root`], in order of name.
+pub fn cases() -> Vec<Case> {
+    let root = root();
+    let entries = std::fs::read_dir(&root)
+        .unwrap_or_else(|e| panic!("reference cases in {}: {e}", root.display()));
+    let mut cases: Vec<Case> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter_map(Case::open)
+        .collect();
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(!cases.is_empty(), "no reference case in {}", root.display());
+    cases
+}
+
+impl Case {
+    /// The case in `folder`; `None` if it holds no prompts to compare (training cases, bare data).
+    fn open(folder: PathBuf) -> Option<Case> {
+        let text = std::fs::read(folder.join("expected.json")).ok()?;
+        let expected: Value = serde_json::from_slice(&text).unwrap();
+        expected.get("prompts")?;
+        Some(Case {
+            name: folder.file_name().unwrap().to_string_lossy().into_owned(),
+            tensors: std::fs::read(folder.join("expected.safetensors")).unwrap(),
+            folder,
+            expected,
+        })
+    }
+
+    /// The model in every layout the case holds, with the layout's folder.
+    pub fn models(&self) -> Vec<(String, Model)> {
+        self.checkpoints()
+            .into_iter()
+            .map(|(layout, checkpoint)| {
+                let model = Model::load(&checkpoint, Compute::new(Some(1), None).unwrap());
+                (layout, model.unwrap())
+            })
+            .collect()
+    }
+
+    /// Every folder of the case that holds a model, opened.
+    pub fn checkpoints(&self) -> Vec<(String, Checkpoint)> {
+        let separate = self.folder.join("entropy_hub");
+        let mut opened = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.is_dir() || path == separate {
+                continue;
+            }
+            let beside = path.join("entropy_model").is_dir();
+            let options = OpenOptions {
+                entropy_model: (separate.is_dir() && !beside).then(|| separate.clone()),
+                ..OpenOptions::default()
+            };
+            let layout = path.file_name().unwrap().to_string_lossy().into_owned();
+            let checkpoint = Checkpoint::open(&path, &options)
+                .unwrap_or_else(|e| panic!("{}/{layout}: {e}", self.name));
+            opened.push((layout, checkpoint));
+        }
+        assert!(!opened.is_empty(), "{}: no model folder", self.name);
+        opened.sort_by(|a, b| a.0.cmp(&b.0));
+        opened
+    }
+
+    /// The prompts.
+    pub fn prompts(&self) -> Vec<Prompt<'_>> {
+        let prompts = self.expected["prompts"].as_array().unwrap();
+        prompts.iter().map(|value| Prompt { value }).collect()
+    }
+
+    /// A recorded tensor: shape and values.
+    pub fn tensor(&self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let all = safetensors::SafeTensors::deserialize(&self.tensors).unwrap();
+        let view = all.tensor(name).ok()?;
+        let values = view.data().chunks_exact(4);
+        let values = values.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        Some((view.shape().to_vec(), values.collect()))
+    }
+}
+
+/// One prompt of a case.
+pub struct Prompt<'a> {
+    value: &'a Value,
+}
+
+impl Prompt<'_> {
+    pub fn name(&self) -> &str {
+        self.value["name"].as_str().unwrap()
+    }
+
+    pub fn ids(&self) -> Vec<Id> {
+        ids(&self.value["ids"])
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        !self.value[key].is_null()
+    }
+
+    pub fn list(&self, key: &str) -> &Value {
+        &self.value[key]
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.value[key].as_f64().unwrap()
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        self.value[key].as_bool().unwrap()
+    }
+}
+
+/// A JSON list of ids.
+pub fn ids(value: &Value) -> Vec<Id> {
+    numbers(value).into_iter().map(|n| n as Id).collect()
+}
+
+/// A JSON list of numbers.
+pub fn numbers(value: &Value) -> Vec<f64> {
+    let list = value.as_array().expect("a list of numbers");
+    list.iter().map(|n| n.as_f64().unwrap()).collect()
+}
+
+/// A JSON list of lengths.
+pub fn lengths(value: &Value) -> Vec<usize> {
+    numbers(value).into_iter().map(|n| n as usize).collect()
+}
+
+/// The checkpoint with every matrix and table in that block format, through the bytes of a native
+/// file.
+pub fn quantized(checkpoint: &Checkpoint, format: BlockFormat) -> Checkpoint {
+    let tensors = checkpoint.tensors().map(|(name, tensor)| {
+        let is_table = name.contains("_embeddings");
+        let dtype = match (tensor.shape().len(), is_table) {
+            (1, _) => DType::F32,
+            (_, true) => DType::Table(format),
+            (_, false) => DType::Tiles(format),
+        };
+        let tensor = Tensor::from_values(dtype, tensor.shape().to_vec(), &tensor.to_f32_vec());
+        (name.to_owned(), tensor.unwrap())
+    });
+    let name = format!("blt-quantized-{}-{}", std::process::id(), format.name());
+    let unique = format!("{name}-{:?}", std::thread::current().id());
+    let path = std::env::temp_dir().join(unique);
+    write_native(&path, checkpoint.config(), tensors).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    Checkpoint::from_native_bytes(bytes).unwrap()
+}
+
+/// Everything a session gave while it read ids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    pub logits: Vec<u32>,    // bits, (n, vocab)
+    pub entropies: Vec<u32>, // bits, (n)
+    pub starts: Vec<usize>,
+}
+
+/// A session that also runs the entropy model if there is one.
+pub fn session(model: &Model, options: SessionOptions) -> Session {
+    let options = SessionOptions {
+        entropies: model.has_entropy_model(),
+        ..options
+    };
+    Session::new(model, options).unwrap()
+}
+
+/// Reads `ids` on top of what the session holds and appends the logits to `logits`.
+pub fn feed(session: &mut Session, ids: &[Id], logits: &mut Vec<f32>) {
+    session
+        .feed_ids_with(ids, |step| logits.extend_from_slice(step.logits))
+        .unwrap();
+}
+
+/// Bits of floats, for exact comparison.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// SplitMix64: the same numbers everywhere for a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}

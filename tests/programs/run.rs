@@ -1,0 +1,277 @@
+//! `blt-run`: the text, where it goes, how it ends.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use blt::vocab::{decode, id_to_byte};
+use blt::{Model, Session, SessionOptions};
+use serde_json::Value;
+
+use super::{MODEL, RUN, call, common, file, json, models, output};
+
+/// Greedy, nothing but the text.
+fn continued(model: &str, prompt: &[u8], more: &[&str]) -> Vec<u8> {
+    let args = [&[model, "-f", "-", "--temp", "0", "--quiet"], more].concat();
+    output(RUN, &args, prompt)
+}
+
+/// Every reference case through `blt-run`, as bytes: most of these texts are no UTF-8.
+#[test]
+fn greedy_text_equals_the_reference_byte_for_byte() {
+    let mut n = 0;
+    for case in common::cases() {
+        // transformers' last-position quirk (the fixtures' README); we follow Meta.
+        if case.expected["max_patch_length"].is_number() {
+            continue;
+        }
+        let greedy: Vec<_> = (case.prompts().into_iter())
+            .filter(|p| p.has("greedy_ids") && p.ids()[0] == 1)
+            .filter(|p| p.ids()[1..].iter().all(|&id| id_to_byte(id).is_some()))
+            .take(2)
+            .collect();
+        for (model, more) in models(&case) {
+            let more: Vec<&str> = more.iter().map(String::as_str).collect();
+            for prompt in &greedy {
+                let ids = common::ids(prompt.list("greedy_ids"));
+                let expected: Vec<_> = ids
+                    .into_iter()
+                    .take_while(|&id| id_to_byte(id).is_some())
+                    .collect();
+                let expected = decode(&expected);
+                let count = expected.len().to_string();
+                let args = [&["-n", &count], &more[..]].concat();
+                let text = continued(&model, &decode(&prompt.ids()), &args);
+                assert_eq!(text, expected, "{} {}", case.name, prompt.name());
+                n += 1;
+            }
+        }
+    }
+    assert!(n > 0, "no reference case has greedy text");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_whatever_the_threads() {
+    let args = [
+        "-p",
+        "seeds",
+        "-n",
+        "40",
+        "--seed",
+        "9",
+        "--ignore-eos",
+        "--quiet",
+    ];
+    let text = output(RUN, &[&[MODEL], &args[..]].concat(), b"");
+    assert_eq!(text.len(), 40);
+    for threads in ["1", "2", "3"] {
+        let again = output(RUN, &[&[MODEL, "-t", threads], &args[..]].concat(), b"");
+        assert_eq!(again, text, "{threads} threads");
+    }
+    let record = json(RUN, &[&[MODEL, "--json"], &args[..]].concat());
+    let hex: String = text.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(record["generated_hex"], Value::from(hex));
+    assert_eq!(record["text"], Value::from(String::from_utf8_lossy(&text)));
+    assert_eq!(record["generated_bytes"], 40);
+    assert_eq!(record["prompt_bytes"], 5);
+    assert_eq!(record["seed"], 9);
+    assert_eq!(record["finish"], "length");
+}
+
+#[test]
+fn the_summary_goes_to_standard_error_without_colour() {
+    let args = [
+        MODEL,
+        "-p",
+        "hello",
+        "-n",
+        "8",
+        "--ignore-eos",
+        "--seed",
+        "77",
+        "--show-patches",
+    ];
+    let result = call(RUN, &args, b"");
+    let summary = String::from_utf8(result.stderr).unwrap();
+    for part in [
+        "prompt 5 bytes",
+        "generated 8 bytes (length)",
+        "patches of",
+        "seed 77",
+    ] {
+        assert!(summary.contains(part), "{summary}");
+    }
+    assert!(!summary.contains('\x1b') && !result.stdout.contains(&0x1b));
+    assert!(
+        call(RUN, &[&args[..], &["--quiet"]].concat(), b"")
+            .stderr
+            .is_empty()
+    );
+}
+
+#[test]
+fn prompts_come_as_text_as_files_and_from_standard_input() {
+    let bytes = b"any bytes: \xff\x00\xc3(";
+    let path = file("prompt.bin", bytes);
+    let more = ["-n", "12", "--ignore-eos"];
+    let from_stdin = continued(MODEL, bytes, &more);
+    let args = [
+        MODEL,
+        "-f",
+        &path,
+        "--temp",
+        "0",
+        "--quiet",
+        "-n",
+        "12",
+        "--ignore-eos",
+    ];
+    assert_eq!(output(RUN, &args, b""), from_stdin);
+    let echoed = continued(MODEL, bytes, &[&more[..], &["--echo"]].concat());
+    assert_eq!(echoed, [&bytes[..], &from_stdin].concat());
+    // Nothing at all is a prompt too: BOS.
+    assert_eq!(continued(MODEL, b"", &more).len(), 12);
+}
+
+#[test]
+fn stop_strings_end_the_text_and_are_left_out() {
+    let whole = continued(MODEL, b"stop", &["-n", "200", "--ignore-eos"]);
+    let at =
+        (1..whole.len()).find(|&i| whole[i].is_ascii_graphic() && !whole[..i].contains(&whole[i]));
+    let at = at.expect("an ASCII character in 200 bytes");
+    let stop = char::from(whole[at]).to_string();
+    let more = [
+        "-n",
+        "200",
+        "--ignore-eos",
+        "--stop",
+        "never in there",
+        "--stop",
+        &stop,
+    ];
+    assert_eq!(continued(MODEL, b"stop", &more), whole[..at]);
+}
+
+#[test]
+fn patches_are_shown_where_they_start() {
+    let prompt = b"patches, shown ";
+    let more = ["-n", "20", "--ignore-eos"];
+    let text = [&prompt[..], &continued(MODEL, prompt, &more)].concat();
+    let mut session =
+        Session::new(&Model::open(MODEL).unwrap(), SessionOptions::default()).unwrap();
+    session.feed(&text).unwrap();
+    let mut expected = Vec::new();
+    for (i, byte) in text.iter().enumerate() {
+        if session.patch_starts().contains(&(i + 1)) {
+            expected.extend_from_slice(if i == 0 { b"[" } else { b"][" });
+        }
+        expected.push(*byte);
+    }
+    expected.push(b']');
+    let shown = continued(
+        MODEL,
+        prompt,
+        &[&more[..], &["--echo", "--show-patches"]].concat(),
+    );
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn lines_continue_one_text() {
+    let more = ["-n", "9", "--ignore-eos"];
+    let first = continued(MODEL, b"one line", &more);
+    let second = continued(
+        MODEL,
+        &[b"one line", &first[..], b"another"].concat(),
+        &more,
+    );
+    let third_prompt = [b"one line", &first[..], b"another", &second].concat();
+    let third = continued(MODEL, &third_prompt, &more);
+    let args = [&[MODEL, "-i", "--temp", "0", "--quiet"], &more[..]].concat();
+    let text = output(RUN, &args, b"one line\nanother\r\n\n");
+    assert_eq!(text, [first, second, third].concat());
+}
+
+#[test]
+fn a_full_context_is_an_error_or_slides() {
+    let args = [
+        MODEL,
+        "-p",
+        "0123456789",
+        "--context",
+        "20",
+        "-n",
+        "40",
+        "--ignore-eos",
+    ];
+    let result = call(RUN, &args, b"");
+    assert_eq!(result.status.code(), Some(1));
+    let message = String::from_utf8(result.stderr).unwrap();
+    assert!(
+        message.contains("context: expected at most 20 bytes"),
+        "{message}"
+    );
+    // What fitted is there: 20 positions less BOS and the prompt, and the byte after the last.
+    assert_eq!(result.stdout.len(), 10);
+    let record = json(RUN, &[&args[..], &["--slide", "8", "--json"]].concat());
+    assert_eq!(record["generated_bytes"], 40);
+    assert!(record["slides"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let args = [
+        MODEL,
+        "-p",
+        "a",
+        "-n",
+        "1000000",
+        "--slide",
+        "10",
+        "--ignore-eos",
+    ];
+    let mut child = Command::new(RUN)
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 5];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let result = child.wait_with_output().unwrap();
+    assert_eq!(result.status.code(), Some(0));
+    assert!(result.stderr.is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_the_summary() {
+    let args = [
+        MODEL,
+        "-p",
+        "a",
+        "-n",
+        "1000000",
+        "--slide",
+        "10",
+        "--ignore-eos",
+    ];
+    let mut child = Command::new(RUN)
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 5]).unwrap();
+    let pid = child.id().to_string();
+    let sent = Command::new("sh")
+        .args(["-c", "kill -INT $0", &pid])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    stdout.read_to_end(&mut Vec::new()).unwrap();
+    let result = child.wait_with_output().unwrap();
+    let summary = String::from_utf8(result.stderr).unwrap();
+    assert_eq!(result.status.code(), Some(0), "{summary}");
+    assert!(summary.contains("(interrupted)"), "{summary}");
+}

@@ -1,0 +1,290 @@
+//! Training runs, small ones: they learn, stop and go on exactly, and lose nothing when things fail.
+#![cfg(feature = "train")]
+
+use std::path::{Path, PathBuf};
+
+use blt::train::init;
+use blt::train::params::{Params, Value};
+use blt::train::settings::Settings;
+use blt::train::state::Saved;
+use blt::train::trainer::{Stage, Trainer};
+use blt::{Model, Session, SessionOptions};
+
+/// A folder of its own, removed at the end.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(name: &str) -> Temp {
+        let folder = std::env::temp_dir().join(format!("blt-train-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Temp(folder)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.display().to_string()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// 4 KB that compress badly: words in a random order.
+fn text(n: usize) -> Vec<u8> {
+    let words = [
+        "cat", "sat", "hill", "ran", "the", "blue", "stone", "over", "deep", "river",
+    ];
+    let mut rng = blt::train::rng::Rng::new(9);
+    let mut text = Vec::new();
+    while text.len() < n {
+        text.extend_from_slice(words[rng.below(words.len())].as_bytes());
+        text.push(b" .,\n"[rng.below(4)]);
+    }
+    text.truncate(n);
+    text
+}
+
+fn settings(temp: &Temp, set: &[(&str, &str)]) -> Settings {
+    let mut settings = Settings::default();
+    let out = temp.0.join("run").display().to_string();
+    for (name, value) in [("preset", "toy"), ("out", &out), ("valid-share", "0")]
+        .iter()
+        .chain(set)
+    {
+        settings.set(name, value).unwrap();
+    }
+    settings
+}
+
+fn main_stage(settings: &Settings) -> Trainer {
+    let mut config = settings.architecture().unwrap();
+    config.entropy = None;
+    let params = init::random(&config, |n| !n.starts_with("entropy."), settings.seed).unwrap();
+    Trainer::new(Stage::Main, settings.clone(), config, params, None).unwrap()
+}
+
+fn weights(params: &Params<f32>) -> Vec<u32> {
+    let values = |p: &blt::train::params::Param<f32>| match &p.value {
+        Value::Owned(values) => values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+        Value::Frozen(_) => Vec::new(),
+    };
+    params.iter().flat_map(|(_, p)| values(p)).collect()
+}
+
+/// Bits per byte of a text after BOS, by the inference engine.
+fn inference_bits(path: &Path, text: &[u8]) -> f64 {
+    let model = Model::open(path).unwrap();
+    let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+    let ids = blt::vocab::encode(text, true);
+    let mut nats = 0.0;
+    session
+        .feed_ids_with(&ids, |step| {
+            if let Some(&next) = ids.get(step.position + 1) {
+                let max = step.logits.iter().copied().fold(f32::MIN, f32::max);
+                let sum: f64 = step.logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+                nats += sum.ln() - f64::from(step.logits[usize::from(next)] - max);
+            }
+        })
+        .unwrap();
+    nats / std::f64::consts::LN_2 / text.len() as f64
+}
+
+#[test]
+fn a_tiny_model_memorises_4_kb_and_inference_agrees() {
+    let temp = Temp::new("overfit");
+    let text = text(4096);
+    let data = temp.file("text.txt", &text);
+    let settings = settings(
+        &temp,
+        &[
+            ("data", &data),
+            ("seq-len", "5000"),
+            ("batch", "4096"),
+            ("steps", "220"),
+            ("lr", "1e-2"),
+            ("warmup", "10"),
+            ("patching", "space"),
+            ("dtype", "f32"),
+            ("hash-vocab", "4096"),
+            ("weight-decay", "0"),
+        ],
+    );
+    let mut trainer = main_stage(&settings);
+    let mut bits = f64::NAN;
+    for _ in 0..settings.steps {
+        bits = trainer.step().unwrap().score.bits_per_byte();
+        if bits < 0.04 {
+            break;
+        }
+    }
+    assert!(
+        bits < 0.05,
+        "{bits} bits per byte after {} steps",
+        settings.steps
+    );
+    let path = trainer.path("model.safetensors");
+    trainer.export(&path).unwrap();
+    let found = inference_bits(&path, &text);
+    assert!(
+        found < 0.05,
+        "{found} bits per byte in inference, {bits} in training"
+    );
+}
+
+#[test]
+fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
+    let temp = Temp::new("resume");
+    let data = temp.file("text.txt", &text(6000));
+    let settings = settings(
+        &temp,
+        &[
+            ("data", &data),
+            ("seq-len", "200"),
+            ("batch", "500"),
+            ("steps", "8"),
+            ("dropout", "0.1"),
+            ("shards", "3"),
+            ("accumulate", "2"),
+            ("tied", "true"),
+        ],
+    );
+    let on = |threads: usize, work: &(dyn Fn() -> Vec<u32> + Sync)| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(work)
+    };
+    let whole = on(2, &|| {
+        let mut trainer = main_stage(&settings);
+        for _ in 0..8 {
+            trainer.step().unwrap();
+        }
+        weights(&trainer.params)
+    });
+    let halves = on(1, &|| {
+        let mut trainer = main_stage(&settings);
+        for _ in 0..5 {
+            trainer.step().unwrap();
+        }
+        trainer.save("main").unwrap();
+        drop(trainer);
+        let mut trainer = main_stage(&settings);
+        let saved = Saved::open(&trainer.path("state.safetensors")).unwrap();
+        let mut of_file = Settings::default();
+        of_file.set_json(&saved.settings).unwrap();
+        assert_eq!(of_file, settings);
+        trainer.resume(&saved).unwrap();
+        for _ in 5..8 {
+            trainer.step().unwrap();
+        }
+        weights(&trainer.params)
+    });
+    assert!(whole == halves);
+}
+
+#[test]
+fn what_is_not_finite_stops_the_run_and_leaves_the_checkpoint() {
+    let temp = Temp::new("nan");
+    let data = temp.file("text.txt", &text(2000));
+    let settings = settings(
+        &temp,
+        &[("data", &data), ("seq-len", "200"), ("batch", "500")],
+    );
+    let mut trainer = main_stage(&settings);
+    trainer.step().unwrap();
+    trainer.save("main").unwrap();
+    let before = std::fs::read(trainer.path("state.safetensors")).unwrap();
+    let Value::Owned(values) = &mut trainer.params.list_mut()[0].value else {
+        unreachable!()
+    };
+    values.fill(f32::NAN);
+    let message = trainer.step().unwrap_err().to_string();
+    assert!(
+        message.starts_with("step 2: ") && message.contains("NaN"),
+        "{message}"
+    );
+    assert!(before == std::fs::read(trainer.path("state.safetensors")).unwrap());
+}
+
+#[test]
+fn a_state_that_is_damaged_is_refused() {
+    let temp = Temp::new("damaged");
+    let data = temp.file("text.txt", &text(2000));
+    let settings = settings(
+        &temp,
+        &[("data", &data), ("seq-len", "200"), ("batch", "500")],
+    );
+    let trainer = main_stage(&settings);
+    trainer.save("main").unwrap();
+    let bytes = std::fs::read(trainer.path("state.safetensors")).unwrap();
+    for cut in [0, 1, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
+        let path = temp.file("cut.safetensors", &bytes[..cut]);
+        assert!(Saved::open(Path::new(&path)).is_err(), "{cut}");
+    }
+    let mut other = settings.clone();
+    other.set("local-dim", "48").unwrap();
+    let saved = Saved::open(&trainer.path("state.safetensors")).unwrap();
+    assert!(main_stage(&other).resume(&saved).is_err());
+}
+
+#[test]
+fn the_entropy_stage_gives_the_patch_length_asked_for() {
+    let temp = Temp::new("entropy");
+    let data = temp.file("text.txt", &text(8000));
+    let settings = settings(
+        &temp,
+        &[
+            ("data", &data),
+            ("seq-len", "512"),
+            ("batch", "2048"),
+            ("steps", "30"),
+            ("lr", "1e-2"),
+            ("warmup", "5"),
+            ("patch-length", "3.5"),
+        ],
+    );
+    let config = settings.architecture().unwrap();
+    let params = init::random(&config, |n| n.starts_with("entropy."), 1).unwrap();
+    let mut trainer = Trainer::new(Stage::Entropy, settings, config, params, None).unwrap();
+    let first = trainer.step().unwrap().score.loss();
+    let last = (1..30)
+        .map(|_| trainer.step().unwrap().score.loss())
+        .last()
+        .unwrap();
+    assert!(last < 0.6 * first, "loss {first} to {last}");
+    let (threshold, length) = trainer.choose_threshold().unwrap();
+    assert!((3.0..4.0).contains(&length), "{length} at {threshold}");
+    assert_eq!(trainer.config.patcher.threshold, threshold);
+}
+
+#[test]
+fn settings_and_data_that_make_no_sense_are_clear_errors() {
+    let temp = Temp::new("hostile");
+    let data = temp.file("text.txt", b"");
+    let missing = temp.0.join("missing").display().to_string();
+    for (set, expected) in [
+        (("data", ""), "data: expected at least one"),
+        (("data", &missing[..]), "No such file"),
+        (("data", &data[..]), "empty file"),
+        (("seq-len", "2"), "seq-len"),
+        (("lora-rank", "4000"), "lora-rank"),
+        (("dtype", "q4"), "dtype"),
+        (("decay", "never"), "decay"),
+    ] {
+        let good = temp.file("good.txt", b"some text");
+        let mut settings = settings(&temp, &[("data", &good)]);
+        settings.set(set.0, set.1).unwrap();
+        let mut config = settings.architecture().unwrap();
+        config.entropy = None;
+        let params = init::random(&config, |n| !n.starts_with("entropy."), 1).unwrap();
+        let error = Trainer::new(Stage::Main, settings, config, params, None)
+            .map(drop)
+            .unwrap_err();
+        assert!(error.to_string().contains(expected), "{set:?}: {error}");
+    }
+}
