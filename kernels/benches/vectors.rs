@@ -42,8 +42,17 @@ fn main() {
                 swiglu(isa, black_box(&mut y[..5632]), &x[..5632]);
             }),
             time(|| rope(isa, black_box(&mut y[..d]), &x[..d / 2], &x[..d / 2])),
-            time(|| dot_rows(isa, black_box(&x[..d]), &x, d, 0.125, &mut scores)),
-            time(|| weighted_sum(isa, black_box(&scores), &x, d, &mut y[..d])),
+            time(|| {
+                dot_rows(
+                    isa,
+                    black_box(&x[..d]),
+                    Vectors::F32(&x),
+                    d,
+                    0.125,
+                    &mut scores,
+                )
+            }),
+            time(|| weighted_sum(isa, black_box(&scores), Vectors::F32(&x), d, &mut y[..d])),
             time(|| quantize_activations(isa, black_box(&x[..2048]), 2048, &mut quantized)),
         ];
         print!("{:10}", isa.name());

@@ -37,15 +37,18 @@ mod isa;
 mod portable;
 mod scalar;
 mod vector;
+mod vectors;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use block::{ActivationRows, BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};
+pub use vectors::Vectors;
 pub use weights::Weights;
 
 use block::activations::blocks_per_row;
+use half::f16;
 use portable::Portable;
 
 /// Calls a function of the module that `$isa` stands for: `scalar_call` for plain loops, else the
@@ -244,7 +247,7 @@ pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
 ///
 /// # Panics
 /// If `rows` does not hold `out.len()` rows.
-pub fn dot_rows(isa: Isa, q: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
+pub fn dot_rows(isa: Isa, q: &[f32], rows: Vectors, stride: usize, scale: f32, out: &mut [f32]) {
     check_rows(rows, out.len(), stride, q.len());
     dispatch!(isa, dot_rows(q, rows, stride, scale, out))
 }
@@ -257,13 +260,13 @@ pub fn dot_rows(isa: Isa, q: &[f32], rows: &[f32], stride: usize, scale: f32, ou
 ///
 /// # Panics
 /// If `rows` does not hold `p.len()` rows.
-pub fn weighted_sum(isa: Isa, p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) {
+pub fn weighted_sum(isa: Isa, p: &[f32], rows: Vectors, stride: usize, acc: &mut [f32]) {
     check_rows(rows, p.len(), stride, acc.len());
     dispatch!(isa, weighted_sum(p, rows, stride, acc))
 }
 
 /// Proves that `rows` holds `n` rows of `d` values, `stride` apart.
-fn check_rows(rows: &[f32], n: usize, stride: usize, d: usize) {
+fn check_rows(rows: Vectors, n: usize, stride: usize, d: usize) {
     let needed = match n {
         0 => Some(0),
         _ => (n - 1).checked_mul(stride).and_then(|s| s.checked_add(d)),
@@ -273,6 +276,15 @@ fn check_rows(rows: &[f32], n: usize, stride: usize, d: usize) {
         "{n} rows of {d} values, {stride} apart, do not fit into {} values",
         rows.len()
     );
+}
+
+/// Rounds to half floats, to the nearest, ties to even; too large a value becomes infinite.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn narrow(isa: Isa, x: &[f32], out: &mut [f16]) {
+    assert_eq!(x.len(), out.len());
+    dispatch!(isa, narrow(x, out))
 }
 
 /// Turns scores into probabilities in place: `exp(x - max) / sum exp(x - max)`.

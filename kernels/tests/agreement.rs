@@ -5,6 +5,7 @@ mod common;
 
 use blt_kernels::*;
 use common::*;
+use half::f16;
 
 /// The portable path rounds each product: sums of n terms of size 1 to 8 then differ by about
 /// `8 * sqrt(n) * 2^-24`, less than this for all lengths here.
@@ -52,6 +53,34 @@ fn rough(n: usize, seed: u64) -> Vec<f32> {
         }
     }
     x
+}
+
+/// Rows of keys or values.
+#[derive(Debug)]
+enum Stored {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+}
+
+impl Stored {
+    fn both(x: Vec<f32>) -> [Self; 2] {
+        let half = x.iter().map(|&x| f16::from_f32(x)).collect();
+        [Stored::F32(x), Stored::F16(half)]
+    }
+
+    fn vectors(&self) -> Vectors<'_> {
+        match self {
+            Stored::F32(x) => Vectors::F32(x),
+            Stored::F16(x) => Vectors::F16(x),
+        }
+    }
+
+    fn wide(&self) -> Vec<f32> {
+        match self {
+            Stored::F32(x) => x.clone(),
+            Stored::F16(x) => x.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
 }
 
 fn run_linear(isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
@@ -178,19 +207,22 @@ fn dots_every_length() {
         on_every_path(format_args!("dot of {d}"), |isa| vec![dot(isa, &a, &b)]);
         for n in [0, 1, 3, 4, 5, 9] {
             let stride = d + n % 3;
-            let rows = rough(n * stride, 13);
-            on_every_path(format_args!("{n} dots of {d}"), |isa| {
-                let mut out = vec![0.0; n];
-                dot_rows(isa, &a, &rows, stride, 0.125, &mut out);
-                out
-            });
-            for isa in Isa::available() {
-                let mut out = vec![0.0; n];
-                dot_rows(isa, &a, &rows, stride, 1.0, &mut out);
-                let single: Vec<f32> = (0..n)
-                    .map(|j| dot(isa, &a, &rows[j * stride..][..d]))
-                    .collect();
-                assert_eq!(bits(&out), bits(&single), "{}, {n} dots of {d}", isa.name());
+            let rows = Stored::both(rough(n * stride, 13));
+            for rows in &rows {
+                on_every_path(format_args!("{n} dots of {d}, {rows:?}"), |isa| {
+                    let mut out = vec![0.0; n];
+                    dot_rows(isa, &a, rows.vectors(), stride, 0.125, &mut out);
+                    out
+                });
+                let wide = rows.wide();
+                for isa in Isa::available() {
+                    let mut out = vec![0.0; n];
+                    dot_rows(isa, &a, rows.vectors(), stride, 1.0, &mut out);
+                    let single: Vec<f32> = (0..n)
+                        .map(|j| dot(isa, &a, &wide[j * stride..][..d]))
+                        .collect();
+                    assert_eq!(bits(&out), bits(&single), "{}, {n} dots of {d}", isa.name());
+                }
             }
         }
     }
@@ -201,24 +233,44 @@ fn weighted_sums_every_length() {
     for d in lengths() {
         let (n, stride) = (7, d + 2);
         let (p, rows, start) = (noise(n, 14), noise(n * stride, 15), noise(d, 16));
-        let run = |isa, cuts: &[usize]| {
-            let mut acc = start.clone();
-            let mut from = 0;
-            for &to in cuts {
-                weighted_sum(isa, &p[from..to], &rows[from * stride..], stride, &mut acc);
-                from = to;
+        for rows in Stored::both(rows) {
+            let run = |isa, cuts: &[usize]| {
+                let mut acc = start.clone();
+                let mut from = 0;
+                for &to in cuts {
+                    let rows = rows.vectors().slice(from * stride..n * stride);
+                    weighted_sum(isa, &p[from..to], rows, stride, &mut acc);
+                    from = to;
+                }
+                acc
+            };
+            on_every_path(format_args!("{d} columns, {rows:?}"), |isa| run(isa, &[n]));
+            for isa in Isa::available() {
+                let name = isa.name();
+                assert_eq!(
+                    bits(&run(isa, &[3, 4, n])),
+                    bits(&run(isa, &[n])),
+                    "{name}, {d}"
+                );
             }
-            acc
-        };
-        on_every_path(format_args!("{d} columns"), |isa| run(isa, &[n]));
-        for isa in Isa::available() {
-            let name = isa.name();
-            assert_eq!(
-                bits(&run(isa, &[3, 4, n])),
-                bits(&run(isa, &[n])),
-                "{name}, {d}"
-            );
         }
+    }
+}
+
+#[test]
+fn narrowing_every_length() {
+    for n in lengths() {
+        let mut x = rough(n, 26);
+        // Halfway between neighbours, subnormal, too large, and no number.
+        let hard = [1.0 + 1.0 / 2048.0, 3e-8, -6e-6, 65519.9, 65520.0, f32::NAN];
+        for (x, hard) in x.iter_mut().step_by(5).zip(hard) {
+            *x = hard;
+        }
+        on_every_path(format_args!("narrowing {n}"), |isa| {
+            let mut out = vec![f16::ONE; n];
+            narrow(isa, &x, &mut out);
+            out.iter().map(|x| x.to_f32()).collect()
+        });
     }
 }
 

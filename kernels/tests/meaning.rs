@@ -41,7 +41,7 @@ fn attention_pieces() {
     let (q, rows) = (noise(d, 3), noise(n * stride, 4));
     for isa in Isa::available() {
         let mut scores = vec![0.0; n];
-        dot_rows(isa, &q, &rows, stride, 0.5, &mut scores);
+        dot_rows(isa, &q, Vectors::F32(&rows), stride, 0.5, &mut scores);
         for j in 0..n {
             let want: f64 = (0..d)
                 .map(|c| q[c] as f64 * rows[j * stride + c] as f64)
@@ -49,7 +49,7 @@ fn attention_pieces() {
             close(scores[j], 0.5 * want, SUM_TOLERANCE, isa.name());
         }
         let mut acc = vec![1.0; d];
-        weighted_sum(isa, &scores, &rows, stride, &mut acc);
+        weighted_sum(isa, &scores, Vectors::F32(&rows), stride, &mut acc);
         for c in 0..d {
             let want: f64 = (0..n)
                 .map(|j| scores[j] as f64 * rows[j * stride + c] as f64)
@@ -167,5 +167,12 @@ fn elementwise_pieces() {
 #[test]
 #[should_panic(expected = "do not fit")]
 fn rows_out_of_range_are_refused() {
-    dot_rows(Isa::detect(), &[0.0; 4], &[0.0; 10], 4, 1.0, &mut [0.0; 3]);
+    dot_rows(
+        Isa::detect(),
+        &[0.0; 4],
+        Vectors::F32(&[0.0; 10]),
+        4,
+        1.0,
+        &mut [0.0; 3],
+    );
 }

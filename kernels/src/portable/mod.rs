@@ -55,6 +55,10 @@ impl Simd for Portable {
         f32x16::new(bytes.map(|b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)))
     }
     #[inline(always)]
+    fn store_f16(self, out: &mut [f16; LANES], v: f32x16) {
+        *out = v.to_array().map(f16::from_f32);
+    }
+    #[inline(always)]
     fn add(self, a: f32x16, b: f32x16) -> f32x16 {
         a + b
     }

@@ -11,7 +11,9 @@ mod quantized;
 pub(crate) use linear::linear;
 pub(crate) use quantized::{linear_quantized, quantize_row};
 
-use crate::Weights;
+use half::f16;
+
+use crate::{Vectors, Weights};
 use exp::exp;
 
 /// The number of lanes of every sum.
@@ -60,17 +62,24 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     tree(lanes, |a, b| a + b)
 }
 
-pub(crate) fn dot_rows(q: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
+pub(crate) fn dot_rows(q: &[f32], rows: Vectors, stride: usize, scale: f32, out: &mut [f32]) {
     for (j, out) in out.iter_mut().enumerate() {
-        *out = scale * dot(q, &rows[j * stride..][..q.len()]);
+        let row: Vec<f32> = (0..q.len()).map(|c| rows.at(j * stride + c)).collect();
+        *out = scale * dot(q, &row);
     }
 }
 
-pub(crate) fn weighted_sum(p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) {
+pub(crate) fn weighted_sum(p: &[f32], rows: Vectors, stride: usize, acc: &mut [f32]) {
     for (j, p) in p.iter().enumerate() {
         for (c, acc) in acc.iter_mut().enumerate() {
-            *acc = p.mul_add(rows[j * stride + c], *acc);
+            *acc = p.mul_add(rows.at(j * stride + c), *acc);
         }
+    }
+}
+
+pub(crate) fn narrow(x: &[f32], out: &mut [f16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f16::from_f32(*x);
     }
 }
 

@@ -16,6 +16,7 @@
 //!    the first level, or less far ahead, gained nothing.
 
 use super::Simd;
+use crate::Vectors;
 use crate::scalar::LANES;
 
 /// How a weight is stored.
@@ -25,6 +26,14 @@ pub(crate) trait Element {
     /// # Safety
     /// `p` is valid for reading `16 * BYTES` bytes.
     unsafe fn load<S: Simd>(s: S, p: *const u8) -> S::V;
+    /// Up to 16 weights, padded with zeros.
+    #[inline(always)]
+    fn load_padded<S: Simd>(s: S, bytes: &[u8]) -> S::V {
+        let mut padded = [0u8; LANES * 4];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: `padded` holds 16 weights of any type.
+        unsafe { Self::load(s, padded.as_ptr()) }
+    }
 }
 
 /// 32-bit floats.
@@ -109,15 +118,12 @@ unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
             let x = unsafe { core::slice::from_raw_parts(x.add(i * cols + k), rest) };
             let x = s.load_padded(x, 0.0);
             for (r, acc) in acc.iter_mut().enumerate() {
-                let mut padded = [0u8; LANES * 4];
-                // SAFETY: `rest` elements are left in the row of `w`, and `padded` holds 16 of any type.
+                // SAFETY: `rest` elements are left in the row of `w`.
                 let w = unsafe {
                     let p = w.start.add(r * w.stride + k * E::BYTES);
-                    padded
-                        .as_mut_ptr()
-                        .copy_from_nonoverlapping(p, rest * E::BYTES);
-                    E::load(s, padded.as_ptr())
+                    core::slice::from_raw_parts(p, rest * E::BYTES)
                 };
+                let w = E::load_padded(s, w);
                 *acc = s.first(rest, s.fma(w, x, *acc), *acc);
             }
         }
@@ -270,27 +276,48 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 pub(crate) fn dot_rows<S: Simd>(
     s: S,
     q: &[f32],
-    rows: &[f32],
+    rows: Vectors,
+    stride: usize,
+    scale: f32,
+    out: &mut [f32],
+) {
+    match rows {
+        Vectors::F32(_) => dot_rows_of::<S, F32>(s, q, rows.bytes(), stride, scale, out),
+        Vectors::F16(_) => dot_rows_of::<S, F16>(s, q, rows.bytes(), stride, scale, out),
+    }
+}
+
+#[inline(always)]
+fn dot_rows_of<S: Simd, E: Element>(
+    s: S,
+    q: &[f32],
+    rows: &[u8],
     stride: usize,
     scale: f32,
     out: &mut [f32],
 ) {
     let d = q.len();
+    let stride = stride * E::BYTES;
     let (fours, rest) = out.as_chunks_mut::<4>();
-    let mut j = 0;
+    let mut at = 0;
     for out in fours {
-        let rows = &rows[j * stride..(j + 3) * stride + d];
         let w = Rows {
-            start: rows.as_ptr().cast(),
-            stride: stride * 4,
+            start: rows[at..at + 3 * stride + d * E::BYTES].as_ptr(),
+            stride,
         };
-        // SAFETY: the slice above holds four rows of `d` values, `stride` apart.
-        let [acc] = unsafe { tile::<S, F32, 4, 1>(s, w, q.as_ptr(), d) };
+        // SAFETY: the slice above holds four rows of `d` values, `stride` bytes apart.
+        let [acc] = unsafe { tile::<S, E, 4, 1>(s, w, q.as_ptr(), d) };
         *out = s.sum4(acc).map(|sum| scale * sum);
-        j += 4;
+        at += 4 * stride;
     }
     for out in rest {
-        *out = scale * dot(s, &rows[j * stride..][..d], q);
-        j += 1;
+        let w = Rows {
+            start: rows[at..at + d * E::BYTES].as_ptr(),
+            stride,
+        };
+        // SAFETY: the slice above holds a row of `d` values.
+        let [[acc]] = unsafe { tile::<S, E, 1, 1>(s, w, q.as_ptr(), d) };
+        *out = scale * s.sum(acc);
+        at += stride;
     }
 }

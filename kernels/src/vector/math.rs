@@ -2,8 +2,9 @@
 
 use super::linear::{Bf16, Element, F16, F32};
 use super::{Simd, dot, fold_vectors, for_vectors};
-use crate::Weights;
 use crate::scalar::{self, LANES};
+use crate::{Vectors, Weights};
+use half::f16;
 
 /// `e^x`, by the operations of [`scalar::exp`].
 #[inline(always)]
@@ -122,10 +123,10 @@ pub(crate) fn max_assign<S: Simd>(s: S, acc: &mut [f32], row: &[f32]) {
 
 /// `N` vectors of columns of a weighted sum: their sums stay in registers over all the rows.
 #[inline(always)]
-fn weighted_columns<S: Simd, const N: usize>(
+fn weighted_columns<S: Simd, E: Element, const N: usize>(
     s: S,
     p: &[f32],
-    rows: &[f32],
+    rows: &[u8],
     stride: usize,
     acc: &mut [[f32; LANES]],
 ) {
@@ -135,9 +136,11 @@ fn weighted_columns<S: Simd, const N: usize>(
     }
     for (j, &p) in p.iter().enumerate() {
         let p = s.splat(p);
-        let (row, _) = rows[j * stride..][..N * LANES].as_chunks::<LANES>();
-        for (sum, row) in sums.iter_mut().zip(row) {
-            *sum = s.fma(p, s.load_array(row), *sum);
+        let row = &rows[j * stride..][..N * LANES * E::BYTES];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the slice above holds `N` vectors.
+            let row = unsafe { E::load(s, row.as_ptr().add(i * LANES * E::BYTES)) };
+            *sum = s.fma(p, row, *sum);
         }
     }
     for (acc, sum) in acc.iter_mut().zip(sums) {
@@ -147,10 +150,31 @@ fn weighted_columns<S: Simd, const N: usize>(
 
 /// See [`crate::weighted_sum`].
 #[inline(always)]
-pub(crate) fn weighted_sum<S: Simd>(s: S, p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) {
+pub(crate) fn weighted_sum<S: Simd>(
+    s: S,
+    p: &[f32],
+    rows: Vectors,
+    stride: usize,
+    acc: &mut [f32],
+) {
+    match rows {
+        Vectors::F32(_) => weighted_sum_of::<S, F32>(s, p, rows.bytes(), stride, acc),
+        Vectors::F16(_) => weighted_sum_of::<S, F16>(s, p, rows.bytes(), stride, acc),
+    }
+}
+
+#[inline(always)]
+fn weighted_sum_of<S: Simd, E: Element>(
+    s: S,
+    p: &[f32],
+    rows: &[u8],
+    stride: usize,
+    acc: &mut [f32],
+) {
     if p.is_empty() {
         return;
     }
+    let stride = stride * E::BYTES;
     let (mut vectors, tail) = acc.as_chunks_mut::<LANES>();
     let mut c = 0;
     while !vectors.is_empty() {
@@ -162,23 +186,36 @@ pub(crate) fn weighted_sum<S: Simd>(s: S, p: &[f32], rows: &[f32], stride: usize
         };
         let (now, later) = vectors.split_at_mut(n);
         match n {
-            8 => weighted_columns::<S, 8>(s, p, &rows[c..], stride, now),
-            4 => weighted_columns::<S, 4>(s, p, &rows[c..], stride, now),
-            2 => weighted_columns::<S, 2>(s, p, &rows[c..], stride, now),
-            _ => weighted_columns::<S, 1>(s, p, &rows[c..], stride, now),
+            8 => weighted_columns::<S, E, 8>(s, p, &rows[c..], stride, now),
+            4 => weighted_columns::<S, E, 4>(s, p, &rows[c..], stride, now),
+            2 => weighted_columns::<S, E, 2>(s, p, &rows[c..], stride, now),
+            _ => weighted_columns::<S, E, 1>(s, p, &rows[c..], stride, now),
         }
         vectors = later;
-        c += n * LANES;
+        c += n * LANES * E::BYTES;
     }
     if !tail.is_empty() {
-        let n = tail.len();
+        let n = tail.len() * E::BYTES;
         let mut sum = s.load_padded(tail, 0.0);
         for (j, &p) in p.iter().enumerate() {
-            let row = s.load_padded(&rows[j * stride + c..][..n], 0.0);
+            let row = E::load_padded(s, &rows[j * stride + c..][..n]);
             sum = s.fma(s.splat(p), row, sum);
         }
         s.store_first(tail, sum);
     }
+}
+
+/// See [`crate::narrow`].
+#[inline(always)]
+pub(crate) fn narrow<S: Simd>(s: S, x: &[f32], out: &mut [f16]) {
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    for (x, out) in x.iter().zip(out) {
+        s.store_f16(out, s.load_array(x));
+    }
+    let mut last = [f16::ZERO; LANES];
+    s.store_f16(&mut last, s.load_padded(x_tail, 0.0));
+    out_tail.copy_from_slice(&last[..out_tail.len()]);
 }
 
 /// See [`crate::add_row`].
@@ -203,11 +240,7 @@ fn add_row_of<S: Simd, E: Element>(s: S, acc: &mut [f32], row: &[u8]) {
         *acc = s.to_array(s.add(s.load_array(acc), w));
     }
     if let (false, Some(row)) = (tail.is_empty(), row.next()) {
-        let mut padded = [0; LANES * 4];
-        padded[..row.len()].copy_from_slice(row);
-        // SAFETY: `padded` holds 16 elements of any type.
-        let w = unsafe { E::load(s, padded.as_ptr()) };
-        let sum = s.add(s.load_padded(tail, 0.0), w);
+        let sum = s.add(s.load_padded(tail, 0.0), E::load_padded(s, row));
         s.store_first(tail, sum);
     }
 }

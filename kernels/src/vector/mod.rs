@@ -16,6 +16,8 @@ pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
 
+use half::f16;
+
 use crate::scalar::LANES;
 
 /// 16 lanes of f32. A value of the implementing type proves that the CPU has the instructions.
@@ -38,6 +40,8 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is valid for reading 32 bytes.
     unsafe fn load_bf16(self, p: *const u8) -> Self::V;
+    /// Rounds to half floats, to the nearest, ties to even.
+    fn store_f16(self, out: &mut [f16; LANES], v: Self::V);
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -174,8 +178,9 @@ macro_rules! entry_points {
         }
         $crate::vector::entry_points! { $token, { $(#[$attr])* },
             fn dot(a: &[f32], b: &[f32]) -> f32;
-            fn dot_rows(q: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) -> ();
-            fn weighted_sum(p: &[f32], rows: &[f32], stride: usize, acc: &mut [f32]) -> ();
+            fn dot_rows(q: &[f32], rows: $crate::Vectors, stride: usize, scale: f32, out: &mut [f32]) -> ();
+            fn weighted_sum(p: &[f32], rows: $crate::Vectors, stride: usize, acc: &mut [f32]) -> ();
+            fn narrow(x: &[f32], out: &mut [half::f16]) -> ();
             fn softmax(x: &mut [f32]) -> ();
             fn log_softmax_entropy(logits: &[f32]) -> f32;
             fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> ();

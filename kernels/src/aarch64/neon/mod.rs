@@ -5,6 +5,8 @@ pub(crate) mod int8;
 use core::arch::aarch64::*;
 use core::arch::asm;
 
+use half::f16;
+
 use crate::isa::Neon;
 use crate::scalar::{LANES, exp::MAGIC};
 use crate::vector::{self, Simd};
@@ -102,6 +104,23 @@ impl Simd for Neon {
                 vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(h)))
             }
         })
+    }
+    #[inline(always)]
+    fn store_f16(self, out: &mut [f16; LANES], v: Quad) {
+        for (out, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(v) {
+            // As in `load_f16`.
+            // SAFETY: the array has room for 8 bytes.
+            unsafe {
+                let h: uint8x8_t;
+                asm!(
+                    "fcvtn {h:v}.4h, {v:v}.4s",
+                    h = lateout(vreg) h,
+                    v = in(vreg) v,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+                vst1_u8(out.as_mut_ptr().cast(), h);
+            }
+        }
     }
     #[inline(always)]
     fn add(self, a: Quad, b: Quad) -> Quad {

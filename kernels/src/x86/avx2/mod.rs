@@ -4,6 +4,8 @@ pub(crate) mod int8;
 
 use core::arch::x86_64::*;
 
+use half::f16;
+
 use crate::isa::Avx2;
 use crate::scalar::{LANES, exp::MAGIC};
 use crate::vector::{self, Simd};
@@ -130,6 +132,15 @@ impl Simd for Avx2 {
     unsafe fn load_bf16(self, p: *const u8) -> Pair {
         // SAFETY: the caller vouches for 32 bytes.
         unsafe { Pair(widen_bf16(p), widen_bf16(p.add(16))) }
+    }
+    #[inline(always)]
+    fn store_f16(self, out: &mut [f16; LANES], v: Pair) {
+        // SAFETY: as in `splat`; the array has room for 32 bytes.
+        unsafe {
+            let half = |v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), half(v.0));
+            _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), half(v.1));
+        }
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {

@@ -4,6 +4,8 @@ pub(crate) mod int8;
 
 use core::arch::x86_64::*;
 
+use half::f16;
+
 use crate::isa::Avx512;
 use crate::scalar::LANES;
 use crate::vector::{self, Simd};
@@ -43,6 +45,14 @@ impl Simd for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn store_f16(self, out: &mut [f16; LANES], v: __m512) {
+        // SAFETY: as in `splat`; the array has room for 32 bytes.
+        unsafe {
+            let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), half);
         }
     }
     #[inline(always)]

@@ -1,0 +1,57 @@
+//! [`Vectors`]: rows that lie some distance apart, as attention keeps its keys and values.
+
+use std::ops::Range;
+
+use half::f16;
+
+/// Values of one of the types that keys and values are kept in.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Vectors<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// IEEE half floats.
+    F16(&'a [f16]),
+}
+
+impl<'a> Vectors<'a> {
+    /// The number of values.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> usize {
+        match self {
+            Vectors::F32(x) => x.len(),
+            Vectors::F16(x) => x.len(),
+        }
+    }
+
+    /// Some of the values.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        match self {
+            Vectors::F32(x) => Vectors::F32(&x[range]),
+            Vectors::F16(x) => Vectors::F16(&x[range]),
+        }
+    }
+
+    /// Value `index`, widened exactly.
+    #[inline]
+    pub(crate) fn at(self, index: usize) -> f32 {
+        match self {
+            Vectors::F32(x) => x[index],
+            Vectors::F16(x) => x[index].to_f32(),
+        }
+    }
+
+    /// The values as they lie in memory.
+    #[inline(always)]
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        let (start, len) = match self {
+            Vectors::F32(x) => (x.as_ptr().cast(), size_of_val(x)),
+            Vectors::F16(x) => (x.as_ptr().cast(), size_of_val(x)),
+        };
+        // SAFETY: the bytes of a slice of numbers, all of them initialised, borrowed as long.
+        unsafe { core::slice::from_raw_parts(start, len) }
+    }
+}
