@@ -4,32 +4,115 @@
 //! bounds how far anybody looks back (a ring of pages), and directly otherwise. Pages are shared
 //! between forks until one of them writes.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use blt_kernels::{Vectors, narrow};
+use half::f16;
+
 use crate::codec::{ReadError, Reader, Writer};
-use crate::ops::{Heads, KvTile};
+use crate::error::{Error, Result};
+use crate::ops::{Compute, Heads, KvTile};
 
 /// Positions in a page.
 const PAGE: usize = 64;
 
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// Rounded to half floats: half the memory, and half as much to read for every byte. A key or
+    /// value beyond 65504 becomes infinite, and the logits then [`Error::NonFinite`].
+    F16,
+}
+
+impl KvType {
+    /// All types.
+    pub const ALL: [KvType; 2] = [KvType::F32, KvType::F16];
+
+    /// The name that is parsed and shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+        }
+    }
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for KvType {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        (KvType::ALL.into_iter().find(|t| t.name() == name))
+            .ok_or_else(|| Error::argument("kv", format!("expected f32 or f16, found \"{name}\"")))
+    }
+}
+
+/// [`PAGE`] positions of a layer: K (n_kv_heads, PAGE, head_dim), then V of the same shape.
+#[derive(Debug, Clone)]
+enum Page {
+    F32(Arc<[f32]>),
+    F16(Arc<[f16]>),
+}
+
+impl Page {
+    fn new(kv: KvType, n_values: usize) -> Self {
+        match kv {
+            KvType::F32 => Page::F32(vec![0.0; n_values].into()),
+            KvType::F16 => Page::F16(vec![f16::ZERO; n_values].into()),
+        }
+    }
+
+    fn values(&self) -> Vectors<'_> {
+        match self {
+            Page::F32(values) => Vectors::F32(values),
+            Page::F16(values) => Vectors::F16(values),
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        match self {
+            Page::F32(values) => size_of_val::<[f32]>(values),
+            Page::F16(values) => size_of_val::<[f16]>(values),
+        }
+    }
+}
+
 /// Keys and values of every layer of one stack.
 #[derive(Debug, Clone)]
 pub struct KvCache {
+    kv: KvType,
     heads: Heads,
     /// Pages of a ring; `None`: all positions are kept.
     ring: Option<usize>,
     /// One past the last position ever written: what lies a ring's length before it is gone.
     high: usize,
-    /// Per layer: pages, each K (n_kv_heads, PAGE, head_dim) then V of the same shape.
-    layers: Vec<Vec<Arc<[f32]>>>,
+    /// Per layer: pages, `None` where nothing was ever written.
+    layers: Vec<Vec<Option<Page>>>,
 }
 
 impl KvCache {
     /// An empty cache. With a `window`, the last `window + slack` positions at least are kept.
-    pub fn new(n_layers: usize, heads: Heads, window: Option<usize>, slack: usize) -> Self {
+    pub fn new(
+        kv: KvType,
+        n_layers: usize,
+        heads: Heads,
+        window: Option<usize>,
+        slack: usize,
+    ) -> Self {
         KvCache {
+            kv,
             heads,
             ring: window.map(|w| (w + slack).div_ceil(PAGE)),
             high: 0,
@@ -55,12 +138,12 @@ impl KvCache {
 
     /// Bytes held, pages shared with a fork included.
     pub fn n_bytes(&self) -> usize {
-        let page = |p: &Arc<[f32]>| size_of_val::<[f32]>(p);
-        self.layers.iter().flatten().map(page).sum()
+        let pages = self.layers.iter().flatten().flatten();
+        pages.map(Page::n_bytes).sum()
     }
 
     /// Writes the rows of k and v (n, n_kv_heads * head_dim) at positions `first..`.
-    pub fn append(&mut self, layer: usize, first: usize, k: &[f32], v: &[f32]) {
+    pub fn append(&mut self, compute: &Compute, layer: usize, first: usize, k: &[f32], v: &[f32]) {
         let Heads {
             n_kv_heads,
             head_dim,
@@ -73,17 +156,27 @@ impl KvCache {
             let page = self.page_of(position);
             let pages = &mut self.layers[layer];
             if page >= pages.len() {
-                pages.resize_with(page + 1, || Arc::new([]));
+                pages.resize(page + 1, None);
             }
-            if pages[page].is_empty() {
-                pages[page] = vec![0.0; 2 * half].into();
-            }
-            let (keys, values) = Arc::make_mut(&mut pages[page]).split_at_mut(half);
-            for head in 0..n_kv_heads {
-                let to = (head * PAGE + position % PAGE) * head_dim;
-                let from = head * head_dim;
-                keys[to..to + head_dim].copy_from_slice(&k[from..from + head_dim]);
-                values[to..to + head_dim].copy_from_slice(&v[from..from + head_dim]);
+            let page = pages[page].get_or_insert_with(|| Page::new(self.kv, 2 * half));
+            let slot = |side: usize, head| {
+                let at = side * half + (head * PAGE + position % PAGE) * head_dim;
+                at..at + head_dim
+            };
+            let sides = [k, v].into_iter().enumerate();
+            let rows = sides.flat_map(|(side, row)| {
+                let heads = row.chunks_exact(head_dim).enumerate();
+                heads.map(move |(head, row)| (slot(side, head), row))
+            });
+            match page {
+                Page::F32(page) => {
+                    let page = Arc::make_mut(page);
+                    rows.for_each(|(to, row)| page[to].copy_from_slice(row));
+                }
+                Page::F16(page) => {
+                    let page = Arc::make_mut(page);
+                    rows.for_each(|(to, row)| narrow(compute.isa(), row, &mut page[to]));
+                }
             }
         }
         self.high = self.high.max(first + k.len() / dim);
@@ -97,14 +190,14 @@ impl KvCache {
         let mut first = positions.start;
         while first < positions.end {
             let end = positions.end.min((first / PAGE + 1) * PAGE);
-            let page = &self.layers[layer][self.page_of(first)];
-            let (k, v) = page.split_at(page.len() / 2);
-            let skip = first % PAGE * head_dim;
+            let page = self.layers[layer][self.page_of(first)].as_ref();
+            let page = page.expect("all positions were written").values();
+            let (half, skip) = (page.len() / 2, first % PAGE * head_dim);
             tiles.push(KvTile {
                 first,
                 n: end - first,
-                k: &k[skip..],
-                v: &v[skip..],
+                k: page.slice(skip..half),
+                v: page.slice(half + skip..2 * half),
                 row_stride: head_dim,
                 head_stride: PAGE * head_dim,
             });
@@ -121,8 +214,13 @@ impl KvCache {
         for layer in 0..self.layers.len() {
             for tile in self.tiles(layer, self.oldest().min(len)..len) {
                 for side in [tile.k, tile.v] {
-                    for head in side.chunks(tile.head_stride).take(self.heads.n_kv_heads) {
-                        out.f32s(&head[..tile.n * head_dim])?;
+                    for head in 0..self.heads.n_kv_heads {
+                        let at = head * tile.head_stride;
+                        match side.slice(at..at + tile.n * head_dim) {
+                            Vectors::F32(rows) => out.f32s(rows)?,
+                            Vectors::F16(rows) => out.f16s(rows)?,
+                            other => unreachable!("{other:?} is not kept"),
+                        }
                     }
                 }
             }
@@ -134,6 +232,7 @@ impl KvCache {
     /// `len` will see through `window` must be there.
     pub fn load(
         &mut self,
+        compute: &Compute,
         len: usize,
         window: Option<usize>,
         input: &mut Reader<'_>,
@@ -158,8 +257,12 @@ impl KvCache {
             let mut first = held;
             while first < len {
                 let n = len.min((first / PAGE + 1) * PAGE) - first;
-                let k = input.f32s("cached keys", n * dim)?; // (n_kv_heads, n, head_dim)
-                let v = input.f32s("cached values", n * dim)?;
+                let mut side = |what| match self.kv {
+                    KvType::F32 => input.f32s(what, n * dim),
+                    KvType::F16 => input.f16s(what, n * dim),
+                };
+                let k = side("cached keys")?; // (n_kv_heads, n, head_dim)
+                let v = side("cached values")?;
                 for i in 0..n {
                     let row = |side: &[f32]| -> Vec<f32> {
                         let heads = side.chunks_exact(n * head_dim);
@@ -168,7 +271,7 @@ impl KvCache {
                             .copied()
                             .collect()
                     };
-                    self.append(layer, first + i, &row(&k), &row(&v));
+                    self.append(compute, layer, first + i, &row(&k), &row(&v));
                 }
                 first += n;
             }

@@ -5,6 +5,8 @@
 
 use std::io::{self, Write};
 
+use half::f16;
+
 /// A 64-bit checksum of a run of bytes, independent of how the run is cut.
 ///
 /// Finds damage, not malice: anybody can compute it.
@@ -104,6 +106,11 @@ impl<W: Write> Writer<W> {
         values.iter().try_for_each(|v| self.bytes(&v.to_le_bytes()))
     }
 
+    /// The bits of half-precision numbers.
+    pub fn f16s(&mut self, values: &[f16]) -> io::Result<()> {
+        values.iter().try_for_each(|v| self.bytes(&v.to_le_bytes()))
+    }
+
     /// Writes the checksum of everything before it and flushes.
     pub fn finish(mut self) -> io::Result<()> {
         let checksum = self.checksum.finish();
@@ -196,6 +203,14 @@ impl<'a> Reader<'a> {
         let (words, _) = bytes.as_chunks::<4>();
         Ok(words.iter().map(|&w| f32::from_le_bytes(w)).collect())
     }
+
+    /// `n` half-precision numbers, widened.
+    pub fn f16s(&mut self, what: &str, n: usize) -> Result<Vec<f32>, ReadError> {
+        let bytes = self.bytes(what, n.saturating_mul(2))?;
+        let (words, _) = bytes.as_chunks::<2>();
+        let widen = |&w| f16::from_le_bytes(w).to_f32();
+        Ok(words.iter().map(widen).collect())
+    }
 }
 
 #[cfg(test)]
@@ -242,6 +257,7 @@ mod tests {
         writer.optional_size(None).unwrap();
         writer.optional_size(Some(9)).unwrap();
         writer.f32s(&[1.5, f32::INFINITY]).unwrap();
+        writer.f16s(&[f16::from_f32(-0.75)]).unwrap();
         writer.u8(2).unwrap();
         writer.finish().unwrap();
         let mut reader = Reader::new(&out);
@@ -249,6 +265,7 @@ mod tests {
         assert_eq!(reader.optional_size("b"), Ok(None));
         assert_eq!(reader.optional_size("c"), Ok(Some(9)));
         assert_eq!(reader.f32s("d", 2), Ok(vec![1.5, f32::INFINITY]));
+        assert_eq!(reader.f16s("h", 1), Ok(vec![-0.75]));
         assert_eq!(reader.flag("e"), Err("e: expected 0 or 1, found 2".into()));
         assert_eq!(
             reader.f32s("f", usize::MAX),

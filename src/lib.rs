@@ -72,6 +72,7 @@ pub mod train;
 pub mod utf8;
 pub mod vocab;
 
+pub use cache::KvType;
 pub use cancel::Canceller;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator};

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use blt_kernels::Isa;
 
+use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::{PatcherConfig, PatchingMode};
 use crate::error::{Error, Result};
@@ -227,6 +228,13 @@ impl SessionOptions {
     #[must_use]
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
+        self
+    }
+
+    /// Sets [`SessionOptions::kv`].
+    #[must_use]
+    pub fn kv(mut self, kv: KvType) -> Self {
+        self.kv = kv;
         self
     }
 }

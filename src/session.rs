@@ -6,6 +6,7 @@
 mod saved;
 mod write;
 
+use crate::cache::KvType;
 use crate::cancel::{CancelFlag, Canceller};
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
@@ -46,6 +47,9 @@ pub struct SessionOptions {
     pub max_patches: Option<usize>,
     /// What to do at a limit.
     pub overflow: Overflow,
+    /// How keys and values are kept. Either way every chunking gives the same bits; the two differ
+    /// from each other by rounding.
+    pub kv: KvType,
 }
 
 /// One sequence and its caches. `Clone` is a fork that shares what both have in common.
@@ -108,7 +112,7 @@ impl Session {
             }
         }
         let entropies = patcher.needs_entropy() || options.entropies;
-        let empty = State::new(model, patcher, entropies, options.entropy_reset);
+        let empty = State::new(model, patcher, entropies, options.entropy_reset, options.kv);
         Ok(Session {
             model: model.clone(),
             max_bytes: options.max_bytes.unwrap_or(config.max_bytes),

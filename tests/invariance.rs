@@ -7,7 +7,7 @@ mod common;
 use blt::checkpoint::Checkpoint;
 use blt::ops::Compute;
 use blt::vocab::Id;
-use blt::{Model, Overflow, Session, SessionOptions};
+use blt::{KvType, Model, Overflow, Session, SessionOptions};
 use blt_kernels::BlockFormat;
 use common::{Case, Random, bits};
 
@@ -28,7 +28,11 @@ fn seen(session: &Session, logits: &[f32]) -> Seen {
 }
 
 fn at_once(model: &Model, ids: &[Id]) -> Seen {
-    let mut session = common::session(model, SessionOptions::default());
+    at_once_in(model, KvType::F32, ids)
+}
+
+fn at_once_in(model: &Model, kv: KvType, ids: &[Id]) -> Seen {
+    let mut session = common::session(model, SessionOptions::new().kv(kv));
     let mut logits = Vec::new();
     common::feed(&mut session, ids, &mut logits);
     seen(&session, &logits)
@@ -153,6 +157,51 @@ fn every_instruction_set_gives_the_scalar_bits() {
             );
         }
     }
+}
+
+#[test]
+fn half_float_caches_keep_the_promise() {
+    use blt_kernels::Isa;
+    let mut n_differ = 0;
+    for (name, model, texts) in some_models() {
+        let ids = &texts[0];
+        let options = || SessionOptions::new().kv(KvType::F16);
+        let expected = at_once_in(&model, KvType::F16, ids);
+        n_differ += usize::from(expected.logits != at_once(&model, ids).logits);
+        for most in [1, 7] {
+            let mut random = Random(most as u64);
+            let mut session = common::session(&model, options());
+            let (mut logits, mut rest) = (Vec::new(), &ids[..]);
+            while !rest.is_empty() {
+                let n = (1 + random.below(most)).min(rest.len());
+                common::feed(&mut session, &rest[..n], &mut logits);
+                rest = &rest[n..];
+            }
+            assert!(seen(&session, &logits) == expected, "{name}: up to {most}");
+            let mut wide = common::session(&model, SessionOptions::new());
+            wide.feed_ids(ids).unwrap();
+            assert!(session.cache_bytes() < wide.cache_bytes(), "{name}");
+            // Back, and on from there.
+            let half = ids.len() / 2;
+            session.rewind(half).unwrap();
+            logits.truncate(half * 260);
+            common::feed(&mut session, &ids[half..], &mut logits);
+            assert!(
+                seen(&session, &logits) == expected,
+                "{name}: after going back"
+            );
+        }
+        let threads = Compute::new(Some(3), None).unwrap().split_everything();
+        let found = at_once_in(&model.with_compute(threads), KvType::F16, ids);
+        assert!(found == expected, "{name}: threads");
+        for isa in Isa::available() {
+            let model = model.with_compute(Compute::new(Some(1), Some(isa)).unwrap());
+            let found = at_once_in(&model, KvType::F16, ids);
+            let same = found == expected;
+            assert!(same || isa == Isa::Portable, "{name}: {}", isa.name());
+        }
+    }
+    assert!(n_differ > 0, "half floats were kept");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use blt::session::{Overflow, Session, SessionOptions};
-use blt::{Error, Model};
+use blt::{Error, KvType, Model};
 use common::Random;
 
 fn text(random: &mut Random, n: usize) -> Vec<u8> {
@@ -47,13 +47,19 @@ fn assert_same(a: &Session, b: &Session, seed: u64, what: &str) {
 #[test]
 fn a_loaded_session_goes_on_with_the_same_bits() {
     for case in common::cases() {
-        for (layout, model) in case.models() {
+        let models = case.models();
+        let both = |kv| {
+            models
+                .iter()
+                .map(move |(layout, model)| (layout, model, kv))
+        };
+        for (layout, model, kv) in KvType::ALL.into_iter().flat_map(both) {
             let seed = layout.len() as u64;
             let mut random = Random(seed);
-            let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+            let mut session = Session::new(model, SessionOptions::new().kv(kv)).unwrap();
             // Empty, short, longer than any window, after going back a little, and a lot.
-            let at = |what: &str| format!("{}/{layout}, {what}", case.name);
-            let load = |s: &Session| Session::load_from(&model, &saved(s)).unwrap();
+            let at = |what: &str| format!("{}/{layout}, {kv}, {what}", case.name);
+            let load = |s: &Session| Session::load_from(model, &saved(s)).unwrap();
             assert_same(&session, &load(&session), seed, &at("empty"));
             session.feed(&text(&mut random, 9)).unwrap();
             assert_same(&session, &load(&session), seed, &at("short"));
@@ -91,6 +97,7 @@ fn settings_come_back() {
         max_bytes: Some(40),
         max_patches: Some(30),
         overflow: Overflow::Slide { keep: 6 },
+        kv: KvType::F16,
         ..SessionOptions::default()
     };
     let mut session = Session::new(&model, options).unwrap();
@@ -183,8 +190,8 @@ fn cut_damaged_and_foreign_states_are_refused() {
     assert!(message(b"").contains("found 0"));
     assert!(message(b"not a state at all").contains("another kind of file"));
     let mut newer = state.clone();
-    newer[8] = 2;
-    assert!(message(&newer).contains("expected version 1, found 2"));
+    newer[8] = 3;
+    assert!(message(&newer).contains("expected version 2, found 3"));
     let mut longer = state.clone();
     longer.extend([0; 4]);
     seal(&mut longer);

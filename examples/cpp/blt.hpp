@@ -124,6 +124,7 @@ public:
     Options &preload(bool on = true) { return set(BLT_OPTION_PRELOAD, on); }
     Options &max_bytes(std::uint64_t n) { return set(BLT_OPTION_MAX_BYTES, n); }
     Options &slide_keep(std::uint64_t n) { return set(BLT_OPTION_SLIDE_KEEP, n); }
+    Options &kv(std::string_view type) { return set_text(BLT_OPTION_KV, type); }
     Options &temperature(double value) { return set_real(BLT_OPTION_TEMPERATURE, value); }
     Options &seed(std::uint64_t value) { return set(BLT_OPTION_SEED, value); }
     Options &stop(std::string_view text) { return set_text(BLT_OPTION_STOP, text); }

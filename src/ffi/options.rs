@@ -8,6 +8,7 @@ use blt_kernels::Isa;
 use super::guard::{Out, Result, bytes, free, guard, handle, lock, path_of_bytes};
 use super::status::{Failure, blt_status};
 use crate::config::{PatcherConfig, PatchingMode};
+use crate::error::Error;
 use crate::generate::GenerateOptions;
 use crate::model::Model;
 use crate::options::ModelOptions;
@@ -56,6 +57,8 @@ pub enum blt_option {
     /// Sessions, int: when the context is full, go on with so many of the last bytes instead of
     /// failing with BLT_ERROR_CONTEXT_FULL.
     BLT_OPTION_SLIDE_KEEP = 30,
+    /// Sessions, text: how keys and values are kept, "f32" or "f16" (half the memory); "f32".
+    BLT_OPTION_KV = 31,
 
     /// Choosing bytes, real: 0 always takes the most probable; 0.8.
     BLT_OPTION_TEMPERATURE = 40,
@@ -81,7 +84,7 @@ pub enum blt_option {
 use blt_option::*;
 
 impl blt_option {
-    const ALL: [blt_option; 27] = [
+    const ALL: [blt_option; 28] = [
         BLT_OPTION_THREADS,
         BLT_OPTION_ISA,
         BLT_OPTION_CONFIG,
@@ -100,6 +103,7 @@ impl blt_option {
         BLT_OPTION_MAX_BYTES,
         BLT_OPTION_MAX_PATCHES,
         BLT_OPTION_SLIDE_KEEP,
+        BLT_OPTION_KV,
         BLT_OPTION_TEMPERATURE,
         BLT_OPTION_TOP_K,
         BLT_OPTION_TOP_P,
@@ -270,6 +274,10 @@ impl Settings {
                     .map_err(|e| Failure::argument(&name, e.to_string()))?;
                 self.model = self.model.clone().patching(mode);
                 self.patcher.mode = Some(mode);
+            }
+            BLT_OPTION_KV => {
+                self.session.kv =
+                    (word.parse()).map_err(|e: Error| Failure::argument(&name, e.to_string()))?;
             }
             BLT_OPTION_STOP if text.is_empty() => self.generate.stop.clear(),
             BLT_OPTION_STOP => self.generate.stop.push(text.to_vec()),

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::cache::KvCache;
+use crate::cache::{KvCache, KvType};
 use crate::checkpoint::Checkpoint;
 use crate::config::TransformerConfig;
 use crate::error::Result;
@@ -80,8 +80,8 @@ impl Stack {
 
     /// An empty cache for this stack. With a window it allows `slack` positions to be appended or
     /// taken back at a time.
-    pub fn new_cache(&self, slack: usize) -> KvCache {
-        KvCache::new(self.n_layers(), self.heads(), self.config.window, slack)
+    pub fn new_cache(&self, kv: KvType, slack: usize) -> KvCache {
+        KvCache::new(kv, self.n_layers(), self.heads(), self.config.window, slack)
     }
 
     /// Rows at positions `first..first + n` which see back to the window's edge or to `barrier(i)`
@@ -129,7 +129,7 @@ impl Stack {
         ops::linear_many(compute, &a, qkv);
         rows.angles.apply(compute, &mut q);
         rows.angles.apply(compute, &mut k);
-        cache.append(layer, rows.first, &k, &v);
+        cache.append(compute, layer, rows.first, &k, &v);
         let mut o = vec![0.0; q.len()]; // (n, n_heads * head_dim)
         let tiles = cache.tiles(layer, rows.visible_from[0]..rows.first + n);
         ops::attention(compute, self.heads(), &q, &tiles, &rows.visible(), &mut o);

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use blt_kernels::Vectors;
+
 use crate::checkpoint::Checkpoint;
 use crate::config::CrossAttentionConfig;
 use crate::error::Result;
@@ -89,8 +91,8 @@ impl CrossAttention {
         let tile = KvTile {
             first,
             n: k.len() / self.kv_dim(),
-            k,
-            v,
+            k: Vectors::F32(k),
+            v: Vectors::F32(v),
             row_stride: self.kv_dim(),
             head_stride: self.config.head_dim,
         };

@@ -37,7 +37,7 @@ impl State {
         (max_bytes, max_patches): (usize, usize),
         input: &mut Reader<'_>,
     ) -> Result<(), ReadError> {
-        let w = &model.weights;
+        let (w, compute) = (&model.weights, &*model.compute);
         let n = input.size("number of ids")?;
         if n > max_bytes {
             return Err(format!(
@@ -54,7 +54,7 @@ impl State {
         self.eos = (0..n).filter(|&p| self.ids[p] == EOS).collect();
         if let (Some(cache), Some(entropy)) = (&mut self.entropy_cache, &w.entropy) {
             self.entropies = finite("entropies", input.f32s("entropies", n)?)?;
-            cache.load(n, entropy.layers.config.window, input)?;
+            cache.load(compute, n, entropy.layers.config.window, input)?;
         } else {
             self.entropies = vec![f32::NAN; n];
         }
@@ -69,10 +69,12 @@ impl State {
                 "patches: expected at most {max_patches}, found {n_closed}"
             ));
         }
-        self.encoder_cache.load(n, w.config.encoder.window, input)?;
-        self.decoder_cache.load(n, w.config.decoder.window, input)?;
+        self.encoder_cache
+            .load(compute, n, w.config.encoder.window, input)?;
+        self.decoder_cache
+            .load(compute, n, w.config.decoder.window, input)?;
         self.global_cache
-            .load(n_closed, w.config.global.window, input)?;
+            .load(compute, n_closed, w.config.global.window, input)?;
         let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
         for store in &mut self.byte_states {
             store.load(self.starts[oldest_patch], n, input)?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Model;
 use super::decoder::PatchKv;
 use super::patcher::Patcher;
-use crate::cache::{KvCache, RowStore};
+use crate::cache::{KvCache, KvType, RowStore};
 use crate::vocab::Id;
 
 /// The state of one sequence. Cloning is a fork: cache pages are shared until one side writes.
@@ -47,6 +47,7 @@ impl State {
         patcher: Patcher,
         entropies: bool,
         entropy_reset: Option<usize>,
+        kv: KvType,
     ) -> Self {
         let w = &model.weights;
         let entropy = w.entropy.as_ref().filter(|_| entropies);
@@ -56,10 +57,10 @@ impl State {
             starts: vec![0],
             eos: Vec::new(),
             patcher,
-            entropy_cache: entropy.map(|e| e.layers.new_cache(SLACK)),
-            encoder_cache: w.encoder.layers.new_cache(SLACK),
-            decoder_cache: w.decoder.layers.new_cache(SLACK),
-            global_cache: w.global.layers.new_cache(SLACK),
+            entropy_cache: entropy.map(|e| e.layers.new_cache(kv, SLACK)),
+            encoder_cache: w.encoder.layers.new_cache(kv, SLACK),
+            decoder_cache: w.decoder.layers.new_cache(kv, SLACK),
+            global_cache: w.global.layers.new_cache(kv, SLACK),
             byte_states: w.encoder.new_states(),
             global_out: RowStore::new(w.config.global.dim),
             patch_kv: w.decoder.new_patch_kv(),

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use blt_kernels::Vectors;
+
 use super::Compute;
 
 /// Head counts and width of an attention.
@@ -27,9 +29,9 @@ pub struct KvTile<'a> {
     /// Number of positions.
     pub n: usize,
     /// Keys; key `i` of head `h` begins at `h * head_stride + i * row_stride`.
-    pub k: &'a [f32],
+    pub k: Vectors<'a>,
     /// Values, laid out like the keys.
-    pub v: &'a [f32],
+    pub v: Vectors<'a>,
     /// Distance between consecutive positions.
     pub row_stride: usize,
     /// Distance between heads.
@@ -111,7 +113,7 @@ fn one_head(
         blt_kernels::dot_rows(
             isa,
             q,
-            &tile.k[offset..],
+            tile.k.slice(offset..tile.k.len()),
             tile.row_stride,
             scale,
             &mut scores[at],
@@ -120,6 +122,7 @@ fn one_head(
     blt_kernels::softmax(isa, scores);
     out.fill(0.0);
     for (tile, offset, at) in parts() {
-        blt_kernels::weighted_sum(isa, &scores[at], &tile.v[offset..], tile.row_stride, out);
+        let rows = tile.v.slice(offset..tile.v.len());
+        blt_kernels::weighted_sum(isa, &scores[at], rows, tile.row_stride, out);
     }
 }

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Overflow, Session, SessionOptions};
+use crate::cache::KvType;
 use crate::codec::{Checksum, ReadError, Reader, Writer};
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
@@ -32,7 +33,7 @@ use crate::vocab::VOCAB_SIZE;
 /// The first bytes of a state.
 pub const MAGIC: &[u8; 8] = b"bltstate";
 /// The version this engine writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 impl Session {
     /// Writes the session's state to the file at `path`, under another name until it is whole: no
@@ -146,6 +147,7 @@ impl Session {
             max_bytes,
             max_patches,
             overflow,
+            kv,
         } = &self.options;
         out.u8((*no_bos).into())?;
         // The model's own settings can be overridden when it is opened, so they are stored too.
@@ -163,7 +165,8 @@ impl Session {
         out.optional_size(match overflow {
             Overflow::Error => None,
             Overflow::Slide { keep } => Some(*keep),
-        })
+        })?;
+        out.u8((*kv == KvType::F16).into())
     }
 }
 
@@ -224,6 +227,10 @@ fn load_options(input: &mut Reader<'_>) -> Result<SessionOptions, ReadError> {
         overflow: match input.optional_size("overflow")? {
             None => Overflow::Error,
             Some(keep) => Overflow::Slide { keep },
+        },
+        kv: match input.flag("kv")? {
+            false => KvType::F32,
+            true => KvType::F16,
         },
     })
 }

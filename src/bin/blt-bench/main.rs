@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use argh::FromArgs;
-use blt::Model;
 use blt::config::PatchingMode;
+use blt::{KvType, Model};
 
 use common::args::{self, Failure};
 use common::interrupt;
@@ -83,6 +83,10 @@ struct Args {
     #[argh(option, arg_name = "file")]
     config: Option<PathBuf>,
 
+    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
+    #[argh(option, arg_name = "type", default = "KvType::F32")]
+    kv: KvType,
+
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -139,6 +143,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let bench = Bench {
         model: &model,
         patch_length: args.patch_length,
+        kv: args.kv,
         n_runs: args.runs,
     };
     bench.warm_up()?;

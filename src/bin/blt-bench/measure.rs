@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use blt::config::PatchingMode;
 use blt::sampler::SamplerConfig;
-use blt::{GenerateOptions, Model, Result, Session, SessionOptions};
+use blt::{GenerateOptions, KvType, Model, Result, Session, SessionOptions};
 
 use super::common::interrupt;
 use super::common::units;
@@ -58,6 +58,7 @@ pub struct Bench<'a> {
     pub model: &'a Model,
     /// Length of every patch; `None`: as the model cuts them.
     pub patch_length: Option<usize>,
+    pub kv: KvType,
     pub n_runs: usize,
 }
 
@@ -83,6 +84,7 @@ impl Bench<'_> {
                 patch_lengths: self.patch_length.map(lengths),
                 // Given lengths stand in for what the entropy model would say: it runs all the same.
                 entropies: self.patch_length.is_some() && self.model.has_entropy_model(),
+                kv: self.kv,
                 ..SessionOptions::default()
             },
         )

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use argh::FromArgs;
 use blt::config::PatchingMode;
 use blt::sampler::SamplerConfig;
-use blt::{GenerateOptions, Overflow, Session, SessionOptions};
+use blt::{GenerateOptions, KvType, Overflow, Session, SessionOptions};
 
 use common::args::{self, Failure};
 use common::interrupt;
@@ -130,6 +130,10 @@ struct Args {
     #[argh(option, arg_name = "bytes")]
     slide: Option<usize>,
 
+    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
+    #[argh(option, arg_name = "type", default = "KvType::F32")]
+    kv: KvType,
+
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -187,6 +191,7 @@ fn run(args: Args) -> Result<(), Failure> {
             Some(keep) => Overflow::Slide { keep },
             None => Overflow::Error,
         },
+        kv: args.kv,
         ..SessionOptions::default()
     };
     let session = Session::new(&model, options)?;

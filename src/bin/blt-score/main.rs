@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 use blt::config::PatchingMode;
-use blt::{Session, SessionOptions};
+use blt::{KvType, Session, SessionOptions};
 use serde_json::json;
 
 use common::args::{self, Failure};
@@ -108,6 +108,10 @@ struct Args {
     /// the configuration, if it lies apart from the weights
     #[argh(option, arg_name = "file")]
     config: Option<PathBuf>,
+
+    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
+    #[argh(option, arg_name = "type", default = "KvType::F32")]
+    kv: KvType,
 
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
@@ -217,6 +221,7 @@ fn scorer(args: &Args) -> Result<Scorer, Failure> {
             entropies: shows_entropies && model.has_entropy_model(),
             entropy_reset: args.entropy_reset,
             max_bytes: args.context,
+            kv: args.kv,
             ..SessionOptions::default()
         },
     )?;
