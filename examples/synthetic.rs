@@ -55,6 +55,7 @@ fn config(shape: &str) -> Option<Config> {
         rope_theta,
         window,
         eos_segments: true,
+        differential: None,
     };
     let cross = |all_layers| CrossAttentionConfig {
         n_heads: local / head_dim,

@@ -33,6 +33,34 @@ pub struct TransformerConfig {
     pub window: Option<usize>,
     /// Whether an EOS ends a segment across which nothing attends (Meta) or not (HF).
     pub eos_segments: bool,
+    /// Differential attention instead of plain softmax attention; no published layout has it.
+    pub differential: Option<DifferentialConfig>,
+}
+
+/// Differential attention (arXiv 2410.05258): each head's queries and keys are two halves, and what
+/// the second half attends to is subtracted from what the first does.
+///
+/// ```text
+/// lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init
+/// A = softmax(Q1 K1^T / sqrt(d)) - lambda softmax(Q2 K2^T / sqrt(d))    d = head_dim / 2
+/// O = (1 - lambda_init) norm(A V)                                       head by head
+/// ```
+///
+/// Matrices have the shapes of plain attention; in each head's rows of `wq` and `wk` the first half
+/// comes first, and rotary positions turn each half as a head of its own. The four vectors (d) and
+/// the norm's gain (head_dim) are a layer's, shared by its heads; the norm's epsilon is the layers'.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DifferentialConfig {
+    /// Whether each head's output goes through an RMSNorm; the factor `1 - lambda_init` is there
+    /// with it or without.
+    pub head_norm: bool,
+}
+
+impl DifferentialConfig {
+    /// What lambda is without its learned part in layer `layer`, counted from 0 in its own stack.
+    pub fn lambda_init(layer: usize) -> f64 {
+        0.8 - 0.6 * (-0.3 * layer as f64).exp()
+    }
 }
 
 /// One kind of cross-attention between bytes and patches (paper sections 3.2.2 and 3.3.1).
@@ -222,6 +250,20 @@ impl Config {
         self.patcher.validate()
     }
 
+    /// The name of the first part that has differential attention.
+    pub fn differential_part(&self) -> Option<&'static str> {
+        let parts = [
+            ("entropy model", self.entropy.as_ref()),
+            ("local encoder", Some(&self.encoder)),
+            ("global transformer", Some(&self.global)),
+            ("local decoder", Some(&self.decoder)),
+        ];
+        let has = |(_, stack): &(_, Option<&TransformerConfig>)| {
+            stack.is_some_and(|s| s.differential.is_some())
+        };
+        parts.into_iter().find(has).map(|(name, _)| name)
+    }
+
     /// Width of the vectors the encoder makes of a patch: `cross_attn_k` local widths.
     pub fn patch_dim(&self) -> usize {
         self.cross_attn_k * self.encoder.dim
@@ -234,6 +276,15 @@ impl Config {
 }
 
 impl TransformerConfig {
+    /// Width of what one query and one key are compared by, and rotary positions turn: a head, or
+    /// with differential attention half of it.
+    pub fn key_dim(&self) -> usize {
+        match self.differential {
+            Some(_) => self.head_dim / 2,
+            None => self.head_dim,
+        }
+    }
+
     fn validate(&self, part: &str) -> Result<()> {
         let key = |k: &str| format!("{part}.{k}");
         size(&key("dim"), self.dim, MAX_SIZE)?;
@@ -245,6 +296,16 @@ impl TransformerConfig {
                 key("head_dim"),
                 format!(
                     "expected an even number (rotary pairs), found {}",
+                    self.head_dim
+                ),
+            ));
+        }
+        if self.differential.is_some() && !self.head_dim.is_multiple_of(4) {
+            return Err(Error::config(
+                key("head_dim"),
+                format!(
+                    "expected a multiple of 4 (differential attention: two halves of rotary \
+                     pairs), found {}",
                     self.head_dim
                 ),
             ));

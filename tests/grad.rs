@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use blt::checkpoint::{Checkpoint, OpenOptions};
 use blt::config::{
-    Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
+    Config, CrossAttentionConfig, DifferentialConfig, HashConfig, PatcherConfig, PatchingMode,
+    TransformerConfig,
 };
 use blt::tensor::DType;
 use blt::train::adamw::{AdamConfig, AdamW};
@@ -258,6 +259,7 @@ fn stack(dim: usize, n_layers: usize, n_heads: usize, n_kv_heads: usize) -> Tran
         rope_theta: 10_000.0,
         window: Some(5),
         eos_segments: false,
+        differential: None,
     }
 }
 
@@ -312,7 +314,8 @@ fn random_params(config: &Config, entropy: bool, seed: u64) -> Params<f64> {
     Params::new(config, wanted, |name, shape| {
         let mut rng = Rng::named(seed, name);
         let n = shape.iter().product();
-        let mean = f64::from(u8::from(shape.len() == 1));
+        let is_gain = shape.len() == 1 && !name.contains(".lambda_");
+        let mean = f64::from(u8::from(is_gain));
         let scale = if shape.len() == 1 { 0.2 } else { 0.5 };
         Ok(Value::Owned(
             (0..n).map(|_| mean + scale * rng.normal()).collect(),
@@ -388,13 +391,16 @@ fn check(
 
 #[test]
 fn grad_of_the_byte_model_is_the_slope_of_its_loss() {
-    for (variant, window, eos) in [
-        ("windows", Some(5), false),
-        ("eos segments, all keys", None, true),
+    for (variant, window, eos, differential) in [
+        ("windows", Some(5), false, None),
+        ("eos segments, all keys", None, true, None),
+        ("differential", Some(5), true, Some(false)),
+        ("differential with norm", None, false, Some(true)),
     ] {
         let mut config = tiny();
         let entropy = config.entropy.as_mut().unwrap();
         (entropy.window, entropy.eos_segments) = (window, eos);
+        entropy.differential = differential.map(|head_norm| DifferentialConfig { head_norm });
         let entropy = entropy.clone();
         let mut rows = [text(1, 9), text(2, 14)];
         rows[1][6] = EOS;
@@ -437,6 +443,15 @@ fn variants() -> Vec<(&'static str, Config)> {
     add("cross windows", &|c| {
         c.encoder_cross.window = Some(2);
         c.decoder_cross.window = Some(3);
+    });
+    add("differential encoder", &|c| {
+        c.encoder.differential = Some(DifferentialConfig { head_norm: true });
+    });
+    add("differential global transformer", &|c| {
+        c.global.differential = Some(DifferentialConfig { head_norm: true });
+    });
+    add("differential decoder", &|c| {
+        c.decoder.differential = Some(DifferentialConfig { head_norm: false });
     });
     add("eos segments", &|c| {
         for stack in [&mut c.encoder, &mut c.decoder, &mut c.global] {

@@ -58,8 +58,13 @@ fn models_and_texts() -> Vec<(String, Model, Vec<Vec<Id>>)> {
         })
         .collect();
     all.extend(quantized_models(&cases, texts));
+    let model = common::model(&common::differential([true, false, true, false]));
+    all.push((DIFFERENTIAL.into(), model, texts(&cases[0])));
     all
 }
+
+/// The name of the model with differential attention.
+const DIFFERENTIAL: &str = "hf-gqa with differential attention";
 
 /// A model with an entropy model and hash tables, in every block format.
 fn quantized_models(
@@ -83,11 +88,15 @@ fn quantized_models(
     BlockFormat::ALL.iter().map(model).collect()
 }
 
-/// The first few models: for checks whose cost grows with the square of the text.
+/// Some of the reference models and all others: for checks whose cost grows with the square of the
+/// text.
 fn some_models() -> Vec<(String, Model, Vec<Vec<Id>>)> {
-    let (quantized, floats): (Vec<_>, Vec<_>) = (models_and_texts().into_iter())
-        .partition(|(name, ..)| BlockFormat::ALL.iter().any(|f| name.ends_with(f.name())));
-    floats.into_iter().step_by(3).chain(quantized).collect()
+    let is_ours = |name: &str| {
+        name == DIFFERENTIAL || BlockFormat::ALL.iter().any(|f| name.ends_with(f.name()))
+    };
+    let (ours, reference): (Vec<_>, Vec<_>) =
+        (models_and_texts().into_iter()).partition(|(name, ..)| is_ours(name));
+    reference.into_iter().step_by(3).chain(ours).collect()
 }
 
 #[test]

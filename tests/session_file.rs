@@ -46,38 +46,37 @@ fn assert_same(a: &Session, b: &Session, seed: u64, what: &str) {
 
 #[test]
 fn a_loaded_session_goes_on_with_the_same_bits() {
+    let differential = common::model(&common::differential([true, false, true, false]));
+    let mut models = vec![("differential".to_string(), differential)];
     for case in common::cases() {
-        let models = case.models();
-        let both = |kv| {
-            models
-                .iter()
-                .map(move |(layout, model)| (layout, model, kv))
-        };
-        for (layout, model, kv) in KvType::ALL.into_iter().flat_map(both) {
-            let seed = layout.len() as u64;
-            let mut random = Random(seed);
-            let mut session = Session::new(model, SessionOptions::new().kv(kv)).unwrap();
-            // Empty, short, longer than any window, after going back a little, and a lot.
-            let at = |what: &str| format!("{}/{layout}, {kv}, {what}", case.name);
-            let load = |s: &Session| Session::load_from(model, &saved(s)).unwrap();
-            assert_same(&session, &load(&session), seed, &at("empty"));
-            session.feed(&text(&mut random, 9)).unwrap();
-            assert_same(&session, &load(&session), seed, &at("short"));
-            let n = session.max_bytes().min(900) - 200;
-            session.feed(&text(&mut random, n)).unwrap();
-            assert_same(&session, &load(&session), seed, &at("long"));
-            session.rewind(session.len() - 60).unwrap();
-            assert_same(
-                &session,
-                &load(&session),
-                seed,
-                &at("after a short way back"),
-            );
-            session.rewind(20).unwrap();
-            let loaded = load(&session);
-            assert_same(&session, &loaded, seed, &at("after a long way back"));
-            assert_eq!(saved(&loaded), saved(&session), "{}", at("saved again"));
-        }
+        let name = |layout| format!("{}/{layout}", case.name);
+        models.extend((case.models().into_iter()).map(|(layout, model)| (name(layout), model)));
+    }
+    let both = |kv| models.iter().map(move |(name, model)| (name, model, kv));
+    for (name, model, kv) in KvType::ALL.into_iter().flat_map(both) {
+        let seed = name.len() as u64;
+        let mut random = Random(seed);
+        let mut session = Session::new(model, SessionOptions::new().kv(kv)).unwrap();
+        // Empty, short, longer than any window, after going back a little, and a lot.
+        let at = |what: &str| format!("{name}, {kv}, {what}");
+        let load = |s: &Session| Session::load_from(model, &saved(s)).unwrap();
+        assert_same(&session, &load(&session), seed, &at("empty"));
+        session.feed(&text(&mut random, 9)).unwrap();
+        assert_same(&session, &load(&session), seed, &at("short"));
+        let n = session.max_bytes().min(900) - 200;
+        session.feed(&text(&mut random, n)).unwrap();
+        assert_same(&session, &load(&session), seed, &at("long"));
+        session.rewind(session.len() - 60).unwrap();
+        assert_same(
+            &session,
+            &load(&session),
+            seed,
+            &at("after a short way back"),
+        );
+        session.rewind(20).unwrap();
+        let loaded = load(&session);
+        assert_same(&session, &loaded, seed, &at("after a long way back"));
+        assert_eq!(saved(&loaded), saved(&session), "{}", at("saved again"));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | part | default |
 //! |---|---|
-//! | norms | `f32`: a few kilobytes that scale everything |
+//! | norms and other vectors | `f32`: a few kilobytes that scale everything |
 //! | entropy model | it decides where patches begin, and a patch that begins elsewhere changes all that follows: as it is with `q8_0`, which is to change nothing, else `q8_0` |
 //! | byte embeddings | `q8_0`: 260 rows |
 //! | hash tables | `q8_0` with `q8_0` and `q6_k`, else `q4_0`: rows of their own, several of which are added up for every byte |
@@ -99,8 +99,8 @@ impl Rule {
 /// What a tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The gain of a norm.
-    Norm,
+    /// The gain of a norm, or a vector of differential attention.
+    Vector,
     /// Byte embeddings: rows are looked up.
     Embeddings,
     /// Hashed n-gram embeddings: rows are looked up.
@@ -115,7 +115,7 @@ impl Role {
     /// The role of the tensor of that name and shape.
     pub fn of(name: &str, shape: &[usize]) -> Role {
         match name {
-            _ if shape.len() < 2 => Role::Norm,
+            _ if shape.len() < 2 => Role::Vector,
             _ if name.contains(".hash_embeddings.") => Role::HashTable,
             _ if name.ends_with(".tok_embeddings") => Role::Embeddings,
             _ if name.ends_with(".output") => Role::Head,
@@ -177,7 +177,7 @@ impl Policy {
             Target::Keep => return Ok(source),
             Target::Blocks(format) => format,
         };
-        if role == Role::Norm {
+        if role == Role::Vector {
             return Err(Error::argument(
                 "tensor-type",
                 format!(
@@ -213,7 +213,7 @@ impl Policy {
             return self.main;
         };
         let format = match role {
-            Role::Norm => return Target::Float(DType::F32),
+            Role::Vector => return Target::Float(DType::F32),
             // Measured on the trained 12 M model: at q8_0, 0.3 % of the patches start elsewhere.
             _ if name.starts_with("entropy.") && main == BlockFormat::Q8_0 => return Target::Keep,
             _ if name.starts_with("entropy.") => BlockFormat::Q8_0,

@@ -54,7 +54,7 @@ fn part_of(name: &str, dims: usize) -> &'static str {
         Role::of(name, &shape[..dims.min(2)]),
         name.split('.').next(),
     ) {
-        (Role::Norm, _) => "norms",
+        (Role::Vector, _) => "vectors",
         (_, Some("entropy")) => "entropy model",
         (Role::HashTable, _) => "hash tables",
         (Role::Embeddings, _) => "byte embeddings",
@@ -76,7 +76,7 @@ pub fn parts(done: &[Done], sampled: bool) -> String {
         "global transformer",
         "local decoder",
         "output head",
-        "norms",
+        "vectors",
     ];
     let error = if sampled { "error*" } else { "error" };
     let mut text = format!(
@@ -173,7 +173,7 @@ mod tests {
         let text = parts(&list, true);
         let row = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap();
         assert!(
-            row("norms").contains("2000") && row("norms").ends_with("bf16 -> f32"),
+            row("vectors").contains("2000") && row("vectors").ends_with("bf16 -> f32"),
             "{text}"
         );
         assert!(row("hash tables").contains("4.496"), "{text}");

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use blt::checkpoint::{Checkpoint, Layout, OpenOptions};
+use blt::checkpoint::{Checkpoint, Layout, OpenOptions, expected_tensors, write_native};
+use blt::config::DifferentialConfig;
 use blt::error::Error;
 use blt::ops::Compute;
-use blt::tensor::DType;
+use blt::tensor::{DType, Tensor};
 use blt::{Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
 use blt_quantize::convert::{Importance, Job};
@@ -83,6 +84,23 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Of the logits after a text, as a share of the first's.
+fn difference(a: &Checkpoint, b: &Checkpoint) -> f32 {
+    let logits = |checkpoint: &Checkpoint| {
+        let model = Model::load(checkpoint, Compute::new(Some(1), None).unwrap()).unwrap();
+        let options = SessionOptions {
+            patch_lengths: Some(vec![1, 4]),
+            ..SessionOptions::default()
+        };
+        let mut session = Session::new(&model, options).unwrap();
+        session.feed(b"The quick brown fox").unwrap();
+        session.logits().to_vec()
+    };
+    let (a, b) = (logits(a), logits(b));
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied())
+}
+
 #[test]
 fn every_type_makes_a_file_that_opens_and_runs() {
     let folder = Folder::new("types");
@@ -125,19 +143,7 @@ fn every_type_makes_a_file_that_opens_and_runs() {
             assert_eq!(t.dtype(), expected, "{name}: {tensor}");
         }
         // What it computes is near to what the original computes.
-        let logits = |checkpoint: &Checkpoint| {
-            let model = Model::load(checkpoint, Compute::new(Some(1), None).unwrap()).unwrap();
-            let options = SessionOptions {
-                patch_lengths: Some(vec![1, 4]),
-                ..SessionOptions::default()
-            };
-            let mut session = Session::new(&model, options).unwrap();
-            session.feed(b"The quick brown fox").unwrap();
-            session.logits().to_vec()
-        };
-        let (a, b) = (logits(&open(&input)), logits(&checkpoint));
-        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
-        let error = norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied());
+        let error = difference(&open(&input), &checkpoint);
         // Random weights spread errors more than trained ones; about 3 times what a matrix loses.
         let bound = match format {
             BlockFormat::Q8_0 => 0.03,
@@ -420,6 +426,41 @@ fn what_hf_cannot_say_is_named() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn differential_attention_comes_through() {
+    let folder = Folder::new("differential");
+    let (input, out) = (folder.path("input"), folder.path("out"));
+    let plain = open(&model());
+    let mut config = plain.config().clone();
+    config.global.differential = Some(DifferentialConfig { head_norm: true });
+    config.decoder.differential = Some(DifferentialConfig { head_norm: false });
+    let tensors = expected_tensors(&config).into_iter().map(|(name, shape)| {
+        let vector = |n| (0..n).map(|i| 0.3 + 0.01 * i as f32).collect();
+        let tensor = (plain.tensor(&name, &shape))
+            .unwrap_or_else(|_| Tensor::from_f32(shape.clone(), vector(shape[0])).unwrap());
+        (name, tensor)
+    });
+    write_native(&input, &config, tensors).unwrap();
+    run(&[text(&input), text(&out), "--type", "q8_0"]);
+    let (before, after) = (open(&input), open(&out));
+    assert_eq!(after.config(), &config);
+    for (name, t) in before.tensors().filter(|(_, t)| t.shape().len() == 1) {
+        let same = after.tensor(name, t.shape()).unwrap();
+        assert_eq!(
+            (same.dtype(), same.bytes()),
+            (DType::F32, t.bytes()),
+            "{name}"
+        );
+    }
+    assert!(difference(&plain, &before) > 0.1);
+    let error = difference(&before, &after);
+    assert!(error > 0.0 && error < 0.03, "{error}");
+    let hf = folder.path("hf");
+    let (code, error) = fails(&[text(&input), text(&hf), "--to", "hf", "--allow-loss"]);
+    let expected = "no differential attention, the model's global transformer has";
+    assert!(code == 1 && error.contains(expected), "{error}");
 }
 
 #[test]

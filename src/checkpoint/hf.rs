@@ -164,6 +164,7 @@ fn transformer(o: &Object, d: &Defaults, window: Option<usize>) -> Result<Transf
         rope_theta: rope_theta(o)?.unwrap_or(d.rope_theta),
         window,
         eos_segments: false,
+        differential: None,
     })
 }
 

@@ -46,6 +46,11 @@ pub fn hf_layout(config: &Config, dtype: DType) -> Result<HfLayout> {
             config.encoder.window, config.decoder.window
         )));
     }
+    if let Some(part) = config.differential_part() {
+        return Err(Error::Unsupported(format!(
+            "the HF layout has no differential attention, the model's {part} has"
+        )));
+    }
     let value = to_json(config, dtype);
     let back = hf::config(&value, config.entropy.is_some())?;
     let mut lost = Vec::new();

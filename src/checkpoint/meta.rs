@@ -154,6 +154,7 @@ fn stack(
         rope_theta: args.number("rope_theta")?.unwrap_or(10_000.0),
         window: None,
         eos_segments: false,
+        differential: None,
     })
 }
 
@@ -304,6 +305,7 @@ pub(super) fn entropy_from_params(args: &Object) -> Result<TransformerConfig> {
         rope_theta: 10_000.0,
         window: Some(512),
         eos_segments: true,
+        differential: None,
     })
 }
 

@@ -67,6 +67,14 @@ fn layers(part: &str, c: &TransformerConfig, add: &mut impl FnMut(String, Vec<us
         ] {
             add(format!("{part}.layers.{l}.{tensor}"), shape);
         }
+        if let Some(differential) = &c.differential {
+            for vector in ["lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"] {
+                add(format!("{part}.layers.{l}.{vector}"), vec![c.key_dim()]);
+            }
+            if differential.head_norm {
+                add(format!("{part}.layers.{l}.head_norm"), vec![c.head_dim]);
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Our own single file: safetensors under our names, the whole configuration in its metadata.
 //!
 //! `__metadata__` holds `blt.format_version` and `blt.config`, JSON text whose keys are the fields
-//! of [`Config`], all of them and no others. It round-trips exactly.
+//! of [`Config`], all of them and no others, except that `differential` only stands where a stack has
+//! it. It round-trips exactly.
 //!
 //! | version | |
 //! |---|---|
@@ -19,7 +20,8 @@ use super::quantized::{self, BLOCK_LAYOUT_KEY, TENSORS_KEY};
 use super::weights::Weights;
 use super::writer::TensorSpec;
 use crate::config::{
-    Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
+    Config, CrossAttentionConfig, DifferentialConfig, HashConfig, PatcherConfig, PatchingMode,
+    TransformerConfig,
 };
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -169,7 +171,7 @@ pub fn config_to_json(config: &Config) -> String {
 }
 
 fn transformer_to_json(c: &TransformerConfig) -> Value {
-    json!({
+    let mut value = json!({
         "dim": c.dim,
         "n_layers": c.n_layers,
         "n_heads": c.n_heads,
@@ -180,7 +182,11 @@ fn transformer_to_json(c: &TransformerConfig) -> Value {
         "rope_theta": c.rope_theta,
         "window": c.window,
         "eos_segments": c.eos_segments,
-    })
+    });
+    if let Some(differential) = &c.differential {
+        value["differential"] = json!({"head_norm": differential.head_norm});
+    }
+    value
 }
 
 fn cross_to_json(c: &CrossAttentionConfig) -> Value {
@@ -238,7 +244,7 @@ pub fn config_from_json(text: &str) -> Result<Config> {
 }
 
 fn transformer_from_json(o: &Object) -> Result<TransformerConfig> {
-    o.check_keys(&[
+    let mut keys = vec![
         "dim",
         "n_layers",
         "n_heads",
@@ -249,7 +255,11 @@ fn transformer_from_json(o: &Object) -> Result<TransformerConfig> {
         "rope_theta",
         "window",
         "eos_segments",
-    ])?;
+    ];
+    if o.has("differential") {
+        keys.push("differential");
+    }
+    o.check_keys(&keys)?;
     Ok(TransformerConfig {
         dim: o.required_size("dim")?,
         n_layers: o.required_size("n_layers")?,
@@ -261,6 +271,16 @@ fn transformer_from_json(o: &Object) -> Result<TransformerConfig> {
         rope_theta: o.required_number("rope_theta")?,
         window: o.size("window")?,
         eos_segments: o.required_flag("eos_segments")?,
+        differential: (o.object("differential")?)
+            .map(|o| differential_from_json(&o))
+            .transpose()?,
+    })
+}
+
+fn differential_from_json(o: &Object) -> Result<DifferentialConfig> {
+    o.check_keys(&["head_norm"])?;
+    Ok(DifferentialConfig {
+        head_norm: o.required_flag("head_norm")?,
     })
 }
 
@@ -331,6 +351,7 @@ mod tests {
             rope_theta: 500_000.0,
             window: None,
             eos_segments: true,
+            differential: None,
         };
         let cross = CrossAttentionConfig {
             n_heads: 4,
@@ -375,6 +396,12 @@ mod tests {
     fn configurations_come_back_equal() {
         let mut config = sample();
         assert_eq!(config_from_json(&config_to_json(&config)).unwrap(), config);
+        assert!(!config_to_json(&config).contains("differential"));
+        for (stack, head_norm) in [(&mut config.global, true), (&mut config.decoder, false)] {
+            stack.head_dim = 8;
+            stack.differential = Some(DifferentialConfig { head_norm });
+        }
+        assert_eq!(config_from_json(&config_to_json(&config)).unwrap(), config);
         config.entropy = None;
         config.hash.group_sizes.clear();
         config.patcher = PatcherConfig {
@@ -390,12 +417,16 @@ mod tests {
 
     #[test]
     fn our_own_schema_is_strict() {
-        let good: Value = serde_json::from_str(&config_to_json(&sample())).unwrap();
+        let mut config = sample();
+        config.decoder.head_dim = 8;
+        config.decoder.differential = Some(DifferentialConfig { head_norm: true });
+        let good: Value = serde_json::from_str(&config_to_json(&config)).unwrap();
         // Every key of every object: missing, and of a wrong type.
         for (pointer, object) in [
             ("", &good),
             ("/entropy", &good["entropy"]),
             ("/encoder_cross", &good["encoder_cross"]),
+            ("/decoder/differential", &good["decoder"]["differential"]),
             ("/hash", &good["hash"]),
             ("/patcher", &good["patcher"]),
         ] {

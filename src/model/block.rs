@@ -1,6 +1,7 @@
 //! The transformer layer that all four networks share: RMSNorm, attention, RMSNorm, SwiGLU.
 //!
-//! Spec section 2. Pre-norm, no biases, rotary positions on interleaved pairs.
+//! Spec section 2. Pre-norm, no biases, rotary positions on interleaved pairs. A stack may have
+//! differential attention (spec appendix A).
 
 use std::ops::Range;
 
@@ -8,7 +9,8 @@ use crate::cache::{KvCache, KvType};
 use crate::checkpoint::Checkpoint;
 use crate::config::TransformerConfig;
 use crate::error::Result;
-use crate::model::weights::{matrix, norm};
+use crate::model::differential::Differential;
+use crate::model::weights::{matrix, vector};
 use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope};
 
 /// A stack of layers with one shape.
@@ -32,6 +34,7 @@ struct Block {
     w1: Matrix,               // (hidden_dim, dim)
     w2: Matrix,               // (dim, hidden_dim)
     w3: Matrix,               // (hidden_dim, dim)
+    differential: Option<Differential>,
 }
 
 /// Where the rows of one forward pass stand.
@@ -56,10 +59,10 @@ impl Rows {
 impl Stack {
     /// Takes the layers `{part}.layers.*` from a checkpoint.
     pub fn load(checkpoint: &Checkpoint, part: &str, config: &TransformerConfig) -> Result<Self> {
-        let load = |l| Block::load(checkpoint, &format!("{part}.layers.{l}"), config);
+        let load = |l| Block::load(checkpoint, &format!("{part}.layers.{l}"), l, config);
         Ok(Stack {
             config: config.clone(),
-            rope: Rope::new(config.head_dim, config.rope_theta),
+            rope: Rope::new(config.key_dim(), config.rope_theta),
             blocks: (0..config.n_layers).map(load).collect::<Result<_>>()?,
         })
     }
@@ -132,7 +135,15 @@ impl Stack {
         cache.append(compute, layer, rows.first, &k, &v);
         let mut o = vec![0.0; q.len()]; // (n, n_heads * head_dim)
         let tiles = cache.tiles(layer, rows.visible_from[0]..rows.first + n);
-        ops::attention(compute, self.heads(), &q, &tiles, &rows.visible(), &mut o);
+        let (heads, visible) = (self.heads(), rows.visible());
+        match &block.differential {
+            None => ops::attention(compute, heads, &q, &tiles, &visible, &mut o),
+            Some(d) => {
+                let lambda = d.lambda;
+                ops::differential_attention(compute, heads, lambda, &q, &tiles, &visible, &mut o);
+                o = d.finish(compute, o);
+            }
+        }
         ops::linear(compute, &block.wo, &o, &mut a);
         ops::add_assign(compute, x, &a);
 
@@ -148,7 +159,12 @@ impl Stack {
 }
 
 impl Block {
-    fn load(checkpoint: &Checkpoint, at: &str, config: &TransformerConfig) -> Result<Self> {
+    fn load(
+        checkpoint: &Checkpoint,
+        at: &str,
+        layer: usize,
+        config: &TransformerConfig,
+    ) -> Result<Self> {
         let &TransformerConfig {
             dim, hidden_dim, ..
         } = config;
@@ -156,7 +172,7 @@ impl Block {
         let kv_dim = config.n_kv_heads * config.head_dim;
         let matrix =
             |name: &str, rows, cols| matrix(checkpoint, &format!("{at}.{name}"), rows, cols);
-        let norm = |name: &str| norm(checkpoint, &format!("{at}.{name}"), dim);
+        let norm = |name: &str| vector(checkpoint, &format!("{at}.{name}"), dim);
         Ok(Block {
             attention_norm: norm("attention_norm")?,
             wq: matrix("wq", q_dim, dim)?,
@@ -167,6 +183,7 @@ impl Block {
             w1: matrix("w1", hidden_dim, dim)?,
             w2: matrix("w2", dim, hidden_dim)?,
             w3: matrix("w3", hidden_dim, dim)?,
+            differential: Differential::load(checkpoint, at, layer, config)?,
         })
     }
 }

@@ -10,7 +10,7 @@ use blt_kernels::Vectors;
 use crate::checkpoint::Checkpoint;
 use crate::config::CrossAttentionConfig;
 use crate::error::Result;
-use crate::model::weights::{matrix, norm};
+use crate::model::weights::{matrix, vector};
 use crate::ops::{self, Compute, Heads, KvTile, Matrix};
 
 /// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
@@ -37,7 +37,7 @@ impl CrossAttention {
         let kv_dim = config.n_kv_heads * config.head_dim;
         let matrix =
             |name: &str, rows, cols| matrix(checkpoint, &format!("{at}.{name}"), rows, cols);
-        let norm = |name: &str| norm(checkpoint, &format!("{at}.{name}"), dim);
+        let norm = |name: &str| vector(checkpoint, &format!("{at}.{name}"), dim);
         Ok(CrossAttention {
             config: config.clone(),
             norm_q: norm("norm_q")?,

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
-use crate::model::weights::{matrix, norm};
+use crate::model::weights::{matrix, vector};
 use crate::ops::{self, Compute, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
@@ -56,7 +56,7 @@ impl Decoder {
             )?,
             cross: (0..n_cross).map(load_cross).collect::<Result<_>>()?,
             layers: Stack::load(checkpoint, "decoder", &config.decoder)?,
-            norm: norm(checkpoint, "decoder.norm", dim)?,
+            norm: vector(checkpoint, "decoder.norm", dim)?,
             output: matrix(checkpoint, "decoder.output", VOCAB_SIZE, dim)?,
             cross_window: config.decoder_cross.window.unwrap_or(1),
             k: config.cross_attn_k,

@@ -7,7 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::TransformerConfig;
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
-use crate::model::weights::{matrix, norm, table};
+use crate::model::weights::{matrix, table, vector};
 use crate::ops::{self, Compute, Matrix};
 use crate::vocab::{Id, VOCAB_SIZE};
 
@@ -28,7 +28,7 @@ impl EntropyModel {
         Ok(EntropyModel {
             tok_embeddings: table(checkpoint, "entropy.tok_embeddings", VOCAB_SIZE, dim)?,
             layers: Stack::load(checkpoint, "entropy", config)?,
-            norm: norm(checkpoint, "entropy.norm", dim)?,
+            norm: vector(checkpoint, "entropy.norm", dim)?,
             output: matrix(checkpoint, "entropy.output", VOCAB_SIZE, dim)?,
         })
     }

@@ -7,6 +7,7 @@
 mod block;
 mod cross;
 mod decoder;
+mod differential;
 mod encoder;
 mod entropy;
 mod forward;

@@ -1,4 +1,4 @@
-//! Fetching weights from a checkpoint: matrices as they lie in the file, norms widened to f32.
+//! Fetching weights from a checkpoint: matrices as they lie in the file, vectors widened to f32.
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -22,14 +22,15 @@ pub fn table(checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize) -> R
     Matrix::new(name, checkpoint.tensor(name, &[rows, cols])?)
 }
 
-/// The gain `name` of a norm, (dim). A few kilobytes, so it is copied, and checked.
-pub fn norm(checkpoint: &Checkpoint, name: &str, dim: usize) -> Result<Vec<f32>> {
-    let gain = checkpoint.tensor(name, &[dim])?.to_f32_vec();
-    match gain.iter().find(|g| !g.is_finite()) {
-        None => Ok(gain),
-        Some(g) => Err(Error::tensor(
+/// The vector `name`, such as the gain of a norm, (dim). A few kilobytes, so it is copied, and
+/// checked.
+pub fn vector(checkpoint: &Checkpoint, name: &str, dim: usize) -> Result<Vec<f32>> {
+    let values = checkpoint.tensor(name, &[dim])?.to_f32_vec();
+    match values.iter().find(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(v) => Err(Error::tensor(
             name,
-            format!("expected finite numbers, found {g}"),
+            format!("expected finite numbers, found {v}"),
         )),
     }
 }

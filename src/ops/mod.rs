@@ -10,8 +10,8 @@ mod rope;
 mod rows;
 mod threads;
 
-pub use attention::{Heads, KvTile, attention};
+pub use attention::{Heads, KvTile, attention, differential_attention};
 pub use compute::Compute;
 pub use linear::{Matrix, linear, linear_many};
 pub use rope::{Angles, Rope};
-pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, swiglu};
+pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, scale, swiglu};

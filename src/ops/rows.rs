@@ -20,6 +20,11 @@ pub fn swiglu(compute: &Compute, gate: &mut [f32], up: &[f32]) {
     blt_kernels::swiglu(compute.isa(), gate, up);
 }
 
+/// `x *= factor`.
+pub fn scale(x: &mut [f32], factor: f32) {
+    x.iter_mut().for_each(|x| *x *= factor);
+}
+
 /// `x += y`: the residual of a transformer layer.
 pub fn add_assign(compute: &Compute, x: &mut [f32], y: &[f32]) {
     blt_kernels::add_assign(compute.isa(), x, y);

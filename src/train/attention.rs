@@ -26,6 +26,9 @@ const TILE: usize = 64;
 pub struct Causal<'a> {
     /// Head counts and width.
     pub heads: Heads,
+    /// Softmaxes of a head, each of which compares its share of the head's queries and keys and has
+    /// an output of its own: 1, or 2 with differential attention.
+    pub shares: usize,
     /// The rows of each sequence.
     pub sequences: &'a [Range<usize>],
     /// The first row each row sees; rises within a sequence.
@@ -37,14 +40,42 @@ struct Tile<'a> {
     queries: Range<usize>,
     keys: Range<usize>,
     visible_from: &'a [usize], // of the queries
-    q_at: usize,               // first element of the tile's queries
-    kv_at: usize,              // first element of the tile's keys
-    q_dim: usize,
-    kv_dim: usize,
-    head_dim: usize,
+    q: Columns,
+    k: Columns,
+    v: Columns,
+    o: Columns,
+}
+
+/// What one head has of some rows.
+#[derive(Debug, Clone, Copy)]
+struct Columns {
+    at: usize,   // first element of the first row
+    rows: usize, // how many
+    n: usize,    // elements of each row
+    dim: usize,  // width of a whole row
+}
+
+impl Columns {
+    fn new(rows: &Range<usize>, first: usize, n: usize, dim: usize) -> Self {
+        Columns {
+            at: rows.start * dim + first,
+            rows: rows.len(),
+            n,
+            dim,
+        }
+    }
+
+    fn of<F>(self, x: &[F]) -> View<'_, F> {
+        View::strided(&x[self.at..], self.rows, self.n, self.dim)
+    }
+
+    fn of_mut<F>(self, x: &mut [F]) -> ViewMut<'_, F> {
+        ViewMut::strided(&mut x[self.at..], self.rows, self.n, self.dim)
+    }
 }
 
 impl Causal<'_> {
+    /// Calls `f` for every tile of every softmax, which are numbered head by head.
     fn for_each_tile(&self, mut f: impl FnMut(usize, Tile<'_>)) {
         let &Heads {
             n_heads,
@@ -52,36 +83,40 @@ impl Causal<'_> {
             head_dim,
         } = &self.heads;
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let key_dim = head_dim / self.shares;
         for sequence in self.sequences {
             for first in sequence.clone().step_by(TILE) {
                 let queries = first..(first + TILE).min(sequence.end);
                 let keys = self.visible_from[first]..queries.end;
-                for head in 0..n_heads {
+                for softmax in 0..n_heads * self.shares {
+                    let (head, share) = (softmax / self.shares, softmax % self.shares);
                     let kv_head = head / (n_heads / n_kv_heads);
+                    let (kv_at, part) = (kv_head * head_dim, share * key_dim);
+                    let (o_at, o_dim) = (softmax * head_dim, self.shares * q_dim);
                     let tile = Tile {
                         visible_from: &self.visible_from[queries.clone()],
-                        q_at: queries.start * q_dim + head * head_dim,
-                        kv_at: keys.start * kv_dim + kv_head * head_dim,
+                        q: Columns::new(&queries, head * head_dim + part, key_dim, q_dim),
+                        k: Columns::new(&keys, kv_at + part, key_dim, kv_dim),
+                        v: Columns::new(&keys, kv_at, head_dim, kv_dim),
+                        o: Columns::new(&queries, o_at, head_dim, o_dim),
                         queries: queries.clone(),
                         keys: keys.clone(),
-                        q_dim,
-                        kv_dim,
-                        head_dim,
                     };
-                    f(head, tile);
+                    f(softmax, tile);
                 }
             }
         }
     }
 
     /// Attention of q (n, n_heads * head_dim) over k and v (n, n_kv_heads * head_dim). Returns the
-    /// output, shaped like q, and ln of the softmax denominators (n, n_heads).
+    /// output (n, n_heads * shares * head_dim) and ln of the softmax denominators
+    /// (n, n_heads * shares).
     pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Vec<F>, Vec<F>) {
-        let n_heads = self.heads.n_heads;
-        let mut o = vec![F::ZERO; q.len()];
-        let mut lse = vec![F::ZERO; self.visible_from.len() * n_heads];
+        let n_softmaxes = self.heads.n_heads * self.shares;
+        let mut o = vec![F::ZERO; q.len() * self.shares];
+        let mut lse = vec![F::ZERO; self.visible_from.len() * n_softmaxes];
         let mut p = Vec::new();
-        self.for_each_tile(|head, tile| {
+        self.for_each_tile(|softmax, tile| {
             tile.scores(q, k, &mut p);
             let n_keys = tile.keys.len();
             vectorized(
@@ -103,14 +138,14 @@ impl Causal<'_> {
                         let sum = sum_of(row.len(), |j| row[j]);
                         let scale = F::ONE / sum;
                         row.iter_mut().for_each(|s| *s *= scale);
-                        let at = (tile.queries.start + i) * n_heads + head;
+                        let at = (tile.queries.start + i) * n_softmaxes + softmax;
                         lse[at] = max + F::of(sum.f64().ln());
                     }
                 },
             );
-            let o = tile.query_rows_mut(&mut o);
+            let o = tile.o.of_mut(&mut o);
             let p = View::dense(&p, n_keys);
-            product(Into::Set, o, F::ONE, p, tile.key_rows(v), 1);
+            product(Into::Set, o, F::ONE, p, tile.v.of(v), 1);
         });
         (o, lse)
     }
@@ -126,20 +161,20 @@ impl Causal<'_> {
         lse: &[F],
         d_o: &[F],
     ) -> (Vec<F>, Vec<F>, Vec<F>) {
-        let n_heads = self.heads.n_heads;
+        let n_softmaxes = self.heads.n_heads * self.shares;
         let mut dq = vec![F::ZERO; q.len()];
         let mut dk = vec![F::ZERO; k.len()];
         let mut dv = vec![F::ZERO; v.len()];
         let (mut p, mut dp) = (Vec::new(), Vec::new());
-        let scale = scale(self.heads.head_dim);
-        self.for_each_tile(|head, tile| {
+        let scale = scale(self.heads.head_dim / self.shares);
+        self.for_each_tile(|softmax, tile| {
             let n_keys = tile.keys.len();
             tile.scores(q, k, &mut p);
             dp.clear();
             dp.resize(p.len(), F::ZERO);
-            let d_out = tile.query_rows(d_o);
+            let d_out = tile.o.of(d_o);
             let dp_view = ViewMut::dense(&mut dp, n_keys);
-            product(Into::Set, dp_view, F::ONE, d_out, tile.key_rows(v).t(), 1);
+            product(Into::Set, dp_view, F::ONE, d_out, tile.v.of(v).t(), 1);
             vectorized(
                 #[inline(always)]
                 || {
@@ -150,9 +185,9 @@ impl Causal<'_> {
                         dp[..seen.start].fill(F::ZERO);
                         p[seen.end..].fill(F::ZERO);
                         dp[seen.end..].fill(F::ZERO);
-                        let lse = lse[(tile.queries.start + i) * n_heads + head];
-                        let at = tile.q_at + i * tile.q_dim;
-                        let mean = dot(&d_o[at..][..tile.head_dim], &o[at..][..tile.head_dim]);
+                        let lse = lse[(tile.queries.start + i) * n_softmaxes + softmax];
+                        let at = tile.o.at + i * tile.o.dim;
+                        let mean = dot(&d_o[at..][..tile.o.n], &o[at..][..tile.o.n]);
                         let both = p[seen.clone()].iter_mut().zip(&mut dp[seen]);
                         for (p, dp) in both {
                             *p = (*p - lse).exp();
@@ -162,12 +197,12 @@ impl Causal<'_> {
                 },
             );
             let (p, ds) = (View::dense(&p, n_keys), View::dense(&dp, n_keys));
-            let dv_rows = tile.key_rows_mut(&mut dv);
+            let dv_rows = tile.v.of_mut(&mut dv);
             product(Into::Add, dv_rows, F::ONE, p.t(), d_out, 1);
-            let dq_rows = tile.query_rows_mut(&mut dq);
-            product(Into::Set, dq_rows, F::ONE, ds, tile.key_rows(k), 1);
-            let dk_rows = tile.key_rows_mut(&mut dk);
-            product(Into::Add, dk_rows, F::ONE, ds.t(), tile.query_rows(q), 1);
+            let dq_rows = tile.q.of_mut(&mut dq);
+            product(Into::Set, dq_rows, F::ONE, ds, tile.k.of(k), 1);
+            let dk_rows = tile.k.of_mut(&mut dk);
+            product(Into::Add, dk_rows, F::ONE, ds.t(), tile.q.of(q), 1);
         });
         (dq, dk, dv)
     }
@@ -185,51 +220,8 @@ impl Tile<'_> {
         out.clear();
         out.resize(self.queries.len() * self.keys.len(), F::ZERO);
         let s = ViewMut::dense(out, self.keys.len());
-        let scale = scale(self.head_dim);
-        product(
-            Into::Set,
-            s,
-            scale,
-            self.query_rows(q),
-            self.key_rows(k).t(),
-            1,
-        );
-    }
-
-    fn query_rows<'a, F>(&self, x: &'a [F]) -> View<'a, F> {
-        View::strided(
-            &x[self.q_at..],
-            self.queries.len(),
-            self.head_dim,
-            self.q_dim,
-        )
-    }
-
-    fn query_rows_mut<'a, F>(&self, x: &'a mut [F]) -> ViewMut<'a, F> {
-        ViewMut::strided(
-            &mut x[self.q_at..],
-            self.queries.len(),
-            self.head_dim,
-            self.q_dim,
-        )
-    }
-
-    fn key_rows<'a, F>(&self, x: &'a [F]) -> View<'a, F> {
-        View::strided(
-            &x[self.kv_at..],
-            self.keys.len(),
-            self.head_dim,
-            self.kv_dim,
-        )
-    }
-
-    fn key_rows_mut<'a, F>(&self, x: &'a mut [F]) -> ViewMut<'a, F> {
-        ViewMut::strided(
-            &mut x[self.kv_at..],
-            self.keys.len(),
-            self.head_dim,
-            self.kv_dim,
-        )
+        let (q, k) = (self.q.of(q), self.k.of(k));
+        product(Into::Set, s, scale(self.q.n), q, k.t(), 1);
     }
 }
 

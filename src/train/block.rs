@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::attention::Causal;
+use super::differential::{Differential, DifferentialTape};
 use super::float::{Float, add_assign};
 use super::grads::Grads;
 use super::matmul::Into;
@@ -87,7 +88,7 @@ impl<F: Float> Rows<F> {
             visible_from: Vec::new(),
             angles: Angles::new(
                 lengths.iter().copied().max().unwrap_or(0),
-                config.head_dim,
+                config.key_dim(),
                 config.rope_theta,
             ),
         };
@@ -122,6 +123,7 @@ struct Block {
     w1: ParamId,
     w2: ParamId,
     w3: ParamId,
+    differential: Option<Differential>,
 }
 
 /// Layers of one shape.
@@ -140,8 +142,9 @@ pub struct BlockTape<F> {
     q: Vec<F>,    // (n, n_heads * head_dim), turned
     k: Vec<F>,    // (n, n_kv_heads * head_dim), turned
     v: Vec<F>,    // (n, n_kv_heads * head_dim)
-    o: Vec<F>,    // (n, n_heads * head_dim)
-    lse: Vec<F>,  // (n, n_heads)
+    o: Vec<F>,    // (n, n_heads * head_dim), what goes into wo
+    lse: Vec<F>,  // (n, softmaxes)
+    differential: Option<DifferentialTape<F>>,
     x2: Vec<F>,   // (n, dim)
     inv2: Vec<F>, // (n)
     gate: Vec<F>, // (n, hidden_dim)
@@ -157,8 +160,10 @@ impl Stack {
         site: u64,
     ) -> Self {
         let block = |l: usize| {
-            let id = |name: &str| params.id(&format!("{part}.layers.{l}.{name}"));
+            let at = format!("{part}.layers.{l}");
+            let id = |name: &str| params.id(&format!("{at}.{name}"));
             Block {
+                differential: Differential::new(params, &at, l, config),
                 attention_norm: id("attention_norm"),
                 wq: id("wq"),
                 wk: id("wk"),
@@ -194,6 +199,7 @@ impl Stack {
                 n_kv_heads: self.config.n_kv_heads,
                 head_dim: self.config.head_dim,
             },
+            shares: 1 + usize::from(self.config.differential.is_some()),
             sequences: &rows.sequences,
             visible_from: &rows.visible_from,
         }
@@ -218,6 +224,13 @@ impl Stack {
         rows.angles.turn(&mut q, &rows.positions, false);
         rows.angles.turn(&mut k, &rows.positions, false);
         let (o, lse) = self.attention(rows).forward(&q, &k, &v);
+        let (o, differential) = match &b.differential {
+            None => (o, None),
+            Some(d) => {
+                let (o, tape) = d.forward(pass, o);
+                (o, Some(tape))
+            }
+        };
         let mut x2 = pass.linear(b.wo, &o);
         pass.dropout(site, &mut x2);
         add_assign(&mut x2, &x);
@@ -236,6 +249,7 @@ impl Stack {
             v,
             o,
             lse,
+            differential,
             x2,
             inv2,
             gate,
@@ -289,8 +303,14 @@ impl Stack {
         let dropped = branch(d, site);
         let dy = dropped.as_deref().unwrap_or(d);
         pass.linear_backward(b.wo, &tape.o, dy, Some((Into::Set, &mut d_o)), grads);
+        let (d_o, o) = match (&b.differential, &tape.differential) {
+            (Some(differential), Some(of)) => {
+                (differential.backward(pass, of, d_o, grads), &of.both)
+            }
+            _ => (d_o, &tape.o),
+        };
         let (mut dq, mut dk, dv) =
-            (self.attention(rows)).backward(&tape.q, &tape.k, &tape.v, &tape.o, &tape.lse, &d_o);
+            (self.attention(rows)).backward(&tape.q, &tape.k, &tape.v, o, &tape.lse, &d_o);
         rows.angles.turn(&mut dq, &rows.positions, true);
         rows.angles.turn(&mut dk, &rows.positions, true);
         let a = rms_norm_again(&tape.x, &norm(b.attention_norm), &tape.inv1);

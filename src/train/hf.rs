@@ -31,6 +31,9 @@ fn check(config: &Config) -> Result<()> {
     {
         faults.push("segments that end at EOS".into());
     }
+    if config.differential_part().is_some() {
+        faults.push("differential attention".into());
+    }
     if config.encoder.window != config.decoder.window || config.global.window.is_some() {
         faults.push("these windows".into());
     }
@@ -216,6 +219,7 @@ pub fn write(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DT
 mod tests {
     use super::*;
     use crate::checkpoint::{Checkpoint, OpenOptions};
+    use crate::config::DifferentialConfig;
     use crate::train::init::random;
     use crate::train::presets::preset;
 
@@ -242,5 +246,9 @@ mod tests {
         let mut config = preset("toy").unwrap();
         config.patcher.mode = PatchingMode::Space;
         assert!(check(&config).unwrap_err().to_string().contains("space"));
+        config.patcher.mode = PatchingMode::Entropy;
+        config.decoder.differential = Some(DifferentialConfig { head_norm: true });
+        let message = check(&config).unwrap_err().to_string();
+        assert!(message.contains("no differential attention"), "{message}");
     }
 }

@@ -5,7 +5,8 @@ use super::rng::Rng;
 use crate::config::Config;
 use crate::error::Result;
 
-/// Random weights for the tensors that `wanted` accepts: norms 1; matrices normal with deviation
+/// Random weights for the tensors that `wanted` accepts: norms 1; the vectors behind lambda normal
+/// with deviation 0.1 (differential attention, arXiv 2410.05258); matrices normal with deviation
 /// 1 / sqrt(in), those that end a residual branch less by the depth of their stack, so that the sum
 /// of all branches does not grow with it; hash tables nearly 0, because most rows are met seldom and
 /// what they start from is noise to the rest.
@@ -13,10 +14,15 @@ pub fn random(config: &Config, wanted: impl Fn(&str) -> bool, seed: u64) -> Resu
     Params::new(config, wanted, |name, shape| {
         let mut rng = Rng::named(seed, name);
         let n: usize = shape.iter().product();
+        let leaf = name.rsplit('.').next().unwrap_or_default();
+        if leaf.starts_with("lambda_") {
+            return Ok(Value::Owned(
+                (0..n).map(|_| 0.1 * rng.normal() as f32).collect(),
+            ));
+        }
         if shape.len() == 1 {
             return Ok(Value::Owned(vec![1.0; n]));
         }
-        let leaf = name.rsplit('.').next().unwrap_or_default();
         let depth = match name.split('.').next() {
             Some("entropy") => config.entropy.as_ref().map_or(1, |e| e.n_layers),
             Some("encoder") => config.encoder.n_layers,

@@ -15,6 +15,7 @@ pub mod blt;
 pub mod byte_model;
 pub mod cross;
 pub mod data;
+pub mod differential;
 pub mod export;
 pub mod float;
 pub mod grads;

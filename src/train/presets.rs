@@ -22,6 +22,7 @@ fn stack(dim: usize, n_layers: usize, n_heads: usize, window: Option<usize>) -> 
         rope_theta: 500_000.0,
         window,
         eos_segments: false,
+        differential: None,
     }
 }
 

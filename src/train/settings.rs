@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::adamw::AdamConfig;
 use super::presets::{hidden_of, preset};
 use super::schedule::{Decay, Schedule};
-use crate::config::{Config, PatcherConfig, TransformerConfig};
+use crate::config::{Config, DifferentialConfig, PatcherConfig, TransformerConfig};
 use crate::error::{Error, Result};
 
 /// A value that can be read from text and shown as text.
@@ -243,6 +243,10 @@ settings! {
     entropy_layers: Option<usize> = None;
     /// Bytes a byte sees in the entropy model.
     entropy_window: Option<usize> = None;
+    /// Parts with differential attention: entropy, encoder, global, decoder or all.
+    diff_attention: Vec<String> = Vec::new();
+    /// Parts whose differential attention has the head-wise norm, as above.
+    diff_norm: Vec<String> = vec!["all".into()];
 }
 
 impl Settings {
@@ -397,11 +401,46 @@ impl Settings {
         if let Some(sizes) = &self.hash_sizes {
             c.hash.group_sizes = sizes.iter().copied().filter(|&s| s > 0).collect();
         }
+        self.differential_into(&mut c)?;
         self.patching_into(&mut c.patcher)?;
         c.max_bytes = c.max_bytes.max(self.seq_len);
         c.max_patches = c.max_patches.max(self.seq_len);
         c.validate()?;
         Ok(c)
+    }
+
+    /// Gives the parts named differential attention, and those also named head-wise norms.
+    fn differential_into(&self, config: &mut Config) -> Result<()> {
+        let stacks = [
+            ("entropy", config.entropy.as_mut()),
+            ("encoder", Some(&mut config.encoder)),
+            ("global", Some(&mut config.global)),
+            ("decoder", Some(&mut config.decoder)),
+        ];
+        let parts = stacks.each_ref().map(|(part, _)| *part);
+        for (setting, list) in [
+            ("diff_attention", &self.diff_attention),
+            ("diff_norm", &self.diff_norm),
+        ] {
+            let known = |name: &str| ["all", "none"].contains(&name) || parts.contains(&name);
+            if let Some(other) = list.iter().find(|name| !known(name)) {
+                let expected = format!("expected {}, all or none", parts.join(", "));
+                return Err(Error::config(
+                    setting,
+                    format!("{expected}, found \"{other}\""),
+                ));
+            }
+        }
+        let names = |list: &[String], part| list.iter().any(|n| n == part || n == "all");
+        for (part, stack) in stacks {
+            let differential = names(&self.diff_attention, part).then(|| DifferentialConfig {
+                head_norm: names(&self.diff_norm, part),
+            });
+            if let Some(stack) = stack {
+                stack.differential = differential;
+            }
+        }
+        Ok(())
     }
 
     /// Changes how patches are cut as far as the settings say.
@@ -491,5 +530,39 @@ mod tests {
             assert!(s.architecture().is_err());
         }
         assert!(preset("huge").is_err());
+    }
+
+    #[test]
+    fn differential_attention_is_a_switch_for_every_part() {
+        let of = |set: &[(&str, &str)]| {
+            let mut s = Settings::default();
+            set.iter()
+                .for_each(|(name, text)| s.set(name, text).unwrap());
+            s.architecture().map(|c| {
+                let stacks = [&c.entropy.unwrap(), &c.encoder, &c.global, &c.decoder];
+                stacks.map(|stack| stack.differential.as_ref().map(|d| d.head_norm))
+            })
+        };
+        assert_eq!(of(&[]).unwrap(), [None; 4]);
+        let all = ("diff-attention", "all");
+        assert_eq!(of(&[all]).unwrap(), [Some(true); 4]);
+        assert_eq!(of(&[all, ("diff-norm", "none")]).unwrap(), [Some(false); 4]);
+        assert_eq!(
+            of(&[
+                ("diff-attention", "entropy,decoder"),
+                ("diff-norm", "decoder")
+            ])
+            .unwrap(),
+            [Some(false), None, None, Some(true)]
+        );
+        let odd = ("local-dim", "102"); // heads of 34
+        for set in [
+            &[("diff-norm", "wq")][..],
+            &[("diff-attention", "head")],
+            &[all, odd],
+        ] {
+            let message = of(set).unwrap_err().to_string();
+            assert!(message.contains("expected"), "{message}");
+        }
     }
 }

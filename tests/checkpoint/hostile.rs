@@ -213,6 +213,16 @@ fn native_files_of_other_versions_and_hostile_configurations_are_refused() {
             "n_layers",
         ),
         ("zero bytes", "1", with("/max_bytes", "0"), "max_bytes"),
+        (
+            "differential attention without its vectors",
+            "1",
+            good.replacen(
+                "\"dim\"",
+                "\"differential\":{\"head_norm\":true},\"dim\"",
+                1,
+            ),
+            "lambda_q1",
+        ),
         ("not JSON", "1", "model".into(), "JSON"),
         ("deep", "1", "[".repeat(10_000), "JSON"),
         ("a list", "1", "[]".into(), "an object"),

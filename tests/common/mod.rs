@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use blt::checkpoint::{Checkpoint, OpenOptions, write_native};
+use blt::checkpoint::{Checkpoint, OpenOptions, expected_tensors, write_native};
+use blt::config::{Config, DifferentialConfig};
 use blt::ops::Compute;
 use blt::tensor::{DType, Tensor};
 use blt::vocab::Id;
@@ -65,10 +66,7 @@ impl Case {
     pub fn models(&self) -> Vec<(String, Model)> {
         self.checkpoints()
             .into_iter()
-            .map(|(layout, checkpoint)| {
-                let model = Model::load(&checkpoint, Compute::new(Some(1), None).unwrap());
-                (layout, model.unwrap())
-            })
+            .map(|(layout, checkpoint)| (layout, model(&checkpoint)))
             .collect()
     }
 
@@ -172,10 +170,54 @@ pub fn quantized(checkpoint: &Checkpoint, format: BlockFormat) -> Checkpoint {
         let tensor = Tensor::from_values(dtype, tensor.shape().to_vec(), &tensor.to_f32_vec());
         (name.to_owned(), tensor.unwrap())
     });
-    let name = format!("blt-quantized-{}-{}", std::process::id(), format.name());
-    let unique = format!("{name}-{:?}", std::thread::current().id());
-    let path = std::env::temp_dir().join(unique);
-    write_native(&path, checkpoint.config(), tensors).unwrap();
+    native(checkpoint.config(), tensors.collect())
+}
+
+/// The checkpoint of the case `hf-gqa` (an entropy model, hash tables, fewer heads for keys than for
+/// queries) with differential attention in every part: same matrices, random vectors. Which of
+/// entropy model, encoder, global transformer and decoder have the head-wise norm is given.
+pub fn differential(head_norms: [bool; 4]) -> Checkpoint {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf-gqa/model");
+    let plain = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
+    let mut config = plain.config().clone();
+    let stacks = [
+        config.entropy.as_mut().unwrap(),
+        &mut config.encoder,
+        &mut config.global,
+        &mut config.decoder,
+    ];
+    for (stack, head_norm) in stacks.into_iter().zip(head_norms) {
+        stack.differential = Some(DifferentialConfig { head_norm });
+    }
+    let tensors = expected_tensors(&config).into_iter().map(|(name, shape)| {
+        if let Ok(tensor) = plain.tensor(&name, &shape) {
+            return (name, tensor);
+        }
+        let mut random = Random(name.bytes().map(u64::from).sum());
+        let mean = if name.ends_with("head_norm") {
+            1.0
+        } else {
+            0.0
+        };
+        let values: Vec<f32> = (0..shape[0])
+            .map(|_| mean + random.below(1000) as f32 / 1000.0 - 0.5)
+            .collect();
+        (name, Tensor::from_f32(shape, values).unwrap())
+    });
+    native(&config, tensors.collect())
+}
+
+/// The model of a checkpoint, on one thread.
+pub fn model(checkpoint: &Checkpoint) -> Model {
+    Model::load(checkpoint, Compute::new(Some(1), None).unwrap()).unwrap()
+}
+
+/// A checkpoint of these tensors, through the bytes of a native file.
+pub fn native(config: &Config, tensors: Vec<(String, Tensor)>) -> Checkpoint {
+    let thread = std::thread::current().id();
+    let name = format!("blt-native-{}-{thread:?}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    write_native(&path, config, tensors).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     Checkpoint::from_native_bytes(bytes).unwrap()

@@ -155,8 +155,13 @@ fn stack(c: &TransformerConfig) -> String {
     } else {
         ""
     };
+    let differential = match &c.differential {
+        None => "",
+        Some(d) if d.head_norm => ", differential attention with head-wise norm",
+        Some(_) => ", differential attention",
+    };
     format!(
-        "{} of {}, feed-forward {}, {}, {window}, theta {}, eps {}{segments}",
+        "{} of {}, feed-forward {}, {}, {window}, theta {}, eps {}{segments}{differential}",
         units::plural(c.n_layers, "layer"),
         c.dim,
         c.hidden_dim,
