@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use blt_kernels::{
-    BlockFormat, Isa, QuantizedActivations, Weights, linear, linear_quantized, quantize_activations,
+    BlockFormat, Isa, QuantizedActivations, RoundedActivations, Weights, linear, linear_quantized,
+    linear_rounded, quantize_activations, round_activations,
 };
 use half::{bf16, f16};
 
@@ -36,14 +37,17 @@ enum Kind {
     F32,
     F16,
     Bf16,
+    /// bf16 weights times bf16 activations.
+    Bf16Fast,
     Blocks(BlockFormat),
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    const ALL: [Kind; 8] = [
         Kind::F32,
         Kind::F16,
         Kind::Bf16,
+        Kind::Bf16Fast,
         Kind::Blocks(BlockFormat::Q8_0),
         Kind::Blocks(BlockFormat::Q4_0),
         Kind::Blocks(BlockFormat::Q4K),
@@ -55,6 +59,7 @@ impl Kind {
             Kind::F32 => "f32",
             Kind::F16 => "f16",
             Kind::Bf16 => "bf16",
+            Kind::Bf16Fast => "bf16fast",
             Kind::Blocks(format) => format.name(),
         }
     }
@@ -63,7 +68,7 @@ impl Kind {
         match self {
             Kind::F32 => Weights::F32(bytes),
             Kind::F16 => Weights::F16(bytes),
-            Kind::Bf16 => Weights::Bf16(bytes),
+            Kind::Bf16 | Kind::Bf16Fast => Weights::Bf16(bytes),
             Kind::Blocks(format) => Weights::Blocks(format, bytes),
         }
     }
@@ -74,7 +79,7 @@ impl Kind {
         let stretch: Vec<u8> = match self {
             Kind::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Kind::F16 => encode(&values, |v| f16::from_f32(v).to_le_bytes()),
-            Kind::Bf16 => encode(&values, |v| bf16::from_f32(v).to_le_bytes()),
+            Kind::Bf16 | Kind::Bf16Fast => encode(&values, |v| bf16::from_f32(v).to_le_bytes()),
             Kind::Blocks(format) => {
                 // Chunks of any matrix are alike, so one tile serves every shape.
                 let cols = values.len() / 16;
@@ -245,6 +250,7 @@ impl Job<'_> {
         let size = self.size();
         let range = self.share(thread);
         let mut quantized = QuantizedActivations::new();
+        let mut rounded = RoundedActivations::new();
         let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(range.len()).collect();
         for bytes in self.bytes.chunks_exact(size).cycle().take(count) {
             let w = self
@@ -254,6 +260,9 @@ impl Job<'_> {
             if let Weights::Blocks(..) = w {
                 quantize_activations(self.isa, self.x, self.cols, &mut quantized);
                 linear_quantized(self.isa, w, &quantized, &mut views);
+            } else if self.kind == Kind::Bf16Fast {
+                round_activations(self.isa, self.x, self.cols, &mut rounded);
+                linear_rounded(self.isa, w, &rounded, &mut views);
             } else {
                 linear(self.isa, w, self.cols, self.x, &mut views);
             }
@@ -271,7 +280,13 @@ impl Job<'_> {
         let run = |isa| {
             let mut out = vec![0.0; 16 * self.n];
             let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(16).collect();
-            linear(isa, w, self.cols, self.x, &mut views);
+            if self.kind == Kind::Bf16Fast {
+                let mut rounded = RoundedActivations::new();
+                round_activations(isa, self.x, self.cols, &mut rounded);
+                linear_rounded(isa, w, &rounded, &mut views);
+            } else {
+                linear(isa, w, self.cols, self.x, &mut views);
+            }
             out
         };
         let (got, want) = (run(self.isa), run(Isa::Scalar));

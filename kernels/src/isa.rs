@@ -15,6 +15,7 @@ pub struct Avx2(());
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Avx512 {
     vnni: bool,
+    bf16: bool,
 }
 
 /// Proof that the CPU has NEON (Advanced SIMD).
@@ -38,7 +39,7 @@ impl Avx2 {
 }
 
 impl Avx512 {
-    /// The token, if this CPU has AVX-512 F, BW, DQ and VL; remembers whether it has VNNI.
+    /// The token, if this CPU has AVX-512 F, BW, DQ and VL; remembers whether it has VNNI and BF16.
     pub fn new() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if Avx2::new().is_some()
@@ -49,6 +50,9 @@ impl Avx512 {
         {
             return Some(Avx512 {
                 vnni: is_x86_feature_detected!("avx512vnni"),
+                bf16: is_x86_feature_detected!("avx512bf16")
+                    // SAFETY: just checked.
+                    && unsafe { crate::x86::avx512::bf16::adds_odd_first() },
             });
         }
         None
@@ -59,9 +63,25 @@ impl Avx512 {
         self.vnni
     }
 
-    /// The same token without the 8-bit dot-product instructions, for tests and comparisons.
+    /// Whether the bfloat16 dot product (BF16) may be used.
+    pub fn has_bf16(self) -> bool {
+        self.bf16
+    }
+
+    /// The same token without the bfloat16 dot product, for tests and comparisons.
+    pub fn without_bf16(self) -> Self {
+        Avx512 {
+            bf16: false,
+            ..self
+        }
+    }
+
+    /// The same token without any dot-product instructions, for tests and comparisons.
     pub fn without_vnni(self) -> Self {
-        Avx512 { vnni: false }
+        Avx512 {
+            vnni: false,
+            bf16: false,
+        }
     }
 }
 
@@ -120,15 +140,13 @@ impl Isa {
         }
     }
 
-    /// Every path this CPU has, fastest first; a path with an optional extra (VNNI, dot product) is
-    /// listed with it and without it.
+    /// Every path this CPU has, fastest first; a path with optional extras (VNNI and BF16, dot
+    /// product) is listed with them and without.
     pub fn available() -> Vec<Isa> {
         let mut list = Vec::new();
         if let Some(token) = Avx512::new() {
-            if token.has_vnni() {
-                list.push(Isa::Avx512(token));
-            }
-            list.push(Isa::Avx512(token.without_vnni()));
+            list.extend([token, token.without_bf16(), token.without_vnni()].map(Isa::Avx512));
+            list.dedup();
         }
         if let Some(token) = Avx2::new() {
             list.push(Isa::Avx2(token));
@@ -149,8 +167,9 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Portable => "portable",
             Isa::Avx2(_) => "avx2",
-            Isa::Avx512(Avx512 { vnni: false }) => "avx512",
-            Isa::Avx512(Avx512 { vnni: true }) => "avx512vnni",
+            Isa::Avx512(Avx512 { bf16: true, .. }) => "avx512bf16",
+            Isa::Avx512(Avx512 { vnni: true, .. }) => "avx512vnni",
+            Isa::Avx512(Avx512 { .. }) => "avx512",
             Isa::Neon(Neon { dotprod: false }) => "neon",
             Isa::Neon(Neon { dotprod: true }) => "neondot",
         }

@@ -13,6 +13,9 @@
 //! are added as a fixed tree: 16 to 8 (`l[i] + l[i + 8]`), to 4, to 2, to 1. Plain sums use the same
 //! lanes and tree. The `scalar` module is that definition written down.
 //!
+//! Two more arithmetics have definitions of their own, with the same promise: block formats times 8-bit
+//! activations (`block`), and bfloat16 weights times bfloat16 activations (`rounded`).
+//!
 //! NaN results are NaN on every path, but their payload bits are not part of the contract.
 //!
 //! # Errors
@@ -35,6 +38,7 @@ mod aarch64;
 mod block;
 mod isa;
 mod portable;
+mod rounded;
 mod scalar;
 mod vector;
 mod vectors;
@@ -44,6 +48,7 @@ mod x86;
 
 pub use block::{ActivationRows, BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};
+pub use rounded::{RoundedActivations, RoundedRows};
 pub use vectors::Vectors;
 pub use weights::Weights;
 
@@ -229,6 +234,73 @@ pub fn linear_quantized(isa: Isa, w: Weights, x: &QuantizedActivations, out: &mu
         BlockFormat::Q4K => run!(block::q4_k::Q4K, linear_q4_k),
         BlockFormat::Q6K => run!(block::q6_k::Q6K, linear_q6_k),
     }
+}
+
+/// Rounds rows of activations to bfloat16, for [`linear_rounded`].
+///
+/// - `x`: (n, cols).
+///
+/// # Panics
+/// If `x` is not a whole number of rows.
+pub fn round_activations(isa: Isa, x: &[f32], cols: usize, out: &mut RoundedActivations) {
+    let n = x.len().checked_div(cols).unwrap_or(0);
+    assert_eq!(x.len(), n * cols, "inputs");
+    for rows in out.rows_mut(n, cols, n) {
+        round_activation_rows(isa, x, rows);
+    }
+}
+
+/// [`round_activations`] for some of the rows, so that threads can share the work.
+///
+/// - `x`: as many rows as `out` has, (n, cols).
+///
+/// # Panics
+/// If `x` is not that many rows.
+pub fn round_activation_rows(isa: Isa, x: &[f32], out: RoundedRows) {
+    let (cols, stride) = (out.cols, rounded::stride(out.cols));
+    assert_eq!(x.len() * stride, out.values.len() * cols, "inputs");
+    let rows = x.chunks_exact(cols.max(1));
+    for (x, values) in rows.zip(out.values.chunks_exact_mut(stride)) {
+        let (values, padding) = values.split_at_mut(cols);
+        dispatch!(isa, round_row(x, values));
+        padding.fill(0);
+    }
+}
+
+/// Multiplies a matrix of bfloat16 weights with activations in bfloat16, in the fast profile's
+/// arithmetic (see `rounded.rs`): `out[i][r] = dot(row r of w, row i of x)`.
+///
+/// Fast where the CPU has an instruction for it ([`Avx512::has_bf16`]); elsewhere slower than
+/// [`linear`].
+///
+/// - `w`: (rows, cols), bfloat16.
+/// - `x`: (n, cols).
+/// - `out`: `n` slices of `rows` values each.
+///
+/// # Panics
+/// If the lengths do not fit each other, or the weights are of another type.
+pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, out: &mut [&mut [f32]]) {
+    let Weights::Bf16(bytes) = w else {
+        panic!("the weights are not bfloat16");
+    };
+    assert_eq!(x.n, out.len(), "outputs");
+    let rows = out.first().map_or(0, |out| out.len());
+    assert!(
+        out.iter().all(|out| out.len() == rows),
+        "outputs differ in length"
+    );
+    if out.is_empty() {
+        return;
+    }
+    check_matrix(w, rows, x.cols);
+    #[cfg(target_arch = "x86_64")]
+    if let Isa::Avx512(token) = isa
+        && let Some(token) = x86::avx512::bf16::Bf16::new(token)
+    {
+        // SAFETY: the token proves that the CPU has the features.
+        return unsafe { x86::avx512::bf16::linear_rounded(token, bytes, x, out) };
+    }
+    dispatch!(isa, linear_rounded(bytes, x, out))
 }
 
 /// The dot product of two vectors of equal length.

@@ -200,6 +200,59 @@ fn linear_one_input_equals_many() {
     }
 }
 
+/// bfloat16 weights times activations rounded to bfloat16.
+fn run_rounded(isa: Isa, w: &[u8], rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
+    let mut rounded = RoundedActivations::new();
+    // What an earlier, longer input left behind must not matter.
+    round_activations(isa, &vec![f32::NAN; x.len() + cols * 2], cols, &mut rounded);
+    round_activations(isa, x, cols, &mut rounded);
+    let mut out = vec![f32::NAN; rounded.n() * rows];
+    let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(rows).collect();
+    linear_rounded(isa, Weights::Bf16(w), &rounded, &mut views);
+    out
+}
+
+/// The portable path too: a product of two bfloat16 numbers is exact.
+#[test]
+fn rounded_every_length_and_batch() {
+    let check = |rows, cols, n| {
+        let (w, x) = (noise(rows * cols, 27), rough(n * cols, 28));
+        let w = encode(Kind::Bf16, &w, 1);
+        let want = run_rounded(Isa::Scalar, &w[1..], rows, cols, &x);
+        for isa in Isa::available() {
+            let what = (isa.name(), rows, cols, n);
+            let got = run_rounded(isa, &w[1..], rows, cols, &x);
+            assert_eq!(bits(&got), bits(&want), "{what:?}");
+            for i in 0..n {
+                let one = run_rounded(isa, &w[1..], rows, cols, &x[i * cols..][..cols]);
+                assert_eq!(bits(&one), bits(&got[i * rows..][..rows]), "{what:?}, {i}");
+            }
+        }
+    };
+    for cols in lengths().filter(|&cols| cols > 0) {
+        check(9, cols, 3);
+    }
+    for (rows, n) in (1..=17).map(|rows| (rows, 1 + rows * 5 % 14)) {
+        check(rows, 77, n);
+    }
+    check(80, 2048, 7);
+}
+
+/// Close to the exact product: each input is off by 2^-9 of itself at most.
+#[test]
+fn rounded_is_near_the_exact_product() {
+    let (rows, cols) = (5, 300);
+    let (w, x) = (noise(rows * cols, 29), noise(cols, 30));
+    let w = encode(Kind::Bf16, &w, 0);
+    let exact = run_linear(Isa::Scalar, Weights::Bf16(&w), rows, cols, &x);
+    let found = run_rounded(Isa::detect(), &w, rows, cols, &x);
+    for (found, exact) in found.iter().zip(&exact) {
+        let most = cols as f32 / 512.0;
+        assert!((found - exact).abs() <= most, "{found} for {exact}");
+    }
+    assert_ne!(found, exact, "inputs were rounded");
+}
+
 #[test]
 fn dots_every_length() {
     for d in lengths() {

@@ -109,7 +109,6 @@ impl QuantizedActivations {
         self.cols
     }
 
-    /// One more than needed: rows a power of two apart would share the sets of the first-level cache.
     /// Makes room for `n` rows of `cols` values and lends them in runs of at most `run` rows, each to
     /// be filled by [`crate::quantize_activation_rows`]. What is not filled keeps its old content.
     pub fn rows_mut(
@@ -131,7 +130,6 @@ impl QuantizedActivations {
     }
 }
 
-/// One more than needed: rows a power of two apart would share the sets of the first-level cache.
 /// Some rows of a [`QuantizedActivations`], to be filled.
 #[derive(Debug)]
 pub struct ActivationRows<'a> {
@@ -139,6 +137,7 @@ pub struct ActivationRows<'a> {
     pub(crate) blocks: &'a mut [ActivationBlock],
 }
 
+/// One more than needed: rows a power of two apart would share the sets of the first-level cache.
 pub(crate) fn blocks_per_row(cols: usize) -> usize {
     cols.div_ceil(ROW_MULTIPLE) * (ROW_MULTIPLE / BLOCK) + 1
 }

@@ -55,6 +55,14 @@ impl Simd for Portable {
         f32x16::new(bytes.map(|b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)))
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u8) -> [f32x16; 2] {
+        // SAFETY: the caller vouches for 64 bytes, which have no alignment to keep.
+        let pairs = unsafe { p.cast::<[[u8; 4]; LANES]>().read() }.map(u32::from_le_bytes);
+        let even = pairs.map(|pair| f32::from_bits(pair << 16));
+        let odd = pairs.map(|pair| f32::from_bits(pair & 0xffff_0000));
+        [f32x16::new(even), f32x16::new(odd)]
+    }
+    #[inline(always)]
     fn store_f16(self, out: &mut [f16; LANES], v: f32x16) {
         *out = v.to_array().map(f16::from_f32);
     }

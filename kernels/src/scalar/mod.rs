@@ -7,9 +7,11 @@
 pub(crate) mod exp;
 mod linear;
 mod quantized;
+mod rounded;
 
 pub(crate) use linear::linear;
 pub(crate) use quantized::{linear_quantized, quantize_row};
+pub(crate) use rounded::{linear_rounded, round_row};
 
 use half::f16;
 

@@ -15,6 +15,8 @@
 //!    0.5 to 0.75 of the rate of a plain read into 0.95 and more, with 8 rows side by side; asking for
 //!    the first level, or less far ahead, gained nothing.
 
+use core::marker::PhantomData;
+
 use super::Simd;
 use crate::Vectors;
 use crate::scalar::LANES;
@@ -71,9 +73,71 @@ impl Element for Bf16 {
 }
 
 /// Rows of a matrix, `stride` bytes apart.
-struct Rows {
-    start: *const u8,
-    stride: usize,
+pub(super) struct Rows {
+    pub(super) start: *const u8,
+    pub(super) stride: usize,
+}
+
+/// Inputs, `stride` elements apart.
+pub(super) struct Inputs<X> {
+    pub(super) start: *const X,
+    pub(super) stride: usize,
+}
+
+/// A way of multiplying rows with inputs.
+pub(super) trait Product: Copy {
+    /// The floats of the sums.
+    type S: Simd;
+    /// An element of the inputs.
+    type X;
+    /// Bytes of a weight.
+    const BYTES: usize;
+
+    fn floats(self) -> Self::S;
+
+    /// The sums, lane by lane, of `R` rows with `N` inputs.
+    ///
+    /// # Safety
+    /// There are `R` rows and `N` inputs of `cols` elements.
+    unsafe fn tile<const R: usize, const N: usize>(
+        self,
+        w: Rows,
+        x: Inputs<Self::X>,
+        cols: usize,
+    ) -> [[<Self::S as Simd>::V; R]; N];
+}
+
+/// Weights `E` widened, times f32.
+struct Wide<S, E>(S, PhantomData<E>);
+
+impl<S: Copy, E> Clone for Wide<S, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: Copy, E> Copy for Wide<S, E> {}
+
+impl<S: Simd, E: Element> Product for Wide<S, E> {
+    type S = S;
+    type X = f32;
+    const BYTES: usize = E::BYTES;
+
+    #[inline(always)]
+    fn floats(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const N: usize>(
+        self,
+        w: Rows,
+        x: Inputs<f32>,
+        cols: usize,
+    ) -> [[S::V; R]; N] {
+        // SAFETY: the caller vouches for rows and inputs; inputs of `linear` lie side by side.
+        unsafe { tile::<S, E, R, N>(self.0, w, x.start, cols) }
+    }
 }
 
 /// The sums, lane by lane, of `R` rows with `N` inputs.
@@ -186,33 +250,55 @@ pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const 
     x: &[f32],
     out: &mut [&mut [f32]],
 ) {
+    assert!(x.len() == out.len() * cols);
+    let x = Inputs {
+        start: x.as_ptr(),
+        stride: cols,
+    };
+    // SAFETY: just checked.
+    unsafe { multiply::<_, R, N, A>(Wide::<S, E>(s, PhantomData), w, cols, x, out) }
+}
+
+/// A matrix (rows, cols) times as many inputs as there are outputs; constants as for [`linear`].
+///
+/// # Safety
+/// `x` has as many inputs, of `cols` elements.
+#[inline(always)]
+pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const A: usize>(
+    p: P,
+    w: &[u8],
+    cols: usize,
+    mut x: Inputs<P::X>,
+    out: &mut [&mut [f32]],
+) {
     let rows = out.first().map_or(0, |out| out.len());
-    let row_bytes = cols * E::BYTES;
-    assert!(w.len() == rows * row_bytes && x.len() == out.len() * cols);
+    let row_bytes = cols * P::BYTES;
+    assert!(w.len() == rows * row_bytes);
     assert!(out.iter().all(|out| out.len() == rows));
     let block = (BLOCK_BYTES / row_bytes.max(1)).next_multiple_of(R);
+    let first_input = x.start;
     let mut row = 0;
     while row < rows {
         let end = match out.len() {
             0..=2 => rows,
             _ => rows.min(row + block),
         };
-        let mut x = x.as_ptr();
+        x.start = first_input;
         let mut rest = &mut out[..];
         while !rest.is_empty() {
             let n = rest.len().min(N);
             let (group, others) = rest.split_at_mut(n);
-            // SAFETY: the matrix has `rows` rows, and `x` still has `n` rows for this group.
+            // SAFETY: the matrix has `rows` rows, and `x` still has `n` inputs for this group.
             unsafe {
                 match n {
-                    1 => strip::<S, E, A, 1>(s, w, cols, x, group, row, end),
-                    2 => strip::<S, E, A, 2>(s, w, cols, x, group, row, end),
-                    3 => strip::<S, E, R, 3>(s, w, cols, x, group, row, end),
-                    4 => strip::<S, E, R, 4>(s, w, cols, x, group, row, end),
-                    5 => strip::<S, E, R, 5>(s, w, cols, x, group, row, end),
-                    _ => strip::<S, E, R, 6>(s, w, cols, x, group, row, end),
+                    1 => strip::<P, A, 1>(p, w, cols, &x, group, row, end),
+                    2 => strip::<P, A, 2>(p, w, cols, &x, group, row, end),
+                    3 => strip::<P, R, 3>(p, w, cols, &x, group, row, end),
+                    4 => strip::<P, R, 4>(p, w, cols, &x, group, row, end),
+                    5 => strip::<P, R, 5>(p, w, cols, &x, group, row, end),
+                    _ => strip::<P, R, 6>(p, w, cols, &x, group, row, end),
                 }
-                x = x.add(n * cols);
+                x.start = x.start.add(n * x.stride);
             }
             rest = others;
         }
@@ -223,25 +309,27 @@ pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const 
 /// Rows `row..end` times `N` inputs.
 ///
 /// # Safety
-/// `w` has `end` rows at least, as have the `N` outputs; `x` points to `N` rows.
+/// `w` has `end` rows at least, as have the `N` outputs; `x` has `N` inputs.
 #[inline(always)]
-unsafe fn strip<S: Simd, E: Element, const R: usize, const N: usize>(
-    s: S,
+unsafe fn strip<P: Product, const R: usize, const N: usize>(
+    p: P,
     w: &[u8],
     cols: usize,
-    x: *const f32,
+    x: &Inputs<P::X>,
     out: &mut [&mut [f32]],
     mut row: usize,
     end: usize,
 ) {
-    let stride = cols * E::BYTES;
+    let s = p.floats();
+    let stride = cols * P::BYTES;
     let at = |row: usize| Rows {
         start: w.as_ptr().wrapping_add(row * stride),
         stride,
     };
+    let x = || Inputs { ..*x };
     while row + R <= end {
         // SAFETY: `row + R <= end`, and the caller vouches for `end` rows and `N` inputs.
-        let acc = unsafe { tile::<S, E, R, N>(s, at(row), x, cols) };
+        let acc = unsafe { p.tile::<R, N>(at(row), x(), cols) };
         for (acc, out) in acc.into_iter().zip(out.iter_mut()) {
             let out = &mut out[row..row + R];
             sums(s, acc, |r, sum| out[r] = sum);
@@ -250,7 +338,7 @@ unsafe fn strip<S: Simd, E: Element, const R: usize, const N: usize>(
     }
     while row < end {
         // SAFETY: as above, with one row.
-        let acc = unsafe { tile::<S, E, 1, N>(s, at(row), x, cols) };
+        let acc = unsafe { p.tile::<1, N>(at(row), x(), cols) };
         for (acc, out) in acc.into_iter().zip(out.iter_mut()) {
             out[row] = s.sum(acc[0]);
         }

@@ -11,10 +11,12 @@
 mod int8;
 mod linear;
 mod math;
+mod rounded;
 
 pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
+pub(crate) use rounded::{Pairs, linear_pairs, linear_rounded, round_row};
 
 use half::f16;
 
@@ -40,6 +42,10 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is valid for reading 32 bytes.
     unsafe fn load_bf16(self, p: *const u8) -> Self::V;
+    /// 16 pairs of bfloat16 values, widened: the even ones, the odd ones.
+    /// # Safety
+    /// `p` is valid for reading 64 bytes.
+    unsafe fn load_pairs(self, p: *const u8) -> [Self::V; 2];
     /// Rounds to half floats, to the nearest, ties to even.
     fn store_f16(self, out: &mut [f16; LANES], v: Self::V);
 
@@ -180,6 +186,8 @@ macro_rules! entry_points {
             fn dot(a: &[f32], b: &[f32]) -> f32;
             fn dot_rows(q: &[f32], rows: $crate::Vectors, stride: usize, scale: f32, out: &mut [f32]) -> ();
             fn weighted_sum(p: &[f32], rows: $crate::Vectors, stride: usize, acc: &mut [f32]) -> ();
+            fn round_row(x: &[f32], out: &mut [u16]) -> ();
+            fn linear_rounded(w: &[u8], x: &$crate::RoundedActivations, out: &mut [&mut [f32]]) -> ();
             fn narrow(x: &[f32], out: &mut [half::f16]) -> ();
             fn softmax(x: &mut [f32]) -> ();
             fn log_softmax_entropy(logits: &[f32]) -> f32;

@@ -106,6 +106,19 @@ impl Simd for Neon {
         })
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u8) -> [Quad; 2] {
+        // SAFETY: the caller vouches for 64 bytes; the token proves NEON.
+        unsafe {
+            let pairs: [uint32x4_t; 4] =
+                core::array::from_fn(|i| vreinterpretq_u32_u8(vld1q_u8(p.add(16 * i))));
+            let upper = vdupq_n_u32(0xffff_0000);
+            [
+                pairs.map(|v| vreinterpretq_f32_u32(vshlq_n_u32::<16>(v))),
+                pairs.map(|v| vreinterpretq_f32_u32(vandq_u32(v, upper))),
+            ]
+        }
+    }
+    #[inline(always)]
     fn store_f16(self, out: &mut [f16; LANES], v: Quad) {
         for (out, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(v) {
             // As in `load_f16`.

@@ -134,6 +134,17 @@ impl Simd for Avx2 {
         unsafe { Pair(widen_bf16(p), widen_bf16(p.add(16))) }
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u8) -> [Pair; 2] {
+        // SAFETY: the caller vouches for 64 bytes; the token proves AVX2.
+        unsafe {
+            let [low, high] = [p, p.add(32)].map(|p| _mm256_loadu_si256(p.cast()));
+            let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+            let upper = _mm256_set1_epi32(0xffff_0000u32 as i32);
+            let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, upper));
+            [Pair(even(low), even(high)), Pair(odd(low), odd(high))]
+        }
+    }
+    #[inline(always)]
     fn store_f16(self, out: &mut [f16; LANES], v: Pair) {
         // SAFETY: as in `splat`; the array has room for 32 bytes.
         unsafe {

@@ -1,5 +1,6 @@
 //! AVX-512: 16 lanes are one register.
 
+pub(crate) mod bf16;
 pub(crate) mod int8;
 
 use core::arch::x86_64::*;
@@ -45,6 +46,15 @@ impl Simd for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u8) -> [__m512; 2] {
+        // SAFETY: the caller vouches for 64 bytes.
+        unsafe {
+            let pairs = _mm512_loadu_si512(p.cast());
+            let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));
+            [_mm512_slli_epi32::<16>(pairs), odd].map(|v| _mm512_castsi512_ps(v))
         }
     }
     #[inline(always)]

@@ -1,0 +1,31 @@
+//! bfloat16 weights times activations in bfloat16, by their definition in [`crate::rounded`].
+
+use super::{LANES, tree};
+use crate::Weights;
+use crate::rounded::{RoundedActivations, round, stride};
+
+/// See [`crate::linear_rounded`].
+pub(crate) fn linear_rounded(w: &[u8], x: &RoundedActivations, out: &mut [&mut [f32]]) {
+    let (w, cols) = (Weights::Bf16(w), x.cols);
+    for (i, out) in out.iter_mut().enumerate() {
+        let x = &x.values[i * stride(cols)..][..cols];
+        for (r, out) in out.iter_mut().enumerate() {
+            let mut lanes = [0.0f32; LANES];
+            for (pair, x) in x.chunks(2).enumerate() {
+                let lane = &mut lanes[pair % LANES];
+                for (k, x) in x.iter().enumerate().rev() {
+                    let x = f32::from_bits(u32::from(*x) << 16);
+                    *lane = w.at(r * cols + 2 * pair + k).mul_add(x, *lane);
+                }
+            }
+            *out = tree(lanes, |a, b| a + b);
+        }
+    }
+}
+
+/// See [`crate::round_activations`].
+pub(crate) fn round_row(x: &[f32], out: &mut [u16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = round(*x);
+    }
+}
