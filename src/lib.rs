@@ -77,6 +77,7 @@ pub use cancel::Canceller;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator};
 pub use model::Model;
+pub use ops::Profile;
 pub use options::ModelOptions;
 pub use score::Score;
 pub use session::{Overflow, Session, SessionOptions};

@@ -14,7 +14,7 @@ use crate::config::{PatcherConfig, PatchingMode};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::model::Model;
-use crate::ops::Compute;
+use crate::ops::{Compute, Profile};
 use crate::sampler::SamplerConfig;
 use crate::session::{Overflow, SessionOptions};
 use crate::tensor::Storage;
@@ -33,6 +33,7 @@ pub struct ModelOptions {
     checkpoint: OpenOptions,
     threads: Option<usize>,
     isa: Option<Isa>,
+    profile: Profile,
     preload: bool,
 }
 
@@ -53,6 +54,12 @@ impl ModelOptions {
     /// Instruction set; the best the CPU has, if not set.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.isa = Some(isa);
+        self
+    }
+
+    /// Arithmetic of products with unquantised weights; [`Profile::Exact`], if not set.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
         self
     }
 
@@ -142,7 +149,8 @@ impl ModelOptions {
         checkpoint: &Checkpoint,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Model> {
-        let model = Model::load(checkpoint, Compute::new(self.threads, self.isa)?)?;
+        let compute = Compute::new(self.threads, self.isa)?.profiled(self.profile);
+        let model = Model::load(checkpoint, compute)?;
         let total = model.weight_bytes();
         let mut flow = progress(0, total);
         if self.preload && flow.is_continue() {

@@ -6,8 +6,9 @@ mod common;
 
 use blt::checkpoint::Checkpoint;
 use blt::ops::Compute;
+use blt::tensor::DType;
 use blt::vocab::Id;
-use blt::{KvType, Model, Overflow, Session, SessionOptions};
+use blt::{KvType, Model, Overflow, Profile, Session, SessionOptions};
 use blt_kernels::BlockFormat;
 use common::{Case, Random, bits};
 
@@ -66,16 +67,21 @@ fn models_and_texts() -> Vec<(String, Model, Vec<Vec<Id>>)> {
 /// The name of the model with differential attention.
 const DIFFERENTIAL: &str = "hf-gqa with differential attention";
 
+/// A case with an entropy model and hash tables.
+fn case_with_everything(cases: &[Case]) -> (&Case, Checkpoint) {
+    let with_all = |c: &Checkpoint| c.config().entropy.is_some() && c.config().hash.n_tables() > 0;
+    (cases.iter())
+        .flat_map(|case| case.checkpoints().into_iter().map(move |(_, c)| (case, c)))
+        .find(|(_, checkpoint)| with_all(checkpoint))
+        .expect("a case with an entropy model and hash tables")
+}
+
 /// A model with an entropy model and hash tables, in every block format.
 fn quantized_models(
     cases: &[Case],
     texts: impl Fn(&Case) -> Vec<Vec<Id>>,
 ) -> Vec<(String, Model, Vec<Vec<Id>>)> {
-    let with_all = |c: &Checkpoint| c.config().entropy.is_some() && c.config().hash.n_tables() > 0;
-    let (case, checkpoint) = (cases.iter())
-        .flat_map(|case| case.checkpoints().into_iter().map(move |(_, c)| (case, c)))
-        .find(|(_, checkpoint)| with_all(checkpoint))
-        .expect("a case with an entropy model and hash tables");
+    let (case, checkpoint) = case_with_everything(cases);
     let model = |&format: &BlockFormat| {
         let checkpoint = common::quantized(&checkpoint, format);
         let model = Model::load(&checkpoint, Compute::new(Some(1), None).unwrap()).unwrap();
@@ -211,6 +217,42 @@ fn half_float_caches_keep_the_promise() {
         }
     }
     assert!(n_differ > 0, "half floats were kept");
+}
+
+#[test]
+fn the_fast_profile_keeps_the_promise() {
+    use blt_kernels::Isa;
+    let cases = common::cases();
+    let (case, checkpoint) = case_with_everything(&cases);
+    let checkpoint = common::converted(&checkpoint, DType::Bf16, DType::Bf16);
+    let with = |threads, isa| {
+        let compute = Compute::new(Some(threads), Some(isa)).unwrap();
+        let compute = compute.profiled(Profile::Fast).split_everything();
+        Model::load(&checkpoint, compute).unwrap()
+    };
+    let fast = with(1, Isa::detect());
+    let exact = fast.with_compute(Compute::new(Some(1), None).unwrap());
+    for prompt in case.prompts() {
+        let ids = prompt.ids();
+        let expected = at_once(&fast, &ids);
+        assert_ne!(expected.logits, at_once(&exact, &ids).logits, "rounded");
+        for most in [1, 7, 97] {
+            let mut random = Random(most as u64);
+            let mut session = common::session(&fast, SessionOptions::new());
+            let (mut logits, mut rest) = (Vec::new(), &ids[..]);
+            while !rest.is_empty() {
+                let n = (1 + random.below(most)).min(rest.len());
+                common::feed(&mut session, &rest[..n], &mut logits);
+                rest = &rest[n..];
+            }
+            assert!(seen(&session, &logits) == expected, "up to {most}");
+        }
+        for (threads, isa) in Isa::available().into_iter().enumerate() {
+            let found = at_once(&with(1 + threads % 3, isa), &ids);
+            let same = found == expected || isa == Isa::Portable;
+            assert!(same, "{}", isa.name());
+        }
+    }
 }
 
 #[test]

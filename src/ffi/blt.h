@@ -128,6 +128,9 @@ typedef enum blt_option {
     BLT_OPTION_COPY = 6,
     // Opening and sessions, text: "entropy", "space", "static", "byte" or "bpe"; the model's own.
     BLT_OPTION_PATCHING = 7,
+    // Opening, text: arithmetic with bfloat16 weights, "exact" or "fast" (activations rounded to
+    // bfloat16); "exact".
+    BLT_OPTION_PROFILE = 8,
     // Sessions, int 0 or 1: do not begin with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
     // Sessions, real: nats of entropy above which a patch starts; the model's own.

@@ -33,6 +33,9 @@ pub enum blt_option {
     BLT_OPTION_COPY = 6,
     /// Opening and sessions, text: "entropy", "space", "static", "byte" or "bpe"; the model's own.
     BLT_OPTION_PATCHING = 7,
+    /// Opening, text: arithmetic with bfloat16 weights, "exact" or "fast" (activations rounded to
+    /// bfloat16); "exact".
+    BLT_OPTION_PROFILE = 8,
 
     /// Sessions, int 0 or 1: do not begin with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
@@ -84,7 +87,7 @@ pub enum blt_option {
 use blt_option::*;
 
 impl blt_option {
-    const ALL: [blt_option; 28] = [
+    const ALL: [blt_option; 29] = [
         BLT_OPTION_THREADS,
         BLT_OPTION_ISA,
         BLT_OPTION_CONFIG,
@@ -92,6 +95,7 @@ impl blt_option {
         BLT_OPTION_PRELOAD,
         BLT_OPTION_COPY,
         BLT_OPTION_PATCHING,
+        BLT_OPTION_PROFILE,
         BLT_OPTION_NO_BOS,
         BLT_OPTION_THRESHOLD,
         BLT_OPTION_THRESHOLD_ADD,
@@ -274,6 +278,11 @@ impl Settings {
                     .map_err(|e| Failure::argument(&name, e.to_string()))?;
                 self.model = self.model.clone().patching(mode);
                 self.patcher.mode = Some(mode);
+            }
+            BLT_OPTION_PROFILE => {
+                let profile =
+                    (word.parse()).map_err(|e: Error| Failure::argument(&name, e.to_string()))?;
+                self.model = self.model.clone().profile(profile);
             }
             BLT_OPTION_KV => {
                 self.session.kv =

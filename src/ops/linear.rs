@@ -3,10 +3,11 @@
 use std::cell::Cell;
 
 use blt_kernels::{
-    QuantizedActivations, Weights, linear as kernel, linear_quantized, quantize_activation_rows,
+    QuantizedActivations, RoundedActivations, Weights, linear as kernel, linear_quantized,
+    linear_rounded, quantize_activation_rows, round_activation_rows,
 };
 
-use super::Compute;
+use super::{Compute, Profile};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -59,16 +60,35 @@ impl Matrix {
         }
     }
 
-    /// Whether products need the other side in 8 bits.
-    fn is_quantized(&self) -> bool {
-        self.tensor.dtype().is_quantized()
+    /// What products need the other side in.
+    fn activations(&self, compute: &Compute) -> Activations {
+        match (self.tensor.dtype(), compute.profile()) {
+            (dtype, _) if dtype.is_quantized() => Activations::Quantized,
+            (DType::Bf16, Profile::Fast) => Activations::Rounded,
+            _ => Activations::AsTheyAre,
+        }
     }
 }
 
+/// What a kernel takes.
+#[derive(Clone, Copy, PartialEq)]
+enum Activations {
+    AsTheyAre,
+    Rounded,
+    Quantized,
+}
+
+/// Activations in the other forms that kernels take.
+#[derive(Default)]
+struct Prepared {
+    rounded: RoundedActivations,
+    quantized: QuantizedActivations,
+}
+
 thread_local! {
-    /// Memory for activations in 8 bits, which goes from product to product. It is taken out while
+    /// Memory for activations in other forms, which goes from product to product. It is taken out while
     /// in use: a thread that waits for others may begin another product meanwhile.
-    static QUANTIZED: Cell<QuantizedActivations> = Cell::new(QuantizedActivations::new());
+    static PREPARED: Cell<Prepared> = Cell::default();
 }
 
 /// `y = x W^T`: x (n, cols), y (n, rows).
@@ -79,7 +99,7 @@ pub fn linear(compute: &Compute, w: &Matrix, x: &[f32], y: &mut [f32]) {
 /// `y = x W^T` for several matrices of one input width: x (n, cols), each y (n, rows).
 ///
 /// The same bits as one [`linear`] after the other, but threads are called together once, and x is
-/// turned into 8 bits once if quantised matrices need it.
+/// turned into another form once if the matrices need it.
 pub fn linear_many(compute: &Compute, x: &[f32], products: &mut [(&Matrix, &mut [f32])]) {
     let Some(cols) = products.first().map(|(w, _)| w.cols) else {
         return;
@@ -98,10 +118,17 @@ pub fn linear_many(compute: &Compute, x: &[f32], products: &mut [(&Matrix, &mut 
     if n == 0 {
         return;
     }
-    let mut quantized = QuantizedActivations::new();
-    if products.iter().any(|(w, _)| w.is_quantized()) {
-        quantized = QUANTIZED.take();
-        quantize(compute, x, cols, &mut quantized);
+    let needs = |form| (products.iter()).any(|(w, _)| w.activations(compute) == form);
+    let (rounds, quantizes) = (needs(Activations::Rounded), needs(Activations::Quantized));
+    let mut prepared = match rounds || quantizes {
+        true => PREPARED.take(),
+        false => Prepared::default(),
+    };
+    if rounds {
+        round(compute, x, cols, &mut prepared.rounded);
+    }
+    if quantizes {
+        quantize(compute, x, cols, &mut prepared.quantized);
     }
 
     let rows: usize = products.iter().map(|(w, _)| w.rows).sum();
@@ -117,36 +144,53 @@ pub fn linear_many(compute: &Compute, x: &[f32], products: &mut [(&Matrix, &mut 
         let first_task = tasks.len();
         for first in (0..w.rows).step_by(task_rows) {
             let part = weights.slice_rows(first..(first + task_rows).min(w.rows), cols);
-            tasks.push((part, Vec::with_capacity(n)));
+            tasks.push((part, w.activations(compute), Vec::with_capacity(n)));
         }
         for row in y.chunks_exact_mut(w.rows) {
             for (task, part) in tasks[first_task..]
                 .iter_mut()
                 .zip(row.chunks_mut(task_rows))
             {
-                task.1.push(part);
+                task.2.push(part);
             }
         }
     }
-    let quantized_x = &quantized;
+    let Prepared { rounded, quantized } = &prepared;
     compute.for_each(
         tasks,
-        |(weights, mut out): (Weights, Vec<&mut [f32]>)| match weights {
-            Weights::Blocks(..) => linear_quantized(compute.isa(), weights, quantized_x, &mut out),
-            _ => kernel(compute.isa(), weights, cols, x, &mut out),
+        |(weights, form, mut out): (Weights, Activations, Vec<&mut [f32]>)| match form {
+            Activations::AsTheyAre => kernel(compute.isa(), weights, cols, x, &mut out),
+            Activations::Rounded => linear_rounded(compute.isa(), weights, rounded, &mut out),
+            Activations::Quantized => linear_quantized(compute.isa(), weights, quantized, &mut out),
         },
     );
-    if quantized.n() > 0 {
-        QUANTIZED.set(quantized);
+    if rounds || quantizes {
+        PREPARED.set(prepared);
     }
+}
+
+/// Rows that one task turns into another form, where a value takes about as long as `work`
+/// multiply-adds.
+fn run_length(compute: &Compute, n: usize, cols: usize, work: usize) -> usize {
+    n.div_ceil(compute.n_tasks(work * n * cols).min(n))
+}
+
+/// Rounds x (n, cols) to bfloat16, on the threads if there are enough rows.
+fn round(compute: &Compute, x: &[f32], cols: usize, out: &mut RoundedActivations) {
+    let n = x.len() / cols;
+    let run = run_length(compute, n, cols, 8);
+    let tasks = x.chunks(run * cols).zip(out.rows_mut(n, cols, run));
+    let work = |(x, rows)| round_activation_rows(compute.isa(), x, rows);
+    if run == n {
+        return tasks.for_each(work);
+    }
+    compute.for_each(tasks.collect(), work);
 }
 
 /// Turns x (n, cols) into 8 bits, on the threads if there are enough rows.
 fn quantize(compute: &Compute, x: &[f32], cols: usize, out: &mut QuantizedActivations) {
-    /// A value takes about as long as so many multiply-adds.
-    const WORK: usize = 32;
     let n = x.len() / cols;
-    let run = n.div_ceil(compute.n_tasks(WORK * x.len()).min(n));
+    let run = run_length(compute, n, cols, 32);
     let tasks = x.chunks(run * cols).zip(out.rows_mut(n, cols, run));
     let work = |(x, rows)| quantize_activation_rows(compute.isa(), x, rows);
     if run == n {

@@ -11,7 +11,7 @@ mod rows;
 mod threads;
 
 pub use attention::{Heads, KvTile, attention, differential_attention};
-pub use compute::Compute;
+pub use compute::{Compute, Profile};
 pub use linear::{Matrix, linear, linear_many};
 pub use rope::{Angles, Rope};
 pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, scale, swiglu};

@@ -157,15 +157,20 @@ pub fn lengths(value: &Value) -> Vec<usize> {
     numbers(value).into_iter().map(|n| n as usize).collect()
 }
 
-/// The checkpoint with every matrix and table in that block format, through the bytes of a native
-/// file.
+/// The checkpoint with every matrix and table in that block format.
 pub fn quantized(checkpoint: &Checkpoint, format: BlockFormat) -> Checkpoint {
+    converted(checkpoint, DType::Tiles(format), DType::Table(format))
+}
+
+/// The checkpoint with every matrix and every table in those types, through the bytes of a native
+/// file.
+pub fn converted(checkpoint: &Checkpoint, matrix: DType, table: DType) -> Checkpoint {
     let tensors = checkpoint.tensors().map(|(name, tensor)| {
         let is_table = name.contains("_embeddings");
         let dtype = match (tensor.shape().len(), is_table) {
             (1, _) => DType::F32,
-            (_, true) => DType::Table(format),
-            (_, false) => DType::Tiles(format),
+            (_, true) => table,
+            (_, false) => matrix,
         };
         let tensor = Tensor::from_values(dtype, tensor.shape().to_vec(), &tensor.to_f32_vec());
         (name.to_owned(), tensor.unwrap())

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 use blt::config::PatchingMode;
-use blt::{KvType, Model};
+use blt::{KvType, Model, Profile};
 
 use common::args::{self, Failure};
 use common::interrupt;
@@ -83,6 +83,11 @@ struct Args {
     #[argh(option, arg_name = "file")]
     config: Option<PathBuf>,
 
+    /// arithmetic with bfloat16 weights: exact, or fast, which rounds activations to bfloat16 (default
+    /// exact)
+    #[argh(option, arg_name = "name", default = "Profile::Exact")]
+    profile: Profile,
+
     /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
     #[argh(option, arg_name = "type", default = "KvType::F32")]
     kv: KvType,
@@ -136,6 +141,7 @@ fn run(args: Args) -> Result<(), Failure> {
         patching: args.patching,
         threads: args.threads,
         isa: args.isa.as_deref(),
+        profile: args.profile,
     };
     interrupt::watch()?;
     let checkpoint = choice.open()?;
@@ -160,6 +166,8 @@ fn run(args: Args) -> Result<(), Failure> {
         path: choice.path()?,
         isa: model.compute().isa().name(),
         n_threads: model.compute().n_threads(),
+        profile: args.profile,
+        kv: args.kv,
         prompt,
         generate,
         traffic: Traffic::of(&checkpoint, bench.runs_entropy_model()),

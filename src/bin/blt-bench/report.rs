@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use blt::{KvType, Profile};
 use serde_json::{Value, json};
 
 use super::common::units;
@@ -14,6 +15,8 @@ pub struct Report {
     pub path: PathBuf,
     pub isa: &'static str,
     pub n_threads: usize,
+    pub profile: Profile,
+    pub kv: KvType,
     pub prompt: Option<Runs>,
     pub generate: Option<Runs>,
     pub traffic: Traffic,
@@ -53,10 +56,12 @@ impl Report {
     /// For people.
     pub fn table(&self) -> String {
         let mut s = format!(
-            "{}, {}, {} threads\n\n",
+            "{}, {}, {} threads, {} arithmetic, {} caches\n\n",
             self.path.display(),
             self.isa,
-            self.n_threads
+            self.n_threads,
+            self.profile,
+            self.kv
         );
         let _ = writeln!(
             s,
@@ -112,7 +117,7 @@ impl Report {
     /// One line per test.
     pub fn csv(&self) -> String {
         let mut s = String::from(
-            "model,isa,threads,test,bytes,context,runs,median,slowest,fastest,mean_patch_length,\
+            "model,isa,threads,profile,kv,test,bytes,context,runs,median,slowest,fastest,mean_patch_length,\
              weight_bytes_per_byte,weight_bytes_per_second,read_bandwidth\n",
         );
         for (name, runs) in self.tests() {
@@ -127,10 +132,12 @@ impl Report {
             let path = self.path.display().to_string().replace('"', "\"\"");
             let _ = writeln!(
                 s,
-                "\"{path}\",{},{},{name},{},{},{},{median:.3},{slowest:.3},{fastest:.3},{length},\
+                "\"{path}\",{},{},{},{},{name},{},{},{},{median:.3},{slowest:.3},{fastest:.3},{length},\
                  {per_byte},{per_second},{:.0}",
                 self.isa,
                 self.n_threads,
+                self.profile,
+                self.kv,
                 runs.n_bytes,
                 runs.context,
                 runs.times.len(),
@@ -147,6 +154,8 @@ impl Report {
             "model": self.path,
             "isa": self.isa,
             "threads": self.n_threads,
+            "profile": self.profile.name(),
+            "kv": self.kv.name(),
             "prompt": self.prompt.as_ref().map(test),
             "generate": self.generate.as_ref().map(test),
             "weight_bytes_per_byte_path": self.traffic.per_byte,

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use argh::FromArgs;
 use blt::config::PatchingMode;
 use blt::sampler::SamplerConfig;
-use blt::{GenerateOptions, KvType, Overflow, Session, SessionOptions};
+use blt::{GenerateOptions, KvType, Overflow, Profile, Session, SessionOptions};
 
 use common::args::{self, Failure};
 use common::interrupt;
@@ -130,6 +130,11 @@ struct Args {
     #[argh(option, arg_name = "bytes")]
     slide: Option<usize>,
 
+    /// arithmetic with bfloat16 weights: exact, or fast, which rounds activations to bfloat16 (default
+    /// exact)
+    #[argh(option, arg_name = "name", default = "Profile::Exact")]
+    profile: Profile,
+
     /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
     #[argh(option, arg_name = "type", default = "KvType::F32")]
     kv: KvType,
@@ -180,6 +185,7 @@ fn run(args: Args) -> Result<(), Failure> {
         patching: args.patching,
         threads: args.threads,
         isa: args.isa.as_deref(),
+        profile: args.profile,
     }
     .load()?;
     let options = SessionOptions {

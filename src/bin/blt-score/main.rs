@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 use blt::config::PatchingMode;
-use blt::{KvType, Session, SessionOptions};
+use blt::{KvType, Profile, Session, SessionOptions};
 use serde_json::json;
 
 use common::args::{self, Failure};
@@ -108,6 +108,11 @@ struct Args {
     /// the configuration, if it lies apart from the weights
     #[argh(option, arg_name = "file")]
     config: Option<PathBuf>,
+
+    /// arithmetic with bfloat16 weights: exact, or fast, which rounds activations to bfloat16 (default
+    /// exact)
+    #[argh(option, arg_name = "name", default = "Profile::Exact")]
+    profile: Profile,
 
     /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
     #[argh(option, arg_name = "type", default = "KvType::F32")]
@@ -210,6 +215,7 @@ fn scorer(args: &Args) -> Result<Scorer, Failure> {
         patching: args.patching,
         threads: args.threads,
         isa: args.isa.as_deref(),
+        profile: args.profile,
     }
     .load()?;
     let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();

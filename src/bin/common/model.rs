@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use blt::checkpoint::{Checkpoint, OpenOptions};
 use blt::config::{Config, PatcherConfig, PatchingMode};
 use blt::model::Model;
-use blt::ops::Compute;
+use blt::ops::{Compute, Profile};
 use blt_kernels::Isa;
 
 use super::args::Failure;
@@ -25,6 +25,8 @@ pub struct ModelArgs<'a> {
     pub threads: Option<usize>,
     /// Name of an instruction set.
     pub isa: Option<&'a str>,
+    /// The arithmetic.
+    pub profile: Profile,
 }
 
 impl ModelArgs<'_> {
@@ -55,7 +57,8 @@ impl ModelArgs<'_> {
     /// Threads and instructions.
     pub fn compute(&self) -> Result<Compute, Failure> {
         let isa = self.isa.map(parse_isa).transpose()?;
-        Compute::new(self.threads, isa).map_err(Failure::usage)
+        let compute = Compute::new(self.threads, isa).map_err(Failure::usage)?;
+        Ok(compute.profiled(self.profile))
     }
 }
 
