@@ -1,4 +1,4 @@
-//! Runs a target on its corpus and on mutations of it, on the stable toolchain:
+//! Runs a target on its corpus and on mutations of it:
 //! RUSTFLAGS="--cfg fuzzing" cargo run --release --no-default-features --bin replay -- TARGET SECONDS [SEED]
 //!
 //! Not a fuzzer: it does not see what code an input reaches. The numbers come from the seed, so a
