@@ -67,7 +67,10 @@ fn main() {
     let corpus: Vec<Vec<u8>> = paths.iter().map(read).collect();
     assert!(!corpus.is_empty(), "{folder} is empty");
     let n_sound = corpus.iter().filter(|input| target(input)).count();
-    assert!(n_sound > 0, "nothing of the corpus is accepted any more");
+    assert!(
+        n_sound > 0,
+        "nothing of the corpus is accepted any more: if a format has changed, make the seeds anew"
+    );
 
     let (start, mut n, mut n_accepted) = (Instant::now(), 0u64, 0u64);
     let mut random = Random(seed);
