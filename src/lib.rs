@@ -48,8 +48,6 @@
 //! # Features
 //!
 //! - `cli` (default): the programs; turn it off to use the library alone.
-//! - `train` (default): training, in the module `train`, and the program blt-train.
-//! - `capi`: the C functions of libblt.
 
 mod cache;
 mod cancel;

@@ -219,6 +219,7 @@ mod training {
     use blt::train::block::Pass;
     use blt::train::blt::Blt;
     use blt::train::byte_model::ByteModel;
+    use blt::train::matmul::How;
     use blt::train::params::{Params, Value};
 
     /// Of a loss in nats, by arithmetic in f64.
@@ -238,7 +239,7 @@ mod training {
     fn pass(params: &Params<f64>) -> Pass<'_, f64> {
         Pass {
             params,
-            threads: 1,
+            how: How::default(),
             dropout: None,
         }
     }

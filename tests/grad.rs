@@ -19,6 +19,7 @@ use blt::train::blt::Blt;
 use blt::train::byte_model::ByteModel;
 use blt::train::float::Float;
 use blt::train::grads::{Grad, Grads};
+use blt::train::matmul::How;
 use blt::train::ops::Dropout;
 use blt::train::params::{ParamId, Params, Value};
 use blt::train::rng::Rng;
@@ -35,7 +36,7 @@ const PARAM_TOLERANCE: f64 = 5e-4;
 fn pass<F>(params: &Params<F>) -> Pass<'_, F> {
     Pass {
         params,
-        threads: 1,
+        how: How::default(),
         dropout: None,
     }
 }
@@ -104,7 +105,7 @@ fn dense<F: Float>(params: &Params<F>, grads: &Grads<F>, id: ParamId) -> Vec<F> 
     let param = params.get(id);
     match &grads.list()[id.0] {
         Grad::None => vec![F::ZERO; param.n_elements()],
-        Grad::Dense(values) => values.clone(),
+        Grad::Dense(values) => values.to_vec(),
         Grad::Rows(rows) => {
             let cols = param.shape[1];
             let mut values = vec![F::ZERO; param.n_elements()];

@@ -48,13 +48,13 @@ mod x86;
 
 pub use block::{ActivationRows, BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};
+pub use product::{Into, Precision, View, ViewMut, product, vectorized};
 pub use rounded::{RoundedActivations, RoundedRows};
 pub use vectors::Vectors;
 pub use weights::Weights;
 
 use block::activations::blocks_per_row;
 use half::f16;
-use portable::Portable;
 
 /// Calls a function of the module that `$isa` stands for: `scalar_call` for plain loops, else the
 /// function `$name`, which takes a token first.
@@ -65,7 +65,7 @@ macro_rules! dispatch {
     ($isa:expr, $scalar_call:expr, $name:ident($($arg:expr),*)) => {
         match $isa {
             Isa::Scalar => $scalar_call,
-            Isa::Portable => portable::$name(Portable, $($arg),*),
+            Isa::Portable => portable::$name(portable::Portable, $($arg),*),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the token proves that the CPU has the features.
             Isa::Avx2(token) => unsafe { x86::avx2::$name(token, $($arg),*) },
@@ -82,12 +82,14 @@ macro_rules! dispatch {
     };
 }
 
+mod product;
+
 /// [`dispatch!`] for functions on 8-bit integers, which have paths for optional extras.
 macro_rules! dispatch_int8 {
     ($isa:expr, $scalar_call:expr, $name:ident($($arg:expr),*)) => {
         match $isa {
             Isa::Scalar => $scalar_call,
-            Isa::Portable => portable::int8::$name(Portable, $($arg),*),
+            Isa::Portable => portable::int8::$name(portable::Portable, $($arg),*),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the token proves that the CPU has the features.
             Isa::Avx2(token) => unsafe { x86::avx2::int8::$name(token, $($arg),*) },

@@ -14,8 +14,9 @@
 
 use std::ops::Range;
 
+use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, sum_of, vectorized};
-use super::matmul::{Into, View, ViewMut, product};
+use super::matmul::{How, Into, Precision, View, ViewMut, product};
 use crate::ops::Heads;
 
 /// Query rows per tile.
@@ -33,6 +34,8 @@ pub struct Causal<'a> {
     pub sequences: &'a [Range<usize>],
     /// The first row each row sees; rises within a sequence.
     pub visible_from: &'a [usize],
+    /// Of its products.
+    pub precision: Precision,
 }
 
 /// One tile of one head.
@@ -44,6 +47,7 @@ struct Tile<'a> {
     k: Columns,
     v: Columns,
     o: Columns,
+    how: How,
 }
 
 /// What one head has of some rows.
@@ -101,6 +105,10 @@ impl Causal<'_> {
                         o: Columns::new(&queries, o_at, head_dim, o_dim),
                         queries: queries.clone(),
                         keys: keys.clone(),
+                        how: How {
+                            threads: 1,
+                            precision: self.precision,
+                        },
                     };
                     f(softmax, tile);
                 }
@@ -111,10 +119,10 @@ impl Causal<'_> {
     /// Attention of q (n, n_heads * head_dim) over k and v (n, n_kv_heads * head_dim). Returns the
     /// output (n, n_heads * shares * head_dim) and ln of the softmax denominators
     /// (n, n_heads * shares).
-    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Vec<F>, Vec<F>) {
+    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Buffer<F>, Buffer<F>) {
         let n_softmaxes = self.heads.n_heads * self.shares;
-        let mut o = vec![F::ZERO; q.len() * self.shares];
-        let mut lse = vec![F::ZERO; self.visible_from.len() * n_softmaxes];
+        let mut o = Buffer::any(q.len() * self.shares);
+        let mut lse = Buffer::any(self.visible_from.len() * n_softmaxes);
         let mut p = Vec::new();
         self.for_each_tile(|softmax, tile| {
             tile.scores(q, k, &mut p);
@@ -145,7 +153,7 @@ impl Causal<'_> {
             );
             let o = tile.o.of_mut(&mut o);
             let p = View::dense(&p, n_keys);
-            product(Into::Set, o, F::ONE, p, tile.v.of(v), 1);
+            product(Into::Set, o, F::ONE, p, tile.v.of(v), tile.how);
         });
         (o, lse)
     }
@@ -160,21 +168,27 @@ impl Causal<'_> {
         o: &[F],
         lse: &[F],
         d_o: &[F],
-    ) -> (Vec<F>, Vec<F>, Vec<F>) {
+    ) -> (Buffer<F>, Buffer<F>, Buffer<F>) {
         let n_softmaxes = self.heads.n_heads * self.shares;
-        let mut dq = vec![F::ZERO; q.len()];
-        let mut dk = vec![F::ZERO; k.len()];
-        let mut dv = vec![F::ZERO; v.len()];
+        let mut dq = Buffer::any(q.len());
+        let mut dk = Buffer::zeros(k.len());
+        let mut dv = Buffer::zeros(v.len());
         let (mut p, mut dp) = (Vec::new(), Vec::new());
         let scale = scale(self.heads.head_dim / self.shares);
         self.for_each_tile(|softmax, tile| {
             let n_keys = tile.keys.len();
             tile.scores(q, k, &mut p);
-            dp.clear();
             dp.resize(p.len(), F::ZERO);
             let d_out = tile.o.of(d_o);
             let dp_view = ViewMut::dense(&mut dp, n_keys);
-            product(Into::Set, dp_view, F::ONE, d_out, tile.v.of(v).t(), 1);
+            product(
+                Into::Set,
+                dp_view,
+                F::ONE,
+                d_out,
+                tile.v.of(v).t(),
+                tile.how,
+            );
             vectorized(
                 #[inline(always)]
                 || {
@@ -198,11 +212,11 @@ impl Causal<'_> {
             );
             let (p, ds) = (View::dense(&p, n_keys), View::dense(&dp, n_keys));
             let dv_rows = tile.v.of_mut(&mut dv);
-            product(Into::Add, dv_rows, F::ONE, p.t(), d_out, 1);
+            product(Into::Add, dv_rows, F::ONE, p.t(), d_out, tile.how);
             let dq_rows = tile.q.of_mut(&mut dq);
-            product(Into::Set, dq_rows, F::ONE, ds, tile.k.of(k), 1);
+            product(Into::Set, dq_rows, F::ONE, ds, tile.k.of(k), tile.how);
             let dk_rows = tile.k.of_mut(&mut dk);
-            product(Into::Add, dk_rows, F::ONE, ds.t(), tile.q.of(q), 1);
+            product(Into::Add, dk_rows, F::ONE, ds.t(), tile.q.of(q), tile.how);
         });
         (dq, dk, dv)
     }
@@ -217,11 +231,10 @@ impl Tile<'_> {
 
     /// scale Q K^T, (queries, keys), without regard to what is visible.
     fn scores<F: Float>(&self, q: &[F], k: &[F], out: &mut Vec<F>) {
-        out.clear();
         out.resize(self.queries.len() * self.keys.len(), F::ZERO);
         let s = ViewMut::dense(out, self.keys.len());
         let (q, k) = (self.q.of(q), self.k.of(k));
-        product(Into::Set, s, scale(self.q.n), q, k.t(), 1);
+        product(Into::Set, s, scale(self.q.n), q, k.t(), self.how);
     }
 }
 
@@ -241,7 +254,7 @@ pub struct Ranged<'a> {
 impl Ranged<'_> {
     /// Attention of q (n, n_heads * head_dim) over k and v (m, n_kv_heads * head_dim). Returns the
     /// output, shaped like q, and the probabilities: for each query and head, one per visible row.
-    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Vec<F>, Vec<F>) {
+    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Buffer<F>, Buffer<F>) {
         let Heads {
             n_heads,
             n_kv_heads,
@@ -250,8 +263,8 @@ impl Ranged<'_> {
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
         let scale = scale::<F>(head_dim);
         let n_seen: usize = self.visible.iter().map(|r| r.len()).sum();
-        let mut o = vec![F::ZERO; q.len()];
-        let mut probabilities = vec![F::ZERO; n_seen * n_heads];
+        let mut o = Buffer::zeros(q.len());
+        let mut probabilities = Buffer::any(n_seen * n_heads);
         vectorized(
             #[inline(always)]
             || {
@@ -295,7 +308,7 @@ impl Ranged<'_> {
         d_o: &[F],
         dk: &mut [F],
         dv: &mut [F],
-    ) -> Vec<F> {
+    ) -> Buffer<F> {
         let Heads {
             n_heads,
             n_kv_heads,
@@ -303,7 +316,7 @@ impl Ranged<'_> {
         } = self.heads;
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
         let scale = scale::<F>(head_dim);
-        let mut dq = vec![F::ZERO; q.len()];
+        let mut dq = Buffer::zeros(q.len());
         let mut dp = Vec::new();
         vectorized(
             #[inline(always)]

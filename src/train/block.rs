@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::attention::Causal;
+use super::buffer::Buffer;
 use super::differential::{Differential, DifferentialTape};
 use super::float::{Float, add_assign};
 use super::grads::Grads;
-use super::matmul::Into;
+use super::matmul::{How, Into};
 use super::ops::{
     Angles, Dropout, rms_norm, rms_norm_again, rms_norm_backward, swiglu, swiglu_backward,
 };
@@ -19,15 +20,15 @@ use crate::ops::Heads;
 pub struct Pass<'a, F> {
     /// The weights.
     pub params: &'a Params<F>,
-    /// Threads that one matrix product may use.
-    pub threads: usize,
+    /// How its products are computed.
+    pub how: How,
     /// Off when validating.
     pub dropout: Option<Dropout>,
 }
 
 impl<F: Float> Pass<'_, F> {
-    pub(super) fn linear(&self, w: ParamId, x: &[F]) -> Vec<F> {
-        self.params.linear(w, x, self.threads)
+    pub(super) fn linear(&self, w: ParamId, x: &[F]) -> Buffer<F> {
+        self.params.linear(w, x, self.how)
     }
 
     pub(super) fn linear_backward(
@@ -38,8 +39,7 @@ impl<F: Float> Pass<'_, F> {
         dx: Option<(Into, &mut [F])>,
         grads: &mut Grads<F>,
     ) {
-        self.params
-            .linear_backward(w, x, dy, dx, grads, self.threads);
+        self.params.linear_backward(w, x, dy, dx, grads, self.how);
     }
 
     pub(super) fn dropout(&self, site: u64, x: &mut [F]) {
@@ -136,19 +136,19 @@ pub struct Stack {
 
 /// What one layer keeps for the way back. n rows.
 #[derive(Debug)]
-pub struct BlockTape<F> {
-    x: Vec<F>,    // (n, dim)
-    inv1: Vec<F>, // (n)
-    q: Vec<F>,    // (n, n_heads * head_dim), turned
-    k: Vec<F>,    // (n, n_kv_heads * head_dim), turned
-    v: Vec<F>,    // (n, n_kv_heads * head_dim)
-    o: Vec<F>,    // (n, n_heads * head_dim), what goes into wo
-    lse: Vec<F>,  // (n, softmaxes)
+pub struct BlockTape<F: Float> {
+    x: Buffer<F>,    // (n, dim)
+    inv1: Buffer<F>, // (n)
+    q: Buffer<F>,    // (n, n_heads * head_dim), turned
+    k: Buffer<F>,    // (n, n_kv_heads * head_dim), turned
+    v: Buffer<F>,    // (n, n_kv_heads * head_dim)
+    o: Buffer<F>,    // (n, n_heads * head_dim), what goes into wo
+    lse: Buffer<F>,  // (n, softmaxes)
     differential: Option<DifferentialTape<F>>,
-    x2: Vec<F>,   // (n, dim)
-    inv2: Vec<F>, // (n)
-    gate: Vec<F>, // (n, hidden_dim)
-    up: Vec<F>,   // (n, hidden_dim)
+    x2: Buffer<F>,   // (n, dim)
+    inv2: Buffer<F>, // (n)
+    gate: Buffer<F>, // (n, hidden_dim)
+    up: Buffer<F>,   // (n, hidden_dim)
 }
 
 impl Stack {
@@ -192,7 +192,7 @@ impl Stack {
         self.blocks.len()
     }
 
-    fn attention<'a, F>(&self, rows: &'a Rows<F>) -> Causal<'a> {
+    fn attention<'a, F>(&self, how: How, rows: &'a Rows<F>) -> Causal<'a> {
         Causal {
             heads: Heads {
                 n_heads: self.config.n_heads,
@@ -202,6 +202,7 @@ impl Stack {
             shares: 1 + usize::from(self.config.differential.is_some()),
             sequences: &rows.sequences,
             visible_from: &rows.visible_from,
+            precision: how.precision,
         }
     }
 
@@ -211,8 +212,8 @@ impl Stack {
         pass: Pass<'_, F>,
         layer: usize,
         rows: &Rows<F>,
-        x: Vec<F>,
-    ) -> (Vec<F>, BlockTape<F>) {
+        x: Buffer<F>,
+    ) -> (Buffer<F>, BlockTape<F>) {
         let b = &self.blocks[layer];
         let eps = self.config.norm_eps;
         let site = self.site + 2 * layer as u64;
@@ -223,7 +224,7 @@ impl Stack {
         let v = pass.linear(b.wv, &a);
         rows.angles.turn(&mut q, &rows.positions, false);
         rows.angles.turn(&mut k, &rows.positions, false);
-        let (o, lse) = self.attention(rows).forward(&q, &k, &v);
+        let (o, lse) = self.attention(pass.how, rows).forward(&q, &k, &v);
         let (o, differential) = match &b.differential {
             None => (o, None),
             Some(d) => {
@@ -276,7 +277,7 @@ impl Stack {
             pass.dropout
                 .filter(|dropout| dropout.p > 0.0)
                 .map(|dropout| {
-                    let mut d = d.to_vec();
+                    let mut d = Buffer::from(d);
                     dropout.apply(site, &mut d);
                     d
                 })
@@ -287,19 +288,19 @@ impl Stack {
             mut gate, mut up, ..
         } = tape;
         let h = swiglu(&gate, &up);
-        let mut dh = vec![F::ZERO; h.len()];
+        let mut dh = Buffer::any(h.len());
         let dropped = branch(d, site + 1);
         let dy = dropped.as_deref().unwrap_or(d);
         pass.linear_backward(b.w2, &h, dy, Some((Into::Set, &mut dh)), grads);
         swiglu_backward(&mut gate, &mut up, &dh);
         let f = rms_norm_again(&tape.x2, &norm(b.ffn_norm), &tape.inv2);
-        let mut df = vec![F::ZERO; f.len()];
+        let mut df = Buffer::any(f.len());
         pass.linear_backward(b.w1, &f, &gate, Some((Into::Set, &mut df)), grads);
         pass.linear_backward(b.w3, &f, &up, Some((Into::Add, &mut df)), grads);
         pass.norm_backward(b.ffn_norm, &tape.x2, &tape.inv2, &df, d, grads);
 
         // x + wo(attention(norm(x)))
-        let mut d_o = vec![F::ZERO; tape.o.len()];
+        let mut d_o = Buffer::any(tape.o.len());
         let dropped = branch(d, site);
         let dy = dropped.as_deref().unwrap_or(d);
         pass.linear_backward(b.wo, &tape.o, dy, Some((Into::Set, &mut d_o)), grads);
@@ -309,8 +310,8 @@ impl Stack {
             }
             _ => (d_o, &tape.o),
         };
-        let (mut dq, mut dk, dv) =
-            (self.attention(rows)).backward(&tape.q, &tape.k, &tape.v, o, &tape.lse, &d_o);
+        let (mut dq, mut dk, dv) = (self.attention(pass.how, rows))
+            .backward(&tape.q, &tape.k, &tape.v, o, &tape.lse, &d_o);
         rows.angles.turn(&mut dq, &rows.positions, true);
         rows.angles.turn(&mut dk, &rows.positions, true);
         let a = rms_norm_again(&tape.x, &norm(b.attention_norm), &tape.inv1);

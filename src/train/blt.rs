@@ -2,6 +2,7 @@
 
 use super::batch::Batch;
 use super::block::{Pass, Stack};
+use super::buffer::Buffer;
 use super::byte_model::add_embedding_grad;
 use super::cross::CrossAttention;
 use super::float::{Float, add_assign, vectorized};
@@ -93,7 +94,7 @@ impl Blt {
         let n_patches = batch.patch_bytes.len();
 
         // Bytes: embeddings, then the local encoder.
-        let mut x = vec![F::ZERO; n * dim]; // (n, dim)
+        let mut x = Buffer::zeros(n * dim); // (n, dim)
         let ids = batch.inputs.iter().map(|&id| usize::from(id));
         pass.params.add_rows(self.tok_embeddings, ids, &mut x);
         for (&table, rows) in self.hash_embeddings.iter().zip(&batch.hash_rows) {
@@ -101,7 +102,7 @@ impl Blt {
         }
         pass.dropout(1, &mut x);
         let mut encoder_tapes = Vec::new();
-        let mut states: Vec<Vec<F>> = Vec::new(); // outputs of the layers read, (n, dim) each
+        let mut states: Vec<Buffer<F>> = Vec::new(); // outputs of the layers read, (n, dim) each
         for layer in 0..self.encoder.n_layers() {
             let (y, tape) = self.encoder.forward(pass, layer, &batch.encoder_rows, x);
             x = y;
@@ -159,12 +160,12 @@ impl Blt {
         let Some(grads) = grads else { return score };
 
         // The same, last to first.
-        let mut dh = vec![F::ZERO; h.len()];
+        let mut dh = Buffer::any(h.len());
         pass.linear_backward(self.output, &h, &logits, Some((Into::Set, &mut dh)), grads);
         drop(logits);
-        let mut d = vec![F::ZERO; x.len()]; // of the decoder's rows, (n, dim)
+        let mut d = Buffer::zeros(x.len()); // of the decoder's rows, (n, dim)
         pass.norm_backward(self.norm, &x, &inv, &dh, &mut d, grads);
-        let mut du = vec![F::ZERO; u.len()];
+        let mut du = Buffer::zeros(u.len());
         for (layer, tape) in decoder_tapes.into_iter().enumerate().rev() {
             self.decoder
                 .backward(pass, layer, &batch.decoder_rows, tape, &mut d, grads);
@@ -175,7 +176,7 @@ impl Blt {
             }
         }
 
-        let mut dy = vec![F::ZERO; global_out.len()];
+        let mut dy = Buffer::any(global_out.len());
         let dx = Some((Into::Set, &mut dy[..]));
         pass.linear_backward(self.decoder_projection, &global_out, &du, dx, grads);
         for (layer, tape) in global_tapes.into_iter().enumerate().rev() {
@@ -184,14 +185,14 @@ impl Blt {
         }
         let mut dg = match self.input_projection {
             Some(projection) => {
-                let mut dg = vec![F::ZERO; g.len()];
+                let mut dg = Buffer::any(g.len());
                 pass.linear_backward(projection, &g, &dy, Some((Into::Set, &mut dg)), grads);
                 dg
             }
             None => dy,
         };
 
-        let mut d_states: Vec<Vec<F>> = states.iter().map(|s| vec![F::ZERO; s.len()]).collect();
+        let mut d_states: Vec<Buffer<F>> = states.iter().map(|s| Buffer::zeros(s.len())).collect();
         for ((layer, cross), tape) in self.encoder_cross.iter().zip(cross_tapes).rev() {
             let s = self.state_of(*layer);
             let visible = &batch.encoder_visible;
@@ -205,11 +206,11 @@ impl Blt {
                 grads,
             );
         }
-        let mut d_pooled = vec![F::ZERO; pooled.len()];
+        let mut d_pooled = Buffer::any(pooled.len());
         let dx = Some((Into::Set, &mut d_pooled[..]));
         pass.linear_backward(self.encoder_projection, &pooled, &dg, dx, grads);
         let d_state = &mut d_states[self.state_of(self.pool_layer)];
-        for (i, (&row, &dp)) in winners.iter().zip(&d_pooled).enumerate() {
+        for (i, (&row, &dp)) in winners.iter().zip(d_pooled.iter()).enumerate() {
             d_state[row as usize * dim + i % dim] += dp;
         }
 
@@ -229,7 +230,7 @@ impl Blt {
             }
         }
         if let Some(d_inputs) = d_inputs {
-            *d_inputs = d;
+            *d_inputs = d.to_vec();
         }
         score
     }
@@ -242,9 +243,10 @@ impl Blt {
 }
 
 /// The largest value of each column of each patch's rows, (m, dim), and the row it came from.
-fn pool<F: Float>(states: &[F], batch: &Batch<F>, dim: usize) -> (Vec<F>, Vec<u32>) {
+fn pool<F: Float>(states: &[F], batch: &Batch<F>, dim: usize) -> (Buffer<F>, Vec<u32>) {
     let n = batch.patch_bytes.len() * dim;
-    let mut pooled = vec![F::NEG_INFINITY; n];
+    let mut pooled = Buffer::any(n);
+    pooled.fill(F::NEG_INFINITY);
     let mut winners = vec![0u32; n];
     vectorized(
         #[inline(always)]

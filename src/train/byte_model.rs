@@ -2,6 +2,7 @@
 
 use super::batch::ByteBatch;
 use super::block::{Pass, Stack};
+use super::buffer::Buffer;
 use super::float::{Float, vectorized};
 use super::grads::Grads;
 use super::matmul::Into;
@@ -60,9 +61,9 @@ impl ByteModel {
         logits.chunks_exact(VOCAB_SIZE).map(entropy).collect()
     }
 
-    fn embed<F: Float>(&self, pass: Pass<'_, F>, batch: &ByteBatch<F>) -> Vec<F> {
+    fn embed<F: Float>(&self, pass: Pass<'_, F>, batch: &ByteBatch<F>) -> Buffer<F> {
         let dim = self.layers.config().dim;
-        let mut x = vec![F::ZERO; batch.inputs.len() * dim];
+        let mut x = Buffer::zeros(batch.inputs.len() * dim);
         let ids = batch.inputs.iter().map(|&id| usize::from(id));
         pass.params.add_rows(self.tok_embeddings, ids, &mut x);
         x
@@ -93,9 +94,9 @@ impl ByteModel {
         let score = cross_entropy(&mut logits, &batch.targets, weight);
         let Some(grads) = grads else { return score };
 
-        let mut dh = vec![F::ZERO; h.len()];
+        let mut dh = Buffer::any(h.len());
         pass.linear_backward(self.output, &h, &logits, Some((Into::Set, &mut dh)), grads);
-        let mut d = vec![F::ZERO; x.len()];
+        let mut d = Buffer::zeros(x.len());
         pass.norm_backward(self.norm, &x, &inv, &dh, &mut d, grads);
         for (layer, tape) in tapes.into_iter().enumerate().rev() {
             self.layers

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::attention::Ranged;
 use super::block::Pass;
+use super::buffer::Buffer;
 use super::float::{Float, vectorized};
 use super::grads::Grads;
 use super::matmul::Into;
@@ -27,15 +28,15 @@ pub struct CrossAttention {
 
 /// What it keeps for the way back. n queries, m attended rows.
 #[derive(Debug)]
-pub struct CrossTape<F> {
-    x: Vec<F>,      // (n, dim)
-    inv_q: Vec<F>,  // (n)
-    inv_kv: Vec<F>, // (m)
-    q: Vec<F>,      // (n, n_heads * head_dim)
-    k: Vec<F>,      // (m, n_kv_heads * head_dim)
-    v: Vec<F>,      // (m, n_kv_heads * head_dim)
-    o: Vec<F>,      // (n, n_heads * head_dim)
-    probabilities: Vec<F>,
+pub struct CrossTape<F: Float> {
+    x: Buffer<F>,      // (n, dim)
+    inv_q: Buffer<F>,  // (n)
+    inv_kv: Buffer<F>, // (m)
+    q: Buffer<F>,      // (n, n_heads * head_dim)
+    k: Buffer<F>,      // (m, n_kv_heads * head_dim)
+    v: Buffer<F>,      // (m, n_kv_heads * head_dim)
+    o: Buffer<F>,      // (n, n_heads * head_dim)
+    probabilities: Buffer<F>,
 }
 
 impl CrossAttention {
@@ -68,10 +69,10 @@ impl CrossAttention {
     pub fn forward<F: Float>(
         &self,
         pass: Pass<'_, F>,
-        x: Vec<F>,
+        x: Buffer<F>,
         kv: &[F],
         visible: &[Range<usize>],
-    ) -> (Vec<F>, CrossTape<F>) {
+    ) -> (Buffer<F>, CrossTape<F>) {
         let eps = self.config.norm_eps;
         let norm = |id| pass.params.get(id).value.values();
         let (b, inv_kv) = rms_norm(kv, &norm(self.norm_kv), eps);
@@ -84,7 +85,7 @@ impl CrossAttention {
         vectorized(
             #[inline(always)]
             || {
-                for (y, &x) in y.iter_mut().zip(&x) {
+                for (y, &x) in y.iter_mut().zip(x.iter()) {
                     *y += x + x;
                 }
             },
@@ -116,10 +117,10 @@ impl CrossAttention {
         grads: &mut Grads<F>,
     ) {
         let norm = |id| pass.params.get(id).value.values();
-        let mut d_o = vec![F::ZERO; tape.o.len()];
+        let mut d_o = Buffer::any(tape.o.len());
         pass.linear_backward(self.wo, &tape.o, d, Some((Into::Set, &mut d_o)), grads);
-        let mut dk = vec![F::ZERO; tape.k.len()];
-        let mut dv = vec![F::ZERO; tape.v.len()];
+        let mut dk = Buffer::zeros(tape.k.len());
+        let mut dv = Buffer::zeros(tape.v.len());
         let dq = self.ranged(visible).backward(
             &tape.q,
             &tape.k,
@@ -134,12 +135,12 @@ impl CrossAttention {
             || d.iter_mut().for_each(|d| *d += *d),
         );
         let a = rms_norm_again(&tape.x, &norm(self.norm_q), &tape.inv_q);
-        let mut da = vec![F::ZERO; a.len()];
+        let mut da = Buffer::any(a.len());
         pass.linear_backward(self.wq, &a, &dq, Some((Into::Set, &mut da)), grads);
         pass.norm_backward(self.norm_q, &tape.x, &tape.inv_q, &da, d, grads);
 
         let b = rms_norm_again(kv, &norm(self.norm_kv), &tape.inv_kv);
-        let mut db = vec![F::ZERO; b.len()];
+        let mut db = Buffer::any(b.len());
         pass.linear_backward(self.wk, &b, &dk, Some((Into::Set, &mut db)), grads);
         pass.linear_backward(self.wv, &b, &dv, Some((Into::Add, &mut db)), grads);
         pass.norm_backward(self.norm_kv, kv, &tape.inv_kv, &db, d_kv, grads);

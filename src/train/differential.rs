@@ -7,6 +7,7 @@
 //! ```
 
 use super::block::Pass;
+use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, vectorized};
 use super::grads::Grads;
 use super::ops::rms_norm;
@@ -25,11 +26,11 @@ pub struct Differential {
 
 /// What is kept for the way back. n rows.
 #[derive(Debug)]
-pub struct DifferentialTape<F> {
+pub struct DifferentialTape<F: Float> {
     /// The outputs of both softmaxes.
-    pub both: Vec<F>, // (n, n_heads, 2, head_dim)
-    mixed: Vec<F>, // (n, n_heads, head_dim), if there is a norm
-    inv: Vec<F>,   // (n, n_heads), if there is a norm
+    pub both: Buffer<F>, // (n, n_heads, 2, head_dim)
+    mixed: Buffer<F>, // (n, n_heads, head_dim), if there is a norm
+    inv: Buffer<F>,   // (n, n_heads), if there is a norm
 }
 
 impl Differential {
@@ -74,10 +75,10 @@ impl Differential {
     pub fn forward<F: Float>(
         &self,
         pass: Pass<'_, F>,
-        both: Vec<F>,
-    ) -> (Vec<F>, DifferentialTape<F>) {
+        both: Buffer<F>,
+    ) -> (Buffer<F>, DifferentialTape<F>) {
         let (d, lambda) = (self.head_dim, self.lambda(pass.params));
-        let mut mixed = vec![F::ZERO; both.len() / 2];
+        let mut mixed = Buffer::any(both.len() / 2);
         vectorized(
             #[inline(always)]
             || {
@@ -95,7 +96,7 @@ impl Differential {
                 let (o, inv) = rms_norm(&mixed, &gain, self.norm_eps);
                 (o, mixed, inv)
             }
-            None => (mixed, Vec::new(), Vec::new()),
+            None => (mixed, Buffer::default(), Buffer::default()),
         };
         self.scale(&mut o);
         (o, DifferentialTape { both, mixed, inv })
@@ -107,17 +108,17 @@ impl Differential {
         &self,
         pass: Pass<'_, F>,
         tape: &DifferentialTape<F>,
-        mut d_o: Vec<F>,
+        mut d_o: Buffer<F>,
         grads: &mut Grads<F>,
-    ) -> Vec<F> {
+    ) -> Buffer<F> {
         self.scale(&mut d_o);
         if let Some(gain) = self.head_norm {
-            let mut d_mixed = vec![F::ZERO; d_o.len()];
+            let mut d_mixed = Buffer::zeros(d_o.len());
             pass.norm_backward(gain, &tape.mixed, &tape.inv, &d_o, &mut d_mixed, grads);
             d_o = d_mixed;
         }
         let (d, lambda) = (self.head_dim, self.lambda(pass.params));
-        let mut d_both = vec![F::ZERO; tape.both.len()];
+        let mut d_both = Buffer::any(tape.both.len());
         let mut d_lambda = 0.0;
         vectorized(
             #[inline(always)]

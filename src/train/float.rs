@@ -6,6 +6,9 @@
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
+use std::sync::Mutex;
+
+use blt_kernels::{Into, Isa, Precision, View, ViewMut};
 
 /// f32 or f64.
 pub trait Float:
@@ -45,6 +48,17 @@ pub trait Float:
     fn sqrt(self) -> Self;
     /// Whether it is neither infinite nor NaN.
     fn is_finite(self) -> bool;
+    /// `c = scale * a b`, or `c += scale * a b`, on one thread.
+    fn product(
+        precision: Precision,
+        into: Into,
+        c: ViewMut<'_, Self>,
+        scale: Self,
+        a: View<'_, Self>,
+        b: View<'_, Self>,
+    );
+    /// The memory kept for [`Buffer`](super::buffer::Buffer).
+    fn kept() -> &'static Mutex<Vec<Vec<Self>>>;
     /// The larger of two numbers.
     #[inline(always)]
     fn larger(self, other: Self) -> Self {
@@ -99,6 +113,22 @@ impl Float for f32 {
     fn is_finite(self) -> bool {
         f32::is_finite(self)
     }
+
+    fn kept() -> &'static Mutex<Vec<Vec<f32>>> {
+        static KEPT: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+        &KEPT
+    }
+
+    fn product(
+        precision: Precision,
+        into: Into,
+        c: ViewMut<'_, f32>,
+        scale: f32,
+        a: View<'_, f32>,
+        b: View<'_, f32>,
+    ) {
+        blt_kernels::product(Isa::detect(), precision, into, c, scale, a, b);
+    }
 }
 
 impl Float for f64 {
@@ -125,13 +155,34 @@ impl Float for f64 {
     fn is_finite(self) -> bool {
         f64::is_finite(self)
     }
+
+    fn kept() -> &'static Mutex<Vec<Vec<f64>>> {
+        static KEPT: Mutex<Vec<Vec<f64>>> = Mutex::new(Vec::new());
+        &KEPT
+    }
+
+    fn product(
+        _: Precision,
+        into: Into,
+        mut c: ViewMut<'_, f64>,
+        scale: f64,
+        a: View<'_, f64>,
+        b: View<'_, f64>,
+    ) {
+        for i in 0..c.shape().0 {
+            for (j, c) in c.row(i).iter_mut().enumerate() {
+                let dot: f64 = (0..a.shape().1).map(|k| a.get(i, k) * b.get(k, j)).sum();
+                *c = scale * dot + if into == Into::Add { *c } else { 0.0 };
+            }
+        }
+    }
 }
 
 /// Runs `f` compiled for the best instruction set of this machine. What `f` calls must be inlined
 /// into it to profit.
 #[inline]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    blt_kernels::vectorized(Isa::detect(), f)
 }
 
 /// Partial sums kept side by side in [`sum_of`].

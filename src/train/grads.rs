@@ -2,32 +2,33 @@
 
 use rayon::prelude::*;
 
+use super::buffer::Buffer;
 use super::float::{Float, add_assign, axpy, sum_of, vectorized};
 use super::params::{Param, ParamId, Params};
 
 /// The gradient of one tensor.
 #[derive(Debug, Clone)]
-pub enum Grad<F> {
+pub enum Grad<F: Float> {
     /// Nothing has been added.
     None,
     /// Every element.
-    Dense(Vec<F>),
+    Dense(Buffer<F>),
     /// Some rows.
     Rows(RowGrad<F>),
 }
 
 /// The rows of a table that have a gradient.
 #[derive(Debug, Clone, Default)]
-pub struct RowGrad<F> {
+pub struct RowGrad<F: Float> {
     /// Row numbers, ascending.
     pub rows: Vec<u32>,
     /// Their gradients, (rows, cols).
-    pub values: Vec<F>,
+    pub values: Buffer<F>,
 }
 
 /// Gradients of all tensors of a [`Params`].
 #[derive(Debug, Clone)]
-pub struct Grads<F> {
+pub struct Grads<F: Float> {
     list: Vec<Grad<F>>,
 }
 
@@ -43,7 +44,7 @@ impl<F: Float> Grads<F> {
     pub fn dense(&mut self, id: ParamId, param: &Param<F>) -> &mut [F] {
         let grad = &mut self.list[id.0];
         if let Grad::None = grad {
-            *grad = Grad::Dense(vec![F::ZERO; param.n_elements()]);
+            *grad = Grad::Dense(Buffer::zeros(param.n_elements()));
         }
         match grad {
             Grad::Dense(values) => values,
@@ -57,22 +58,20 @@ impl<F: Float> Grads<F> {
             .map(|(&row, i)| (row as u32, i))
             .collect();
         order.sort_unstable();
-        let mut new = RowGrad {
-            rows: Vec::new(),
-            values: Vec::new(),
-        };
-        for (row, i) in order {
-            if new.rows.last() != Some(&row) {
-                new.rows.push(row);
-                new.values.resize(new.values.len() + cols, F::ZERO);
+        let mut touched: Vec<u32> = order.iter().map(|&(row, _)| row).collect();
+        touched.dedup();
+        let mut values = Buffer::zeros(touched.len() * cols);
+        let mut sums = values.chunks_exact_mut(cols);
+        for same_row in order.chunk_by(|a, b| a.0 == b.0) {
+            let sum = sums.next().expect("one per row");
+            for &(_, i) in same_row {
+                axpy(F::ONE, &dx[i as usize * cols..][..cols], sum);
             }
-            let at = new.values.len() - cols;
-            axpy(
-                F::ONE,
-                &dx[i as usize * cols..][..cols],
-                &mut new.values[at..],
-            );
         }
+        let new = RowGrad {
+            rows: touched,
+            values,
+        };
         self.list[id.0].add(Grad::Rows(new), cols);
     }
 
@@ -131,26 +130,16 @@ impl<F: Float> Grad<F> {
 
 /// The sum of two sets of rows.
 fn merged<F: Float>(a: &RowGrad<F>, b: &RowGrad<F>, cols: usize) -> RowGrad<F> {
-    let mut sum = RowGrad {
-        rows: Vec::with_capacity(a.rows.len() + b.rows.len()),
-        values: Vec::with_capacity(a.values.len() + b.values.len()),
-    };
-    let (mut i, mut j) = (0, 0);
-    while i < a.rows.len() || j < b.rows.len() {
-        let row_a = a.rows.get(i).copied().unwrap_or(u32::MAX);
-        let row_b = b.rows.get(j).copied().unwrap_or(u32::MAX);
-        let row = row_a.min(row_b);
-        let at = sum.values.len();
-        sum.rows.push(row);
-        sum.values.resize(at + cols, F::ZERO);
-        if row_a == row {
-            axpy(F::ONE, &a.values[i * cols..][..cols], &mut sum.values[at..]);
-            i += 1;
-        }
-        if row_b == row {
-            axpy(F::ONE, &b.values[j * cols..][..cols], &mut sum.values[at..]);
-            j += 1;
+    let mut rows = [&a.rows[..], &b.rows[..]].concat();
+    rows.sort_unstable();
+    rows.dedup();
+    let mut values = Buffer::zeros(rows.len() * cols);
+    for part in [a, b] {
+        let mut sums = rows.iter().zip(values.chunks_exact_mut(cols));
+        for (row, x) in part.rows.iter().zip(part.values.chunks_exact(cols)) {
+            let (_, sum) = sums.find(|(r, _)| *r == row).expect("a row of the union");
+            axpy(F::ONE, x, sum);
         }
     }
-    sum
+    RowGrad { rows, values }
 }

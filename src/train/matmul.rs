@@ -1,8 +1,8 @@
-//! Matrix products, through the `gemm` crate.
-//!
-//! Everything is a strided view on a slice, so that a transpose or one head of many costs nothing.
+//! Matrix products: the kernels', shared out over threads and counted.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub use blt_kernels::{Into, Precision, View, ViewMut};
 
 use super::float::Float;
 
@@ -13,149 +13,69 @@ pub fn flops() -> u64 {
     FLOPS.load(Relaxed)
 }
 
-/// A read-only matrix: element (i, j) is at `i * row_stride + j * col_stride`.
-#[derive(Debug, Clone, Copy)]
-pub struct View<'a, F> {
-    data: &'a [F],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-/// A matrix to be written, laid out row after row.
-#[derive(Debug)]
-pub struct ViewMut<'a, F> {
-    data: &'a mut [F],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-}
-
-/// Elements between the first and one past the last of a matrix.
-fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
-    match rows == 0 || cols == 0 {
-        true => 0,
-        false => (rows - 1) * row_stride + (cols - 1) * col_stride + 1,
-    }
-}
-
-impl<'a, F> View<'a, F> {
-    /// `rows` rows of `cols` values, `row_stride` apart.
-    ///
-    /// # Panics
-    /// If the slice is too short.
-    pub fn strided(data: &'a [F], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(extent(rows, cols, row_stride, 1) <= data.len());
-        View {
-            data,
-            rows,
-            cols,
-            row_stride,
-            col_stride: 1,
-        }
-    }
-
-    /// A whole slice as (`len / cols`, `cols`).
-    pub fn dense(data: &'a [F], cols: usize) -> Self {
-        assert_eq!(data.len() % cols, 0);
-        Self::strided(data, data.len() / cols, cols, cols)
-    }
-
-    /// The transpose.
-    pub fn t(self) -> Self {
-        View {
-            data: self.data,
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-        }
-    }
-}
-
-impl<'a, F> ViewMut<'a, F> {
-    /// `rows` rows of `cols` values, `row_stride` apart.
-    ///
-    /// # Panics
-    /// If the slice is too short or rows overlap.
-    pub fn strided(data: &'a mut [F], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(cols <= row_stride || rows <= 1);
-        assert!(extent(rows, cols, row_stride, 1) <= data.len());
-        ViewMut {
-            data,
-            rows,
-            cols,
-            row_stride,
-        }
-    }
-
-    /// A whole slice as (`len / cols`, `cols`).
-    pub fn dense(data: &'a mut [F], cols: usize) -> Self {
-        assert_eq!(data.len() % cols, 0);
-        let rows = data.len() / cols;
-        Self::strided(data, rows, cols, cols)
-    }
-}
-
-/// How a product meets what the destination holds.
+/// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Into {
-    /// Replaces it.
-    Set,
-    /// Is added to it.
-    Add,
+pub struct How {
+    /// Threads of the current pool that one product may use. The result does not depend on it.
+    pub threads: usize,
+    /// What factors are rounded to; f64 is never rounded.
+    pub precision: Precision,
 }
 
-/// `c = scale * a b`, or `c += scale * a b`, on up to `threads` threads of the current pool. The
-/// result does not depend on their number.
+impl Default for How {
+    fn default() -> Self {
+        How {
+            threads: 1,
+            precision: Precision::F32,
+        }
+    }
+}
+
+/// `c = scale * a b`, or `c += scale * a b`.
 ///
 /// # Panics
-/// If the shapes do not fit.
+/// If the shapes do not fit, or the CPU lacks the precision.
 pub fn product<F: Float>(
     into: Into,
     c: ViewMut<'_, F>,
     scale: F,
     a: View<'_, F>,
     b: View<'_, F>,
-    threads: usize,
+    how: How,
 ) {
-    assert_eq!((a.rows, a.cols, b.cols), (c.rows, b.rows, c.cols), "shapes");
-    if c.rows == 0 || c.cols == 0 {
-        return;
+    let ((rows, cols), depth) = (c.shape(), a.shape().1);
+    FLOPS.fetch_add(2 * (rows * cols * depth) as u64, Relaxed);
+    share_out(into, c, scale, a, b, how);
+}
+
+fn share_out<F: Float>(
+    into: Into,
+    c: ViewMut<'_, F>,
+    scale: F,
+    a: View<'_, F>,
+    b: View<'_, F>,
+    how: How,
+) {
+    let half = c.shape().0 / 2;
+    if how.threads < 2 || half == 0 {
+        return F::product(how.precision, into, c, scale, a, b);
     }
-    FLOPS.fetch_add(2 * (c.rows * c.cols * a.cols) as u64, Relaxed);
-    let parallelism = match threads {
-        0 | 1 => gemm::Parallelism::None,
-        n => gemm::Parallelism::Rayon(n),
-    };
-    // SAFETY: gemm reads elements (i, j) of `a` and `b` and writes those of `c` within the shapes
-    // given; the views' constructors proved that these lie inside their slices. `c` is borrowed
-    // exclusively, so it overlaps neither; its rows do not overlap each other. Strides are below
-    // the slices' lengths, which fit isize. Without `read_dst` the old content is not read.
-    unsafe {
-        gemm::gemm(
-            c.rows,
-            c.cols,
-            a.cols,
-            c.data.as_mut_ptr(),
-            1,
-            c.row_stride as isize,
-            into == Into::Add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            F::ONE,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    let (c, c_below) = c.split_rows(half);
+    let (a, a_below) = a.split_rows(half);
+    let with = |threads| How { threads, ..how };
+    rayon::join(
+        || share_out(into, c, scale, a, b, with(how.threads / 2)),
+        || {
+            share_out(
+                into,
+                c_below,
+                scale,
+                a_below,
+                b,
+                with(how.threads - how.threads / 2),
+            )
+        },
+    );
 }
 
 #[cfg(test)]
@@ -163,30 +83,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_of_strided_and_transposed_views_are_right() {
-        let a: Vec<f64> = (0..15).map(f64::from).collect(); // (3, 4) in rows of 5
-        let b: Vec<f64> = (0..8).map(f64::from).collect(); // (2, 4)
-        let mut c = vec![1.0; 10]; // (3, 2) in rows of 4
-        product(
-            Into::Add,
-            ViewMut::strided(&mut c, 3, 2, 4),
-            2.0,
-            View::strided(&a, 3, 4, 5),
-            View::dense(&b, 4).t(),
-            1,
-        );
+    fn f64_products_and_f32_products_on_any_threads_agree() {
+        let a: Vec<f32> = (0..15).map(|x| x as f32).collect(); // (3, 4) in rows of 5
+        let b: Vec<f32> = (0..8).map(|x| x as f32).collect(); // (2, 4)
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let mut c64 = vec![1.0; 10]; // (3, 2) in rows of 4
+        let (a64, b64) = (wide(&a), wide(&b));
+        let (va, vb) = (View::strided(&a64, 3, 4, 5), View::dense(&b64, 4).t());
+        let vc = ViewMut::strided(&mut c64, 3, 2, 4);
+        product(Into::Add, vc, 2.0, va, vb, How::default());
         for i in 0..3 {
             for j in 0..2 {
-                let sum: f64 = (0..4).map(|k| a[i * 5 + k] * b[j * 4 + k]).sum();
-                assert_eq!(c[i * 4 + j], 1.0 + 2.0 * sum);
+                let sum: f64 = (0..4).map(|k| a64[i * 5 + k] * b64[j * 4 + k]).sum();
+                assert_eq!(c64[i * 4 + j], 1.0 + 2.0 * sum);
             }
         }
-        assert_eq!((c[2], c[3]), (1.0, 1.0));
-    }
-
-    #[test]
-    #[should_panic(expected = "extent")]
-    fn views_beyond_their_slice_are_refused() {
-        View::strided(&[0.0f32; 7], 2, 4, 4);
+        for threads in 0..5 {
+            let mut c = vec![1.0; 10];
+            let how = How {
+                threads,
+                ..How::default()
+            };
+            let (va, vb) = (View::strided(&a, 3, 4, 5), View::dense(&b, 4).t());
+            product(
+                Into::Add,
+                ViewMut::strided(&mut c, 3, 2, 4),
+                2.0,
+                va,
+                vb,
+                how,
+            );
+            assert_eq!(wide(&c), c64, "{threads} threads");
+        }
     }
 }

@@ -12,6 +12,7 @@ pub mod attention;
 pub mod batch;
 pub mod block;
 pub mod blt;
+pub mod buffer;
 pub mod byte_model;
 pub mod cross;
 pub mod data;

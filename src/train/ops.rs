@@ -2,21 +2,22 @@
 //!
 //! Rows are flat: x (n, dim). Each function states what it keeps for the way back.
 
+use super::buffer::Buffer;
 use super::float::{Float, dot, sum_of, vectorized};
 use super::rng::mix;
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// `y = x * w / rms(x)` row by row. Returns y (n, dim) and the reciprocals 1 / rms (n).
-pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (Vec<F>, Vec<F>) {
+pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (Buffer<F>, Buffer<F>) {
     let dim = w.len();
-    let mut y = vec![F::ZERO; x.len()];
-    let mut inv = vec![F::ZERO; x.len() / dim];
+    let mut y = Buffer::any(x.len());
+    let mut inv = Buffer::any(x.len() / dim);
     let eps = F::of(eps.into());
     vectorized(
         #[inline(always)]
         || {
             let rows = x.chunks_exact(dim).zip(y.chunks_exact_mut(dim));
-            for ((x, y), inv) in rows.zip(&mut inv) {
+            for ((x, y), inv) in rows.zip(inv.iter_mut()) {
                 let mean = dot(x, x) / F::of(dim as f64);
                 *inv = F::ONE / (mean + eps).sqrt();
                 for ((y, &x), &w) in y.iter_mut().zip(x).zip(w) {
@@ -29,9 +30,9 @@ pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (Vec<F>, Vec<F>) {
 }
 
 /// The same from reciprocals kept earlier.
-pub fn rms_norm_again<F: Float>(x: &[F], w: &[F], inv: &[F]) -> Vec<F> {
+pub fn rms_norm_again<F: Float>(x: &[F], w: &[F], inv: &[F]) -> Buffer<F> {
     let dim = w.len();
-    let mut y = vec![F::ZERO; x.len()];
+    let mut y = Buffer::any(x.len());
     vectorized(
         #[inline(always)]
         || {
@@ -145,8 +146,8 @@ impl<F: Float> Angles<F> {
 }
 
 /// `silu(gate) * up`, elementwise.
-pub fn swiglu<F: Float>(gate: &[F], up: &[F]) -> Vec<F> {
-    let mut h = vec![F::ZERO; gate.len()];
+pub fn swiglu<F: Float>(gate: &[F], up: &[F]) -> Buffer<F> {
+    let mut h = Buffer::any(gate.len());
     vectorized(
         #[inline(always)]
         || {
@@ -194,10 +195,15 @@ impl Dropout {
         let keep = F::of(1.0 / (1.0 - self.p));
         let limit = (self.p * 4_294_967_296.0) as u32;
         let base = mix(self.seed ^ mix(site));
-        for (i, x) in x.iter_mut().enumerate() {
-            let draw = (mix(base.wrapping_add(i as u64)) >> 32) as u32;
-            *x = if draw < limit { F::ZERO } else { *x * keep };
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, x) in x.iter_mut().enumerate() {
+                    let draw = (mix(base.wrapping_add(i as u64)) >> 32) as u32;
+                    *x = if draw < limit { F::ZERO } else { *x * keep };
+                }
+            },
+        );
     }
 }
 

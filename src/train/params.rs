@@ -7,9 +7,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::buffer::Buffer;
 use super::float::{Float, axpy};
 use super::grads::Grads;
-use super::matmul::{Into, View, ViewMut, product};
+use super::matmul::{How, Into, View, ViewMut, product};
 use super::rng::Rng;
 use crate::checkpoint::expected_tensors;
 use crate::config::Config;
@@ -213,7 +214,7 @@ impl<F: Float> Params<F> {
                 F::of(adapter.scale),
                 View::dense(&b, rank),
                 View::dense(&a, cols),
-                1,
+                How::default(),
             );
         }
         Some(values)
@@ -290,42 +291,28 @@ impl<F: Float> Params<F> {
     }
 
     /// `y = x W^T`: x (n, in), y (n, out).
-    pub fn linear(&self, w: ParamId, x: &[F], threads: usize) -> Vec<F> {
+    pub fn linear(&self, w: ParamId, x: &[F], how: How) -> Buffer<F> {
         let param = self.get(w);
         let (rows, cols) = (param.shape[0], param.shape[1]);
         let n = x.len() / cols;
-        let mut y = vec![F::ZERO; n * rows];
+        let mut y = Buffer::any(n * rows);
         let weights = param.value.values();
         let (w, x) = (View::dense(&weights, cols).t(), View::dense(x, cols));
-        product(
-            Into::Set,
-            ViewMut::dense(&mut y, rows),
-            F::ONE,
-            x,
-            w,
-            threads,
-        );
+        product(Into::Set, ViewMut::dense(&mut y, rows), F::ONE, x, w, how);
         if let Some(adapter) = param.adapter {
             let a = self.get(adapter.a).value.values();
             let b = self.get(adapter.b).value.values();
             let rank = a.len() / cols;
-            let mut h = vec![F::ZERO; n * rank];
+            let mut h = Buffer::any(n * rank);
             let view = ViewMut::dense(&mut h, rank);
-            product(
-                Into::Set,
-                view,
-                F::ONE,
-                x,
-                View::dense(&a, cols).t(),
-                threads,
-            );
+            product(Into::Set, view, F::ONE, x, View::dense(&a, cols).t(), how);
             product(
                 Into::Add,
                 ViewMut::dense(&mut y, rows),
                 F::of(adapter.scale),
                 View::dense(&h, rank),
                 View::dense(&b, rank).t(),
-                threads,
+                how,
             );
         }
         y
@@ -340,7 +327,7 @@ impl<F: Float> Params<F> {
         dy: &[F],
         dx: Option<(Into, &mut [F])>,
         grads: &mut Grads<F>,
-        threads: usize,
+        how: How,
     ) {
         let param = self.get(w);
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -348,14 +335,14 @@ impl<F: Float> Params<F> {
         let (x, dy) = (View::dense(x, cols), View::dense(dy, rows));
         if param.trained {
             let dw = ViewMut::dense(grads.dense(w, param), cols);
-            product(Into::Add, dw, F::ONE, dy.t(), x, threads);
+            product(Into::Add, dw, F::ONE, dy.t(), x, how);
         }
-        let mut dh = Vec::new(); // (n, rank)
+        let mut dh = Buffer::default(); // (n, rank)
         if let Some(adapter) = param.adapter {
             let (a, b) = (self.get(adapter.a), self.get(adapter.b));
             let rank = a.shape[0];
             let scale = F::of(adapter.scale);
-            let mut h = vec![F::ZERO; n * rank];
+            let mut h = Buffer::any(n * rank);
             let a_values = a.value.values();
             let a_view = View::dense(&a_values, cols);
             product(
@@ -364,10 +351,10 @@ impl<F: Float> Params<F> {
                 F::ONE,
                 x,
                 a_view.t(),
-                threads,
+                how,
             );
             let db = ViewMut::dense(grads.dense(adapter.b, b), rank);
-            product(Into::Add, db, scale, dy.t(), View::dense(&h, rank), threads);
+            product(Into::Add, db, scale, dy.t(), View::dense(&h, rank), how);
             dh = h;
             let b_values = b.value.values();
             let b_view = View::dense(&b_values, rank);
@@ -377,26 +364,19 @@ impl<F: Float> Params<F> {
                 scale,
                 dy,
                 b_view,
-                threads,
+                how,
             );
             let da = ViewMut::dense(grads.dense(adapter.a, a), cols);
-            product(
-                Into::Add,
-                da,
-                F::ONE,
-                View::dense(&dh, rank).t(),
-                x,
-                threads,
-            );
+            product(Into::Add, da, F::ONE, View::dense(&dh, rank).t(), x, how);
         }
         if let Some((into, dx)) = dx {
             let weights = param.value.values();
             let w = View::dense(&weights, cols);
-            product(into, ViewMut::dense(dx, cols), F::ONE, dy, w, threads);
+            product(into, ViewMut::dense(dx, cols), F::ONE, dy, w, how);
             if let Some(adapter) = param.adapter {
                 let a = self.get(adapter.a).value.values();
                 let (dh, a) = (View::dense(&dh, a.len() / cols), View::dense(&a, cols));
-                product(Into::Add, ViewMut::dense(dx, cols), F::ONE, dh, a, threads);
+                product(Into::Add, ViewMut::dense(dx, cols), F::ONE, dh, a, how);
             }
         }
     }

@@ -5,6 +5,7 @@
 pub struct Rng(u64);
 
 /// The finaliser of SplitMix64: 64 bits to 64 well-mixed bits.
+#[inline(always)]
 pub fn mix(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

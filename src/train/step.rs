@@ -11,6 +11,7 @@ use super::block::Pass;
 use super::blt::Blt;
 use super::byte_model::ByteModel;
 use super::grads::Grads;
+use super::matmul::{How, Precision};
 use super::ops::{Dropout, Score};
 use super::params::Params;
 use super::rng::mix;
@@ -88,18 +89,23 @@ impl Network {
     ///
     /// # Errors
     /// As [`Batch::new`].
+    #[allow(clippy::too_many_arguments)]
     pub fn gradients(
         &self,
         config: &Config,
         params: &Params<f32>,
         sequences: &[Sequence],
         n_shards: usize,
+        precision: Precision,
         share: f64,
         dropout: Option<Dropout>,
     ) -> Result<(Score, Grads<f32>)> {
         let n: usize = sequences.iter().map(Sequence::n).sum();
         let weight = share / n as f64;
-        let threads = rayon::current_num_threads() / n_shards.max(1);
+        let how = How {
+            threads: rayon::current_num_threads() / n_shards.max(1),
+            precision,
+        };
         let of_shard = |(number, shard): (usize, Vec<&Sequence>)| {
             let mut grads = params.new_grads();
             let mut score = Score::default();
@@ -110,7 +116,7 @@ impl Network {
                 });
                 let pass = Pass {
                     params,
-                    threads,
+                    how,
                     dropout,
                 };
                 score.add(&self.run(config, pass, chunk, weight, Some(&mut grads))?);
@@ -161,7 +167,7 @@ impl Network {
 fn plain(params: &Params<f32>) -> Pass<'_, f32> {
     Pass {
         params,
-        threads: 1,
+        how: How::default(),
         dropout: None,
     }
 }

@@ -269,6 +269,7 @@ impl Trainer {
                 &self.params,
                 &sequences,
                 shards,
+                self.settings.precision,
                 1.0 / self.settings.accumulate as f64,
                 dropout,
             )?;

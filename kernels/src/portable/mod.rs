@@ -16,7 +16,7 @@ use crate::vector::{self, Simd};
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
-vector::entry_points!(Portable, {}, tile 2 x 2, alone 2);
+vector::entry_points!(Portable, {}, tile 2 x 2, alone 2, wide 1);
 
 /// Lane by lane; the compiler vectorises what it can.
 #[inline(always)]

@@ -6,10 +6,12 @@
 
 pub(crate) mod exp;
 mod linear;
+mod product;
 mod quantized;
 mod rounded;
 
 pub(crate) use linear::linear;
+pub(crate) use product::product;
 pub(crate) use quantized::{linear_quantized, quantize_row};
 pub(crate) use rounded::{linear_rounded, round_row};
 

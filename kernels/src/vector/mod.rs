@@ -11,11 +11,13 @@
 mod int8;
 mod linear;
 mod math;
+mod product;
 mod rounded;
 
 pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
+pub(crate) use product::{BLOCK_WORDS, Whole, Words, product};
 pub(crate) use rounded::{Pairs, linear_pairs, linear_rounded, round_row};
 
 use half::f16;
@@ -84,6 +86,22 @@ pub(crate) trait Simd: Copy {
         let mut lanes = self.to_array(no);
         lanes[..n].copy_from_slice(&self.to_array(yes)[..n]);
         self.load_array(&lanes)
+    }
+
+    /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for i in 0..LANES {
+            for (j, x) in self.to_array(v[i]).into_iter().enumerate() {
+                rows[j][i] = x;
+            }
+        }
+        let mut out = v;
+        for (out, row) in out.iter_mut().zip(&rows) {
+            *out = self.load_array(row);
+        }
+        out
     }
 
     /// Asks for the cache line at `p`, which may be any address, into the second-level cache.
@@ -167,9 +185,29 @@ pub(crate) use fold_vectors;
 /// Instantiates the algorithms for one token type: `entry_points!(Token, attributes, tile sizes)`.
 ///
 /// `rows x inputs` is the register tile of a matrix times many vectors, `alone` the number of rows
-/// taken together when there are one or two vectors.
+/// taken together when there are one or two vectors, `wide` the vectors side by side in the tile of a
+/// product of matrices.
 macro_rules! entry_points {
-    ($token:ty, { $(#[$attr:meta])* }, tile $rows:literal x $inputs:literal, alone $alone:literal) => {
+    (
+        $token:ty, { $(#[$attr:meta])* },
+        tile $rows:literal x $inputs:literal, alone $alone:literal, wide $wide:literal
+    ) => {
+        $(#[$attr])*
+        pub(crate) fn run<R>(_: $token, f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        $(#[$attr])*
+        pub(crate) fn product(
+            s: $token,
+            into: $crate::product::Into,
+            c: &mut $crate::product::ViewMut<'_, f32>,
+            scale: f32,
+            a: $crate::product::View<'_, f32>,
+            b: $crate::product::View<'_, f32>,
+            packed: &mut $crate::product::Packed,
+        ) {
+            vector::product::<_, _, $wide>(s, vector::Whole, into, c, scale, a, b, packed)
+        }
         $(#[$attr])*
         pub(crate) fn linear_f32(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
             vector::linear::<_, vector::F32, $rows, $inputs, $alone>(s, w, cols, x, out)

@@ -14,7 +14,7 @@ use crate::vector::{self, Simd};
 vector::entry_points!(
     Neon,
     { #[target_feature(enable = "neon")] },
-    tile 2 x 2, alone 4
+    tile 2 x 2, alone 4, wide 1
 );
 
 /// Lanes 0..4, 4..8, 8..12 and 12..16.

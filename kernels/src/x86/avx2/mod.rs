@@ -13,7 +13,7 @@ use crate::vector::{self, Simd};
 vector::entry_points!(
     Avx2,
     { #[target_feature(enable = "avx2,fma,f16c")] },
-    tile 2 x 3, alone 4
+    tile 2 x 3, alone 4, wide 1
 );
 
 /// The tree of eight lanes.

@@ -2,6 +2,7 @@
 
 pub(crate) mod bf16;
 pub(crate) mod int8;
+pub(crate) mod product;
 
 use core::arch::x86_64::*;
 
@@ -14,7 +15,7 @@ use crate::vector::{self, Simd};
 vector::entry_points!(
     Avx512,
     { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")] },
-    tile 4 x 6, alone 8
+    tile 4 x 6, alone 8, wide 4
 );
 
 impl Simd for Avx512 {
@@ -166,6 +167,43 @@ impl Simd for Avx512 {
     fn first(self, n: usize, yes: __m512, no: __m512) -> __m512 {
         // SAFETY: as in `splat`.
         unsafe { _mm512_mask_blend_ps(((1u32 << n) - 1) as u16, no, yes) }
+    }
+    #[inline(always)]
+    fn transpose(self, mut v: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: as in `splat`.
+        unsafe {
+            // Pairs of rows, then fours: quarter q of vector 4 i + j then holds column 4 q + j of rows
+            // 4 i to 4 i + 3.
+            for i in 0..8 {
+                let (a, b) = (v[2 * i], v[2 * i + 1]);
+                v[2 * i] = _mm512_unpacklo_ps(a, b);
+                v[2 * i + 1] = _mm512_unpackhi_ps(a, b);
+            }
+            for i in 0..4 {
+                let (a, b) = (_mm512_castps_pd(v[4 * i]), _mm512_castps_pd(v[4 * i + 1]));
+                let (c, d) = (
+                    _mm512_castps_pd(v[4 * i + 2]),
+                    _mm512_castps_pd(v[4 * i + 3]),
+                );
+                v[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                v[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                v[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                v[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            // The same with quarters for elements.
+            for j in 0..4 {
+                let [a, b, c, d] = [v[j], v[4 + j], v[8 + j], v[12 + j]];
+                let ab_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b); // quarters 0, 2
+                let ab_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b); // quarters 1, 3
+                let cd_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d);
+                v[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_even, cd_even);
+                v[8 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_even, cd_even);
+                v[4 + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab_odd, cd_odd);
+                v[12 + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(ab_odd, cd_odd);
+            }
+            v
+        }
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {

@@ -1,0 +1,54 @@
+//! Products of matrices rounded to bf16, two values of k in a word.
+
+use core::arch::x86_64::*;
+use core::mem::transmute;
+
+use super::bf16::Bf16;
+use crate::isa::Avx512;
+use crate::product::{Into, Packed, View, ViewMut};
+use crate::vector::{self, Words};
+
+impl Words<Avx512> for Bf16 {
+    const PER_WORD: usize = 2;
+    #[inline(always)]
+    fn along(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: the tokens prove AVX-512 F and BF16, here and below. Both types are 512 bits.
+        unsafe { transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
+    }
+    #[inline(always)]
+    fn across(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: as in `along`; the halves are 256 bits.
+        unsafe {
+            let first = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
+            let second = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
+            let second = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(second));
+            _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(first), second))
+        }
+    }
+    #[inline(always)]
+    fn multiply_add(self, _s: Avx512, a: __m512, b: __m512, acc: __m512) -> __m512 {
+        // SAFETY: as in `along`.
+        unsafe {
+            let (a, b) = (
+                transmute::<__m512, __m512bh>(a),
+                transmute::<__m512, __m512bh>(b),
+            );
+            _mm512_dpbf16_ps(acc, a, b)
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn product_bf16(
+    s: Avx512,
+    words: Bf16,
+    into: Into,
+    c: &mut ViewMut<'_, f32>,
+    scale: f32,
+    a: View<'_, f32>,
+    b: View<'_, f32>,
+    packed: &mut Packed,
+) {
+    vector::product::<_, _, 4>(s, words, into, c, scale, a, b, packed)
+}
