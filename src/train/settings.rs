@@ -1,4 +1,7 @@
-//! Every setting of a training run, by one name: a flag of the program and a key of a JSON file.
+//! Every setting of a training run, by one name: a flag of the program and a key of a TOML or JSON
+//! file.
+
+use std::path::Path;
 
 use blt_kernels::Isa;
 use serde_json::{Map, Value};
@@ -96,7 +99,8 @@ impl<T: Field> Field for Vec<T> {
 
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
-        /// All settings. A field `seq_len` is the flag `--seq-len` and the JSON key `seq_len`.
+        /// All settings. A field `seq_len` is the flag `--seq-len` and the key `seq_len` of a
+        /// file.
         #[derive(Debug, Clone, PartialEq)]
         pub struct Settings {
             $($(#[doc = $doc])+ pub $name: $type,)*
@@ -272,16 +276,41 @@ settings! {
 }
 
 impl Settings {
+    /// Takes the settings of a file: TOML if its name ends in `.toml`, else JSON.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, else as [`Settings::set_json`].
+    pub fn set_file(&mut self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        match path.extension().is_some_and(|e| e == "toml") {
+            true => self.set_toml(&text),
+            false => self.set_json(&text),
+        }
+    }
+
     /// Takes the keys of a JSON object: numbers, texts, flags, lists of them.
     ///
     /// # Errors
     /// [`Error::Config`] for a key that is no setting or a value that is none of it.
     pub fn set_json(&mut self, text: &str) -> Result<()> {
-        let value: Value = serde_json::from_str(text)
-            .map_err(|e| Error::config("config", format!("expected JSON, found a fault: {e}")))?;
-        let Value::Object(map) = value else {
-            return Err(Error::config("config", "expected a JSON object"));
-        };
+        let map = serde_json::from_str(text).map_err(|e| {
+            let what = format!("expected a JSON object, found a fault: {e}");
+            Error::config("config", what)
+        })?;
+        self.set_all(map)
+    }
+
+    /// The same from TOML, without tables.
+    ///
+    /// # Errors
+    /// As [`Settings::set_json`].
+    pub fn set_toml(&mut self, text: &str) -> Result<()> {
+        let map = basic_toml::from_str(text)
+            .map_err(|e| Error::config("config", format!("expected TOML, found a fault: {e}")))?;
+        self.set_all(map)
+    }
+
+    fn set_all(&mut self, map: Map<String, Value>) -> Result<()> {
         let plain = |v: &Value| match v {
             Value::String(s) => s.clone(),
             other => other.to_string(),
@@ -522,7 +551,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_and_json_set_the_same() {
+    fn flags_and_files_set_the_same() {
         let mut a = Settings::default();
         for (name, text) in [
             ("seq-len", "77"),
@@ -536,6 +565,21 @@ mod tests {
         b.set_json("{\"seq_len\": 77, \"lr\": 0.5, \"hash_sizes\": [3, 4], \"tied\": true}")
             .unwrap();
         assert_eq!(a, b);
+        let mut b = Settings::default();
+        b.set_toml("# a run\nseq_len = 77\nlr = 0.5\nhash-sizes = [3, 4]\ntied = true\n")
+            .unwrap();
+        assert_eq!(a, b);
+        for bad in [
+            "seq_len = ",
+            "[model]\nseq_len = 77",
+            "seq_len = \"x\"",
+            "{\"seq_len\": 77}",
+        ] {
+            assert!(b.set_toml(bad).is_err(), "{bad}");
+        }
+        for bad in ["[]", "{", "{\"seq_len\": {}}", "seq_len = 77"] {
+            assert!(b.set_json(bad).is_err(), "{bad}");
+        }
         let mut c = Settings::default();
         c.set_json(&a.to_json().to_string()).unwrap();
         assert_eq!(a, c);

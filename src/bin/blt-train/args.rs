@@ -1,4 +1,4 @@
-//! The arguments: a stage, then settings by name, from flags and a JSON file.
+//! The arguments: a stage, then settings by name, from flags and files.
 
 use argh::{EarlyExit, FromArgs};
 use blt::train::settings::Settings;
@@ -22,7 +22,7 @@ pub struct Args {
     pub quiet: bool,
     /// What was set, in order; [`Settings`] names.
     pub set: Vec<(String, String)>,
-    /// JSON files with settings.
+    /// Files with settings.
     pub config: Vec<String>,
 }
 
@@ -35,7 +35,7 @@ fn help() -> String {
          Trains a Byte Latent Transformer on the CPU. First its entropy model (entropy), then all the\n\
          rest with that (main --entropy-model RUN); or goes on from any checkpoint (finetune).\n\n\
          Options:\n  \
-         --config FILE     settings from a JSON file; flags after it win\n  \
+         --config FILE     settings from a .toml or JSON file; flags win\n  \
          --resume          go on with the run in --out\n  \
          --log FILE        log as JSON lines (default: log.jsonl in --out)\n  \
          --plot FILE       write the loss curves as .svg or .html at the end\n  \

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use blt::Error;
 use blt::checkpoint::{Checkpoint, OpenOptions};
 use blt::config::{Config, PatchingMode};
 use blt::tensor::DType;
@@ -15,13 +14,12 @@ use blt::train::trainer::{Stage, Trainer};
 use super::args::Args;
 use super::common::args::Failure;
 
-/// The settings: those of the run to be resumed, then JSON files, then flags.
+/// The settings: those of the run to be resumed, then files, then flags.
 pub fn settings(args: &Args) -> Result<Settings, Failure> {
     let mut settings = Settings::default();
     let apply = |settings: &mut Settings| -> Result<(), Failure> {
         for path in &args.config {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            settings.set_json(&text)?;
+            settings.set_file(path.as_ref())?;
         }
         for (name, value) in &args.set {
             settings.set(name, value).map_err(Failure::usage)?;
