@@ -1,12 +1,17 @@
-//! The program `blt-train`: interrupted, killed, resumed, fine-tuning.
+//! The program `blt-train`: interrupted, killed, resumed, out of room, fine-tuning.
 #![cfg(all(feature = "train", feature = "cli", unix))]
+
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use blt::Model;
+use blt::checkpoint::{Checkpoint, OpenOptions, write_native};
+use blt::config::PatchingMode;
 use blt::train::state::Saved;
+use blt::{Model, Session, SessionOptions};
+use blt_kernels::BlockFormat;
 
 struct Temp(PathBuf);
 
@@ -64,6 +69,32 @@ fn succeed(mut command: Command) -> Output {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     output
+}
+
+/// The message of a program that must fail: one line, exit code 1.
+fn fail(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let last = errors.lines().last().unwrap_or_default().to_string();
+    assert!(last.starts_with("blt-train: "), "{errors}");
+    last
+}
+
+/// What the lines of a run's log have under a key, in order.
+fn logged(temp: &Temp, run: &str, key: &str) -> Vec<f64> {
+    let log = std::fs::read_to_string(temp.path(run).join("log.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines
+        .filter_map(|line: serde_json::Value| line[key].as_f64())
+        .collect()
+}
+
+/// A checkpoint that comes with the source.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
 }
 
 fn start(mut command: Command) -> Child {
@@ -192,6 +223,305 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
         "again",
         &space,
     ));
+}
+
+#[test]
+fn patches_are_cut_every_way_there_is() {
+    let temp = Temp::new("patching");
+    succeed(program(&temp, &["entropy"], "entropy", &["--steps", "5"]));
+    for (mode, more) in [
+        ("byte", &[][..]),
+        ("space", &[]),
+        ("static", &["--patch-size", "3"]),
+        ("entropy", &["--entropy-model", "entropy"]),
+    ] {
+        let all = [
+            &["--patching", mode, "--steps", "3", "--log-every", "1"],
+            more,
+        ]
+        .concat();
+        succeed(program(&temp, &["main"], mode, &all));
+        let length = logged(&temp, mode, "patch_length")[2];
+        let expected = match mode {
+            "byte" => 0.9..1.1,
+            "static" => 2.9..3.1,
+            _ => 1.5..9.0,
+        };
+        assert!(expected.contains(&length), "{mode}: {length}");
+        let model = Model::open(temp.path(mode).join("model.safetensors")).unwrap();
+        assert_eq!(
+            model.config().patcher.mode,
+            mode.parse::<PatchingMode>().unwrap()
+        );
+        let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+        session.feed(b"7 little stars and 3 moons").unwrap();
+        assert!(session.logits().iter().all(|l| l.is_finite()), "{mode}");
+    }
+}
+
+#[test]
+fn differential_attention_learns_and_goes_on() {
+    let temp = Temp::new("differential");
+    let settings = "diff_attention = [\"all\"]\ndiff_norm = [\"encoder\", \"entropy\"]\n\
+                    steps = 40\nlr = 1e-2\nlog_every = 1\ndtype = \"f32\"\n";
+    std::fs::write(temp.path("run.toml"), settings).unwrap();
+    let config = ["--config", "run.toml"];
+    succeed(program(&temp, &["entropy"], "entropy", &config));
+    let main = [
+        &config[..],
+        &["--patching", "entropy", "--entropy-model", "entropy"],
+    ]
+    .concat();
+    succeed(program(&temp, &["main"], "main", &main));
+    let model = Model::open(temp.path("main/model.safetensors")).unwrap();
+    let c = model.config();
+    let stacks = [
+        c.entropy.as_ref().unwrap(),
+        &c.encoder,
+        &c.global,
+        &c.decoder,
+    ];
+    let norms = stacks.map(|stack| stack.differential.as_ref().unwrap().head_norm);
+    assert_eq!(norms, [true, true, false, false]);
+    let tune = [
+        "--steps",
+        "10",
+        "--patching",
+        "entropy",
+        "--log-every",
+        "1",
+        "--dtype",
+        "f32",
+    ];
+    succeed(program(
+        &temp,
+        &["finetune", "main/model.safetensors"],
+        "tuned",
+        &tune,
+    ));
+    for (run, below) in [("entropy", 0.6), ("main", 0.6), ("tuned", 1.0)] {
+        let losses = logged(&temp, run, "loss");
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        assert!(last < below * first, "{run}: {first} to {last}");
+    }
+    let went_on = logged(&temp, "tuned", "loss")[0] / logged(&temp, "main", "loss")[39];
+    assert!((0.8..1.2).contains(&went_on), "{went_on}");
+
+    let hf = [&main[..], &["--steps", "1", "--hf", "hf"]].concat();
+    let message = fail(program(&temp, &["main"], "hf-run", &hf));
+    assert!(message.contains("no differential attention"), "{message}");
+    assert!(
+        !temp.path("hf-run/log.jsonl").exists(),
+        "refused before the work"
+    );
+}
+
+#[test]
+fn a_run_that_gets_no_better_stops() {
+    let temp = Temp::new("patience");
+    let more = [
+        "--steps",
+        "50",
+        "--valid-every",
+        "1",
+        "--patience",
+        "2",
+        "--lr",
+        "0",
+    ];
+    let output = succeed(program(&temp, &["main"], "run", &more));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("no better for 2 validations"), "{errors}");
+    let saved = Saved::open(&temp.path("run/state.safetensors")).unwrap();
+    assert_eq!((saved.position.step, saved.position.stale), (3, 2));
+    let of = |name: &str| std::fs::read(temp.path("run").join(name)).unwrap();
+    assert!(of("best.safetensors") == of("model.safetensors"));
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_as_it_was() {
+    let temp = Temp::new("full");
+    let more = ["--steps", "4", "--valid-every", "2"];
+    succeed(program(&temp, &["main"], "run", &more));
+    let files = || {
+        let mut files: Vec<_> = std::fs::read_dir(temp.path("run"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().unwrap() != "jsonl")
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    assert_eq!(before.len(), 3);
+    // Files may not grow beyond 64 blocks, and the signal for that is ignored: writing fails, as it
+    // does when there is no room.
+    let more = [
+        "--resume",
+        "--steps",
+        "8",
+        "--save-every",
+        "1",
+        "--valid-every",
+        "100",
+    ];
+    let on = program(&temp, &["main"], "run", &more);
+    let mut limited = Command::new("sh");
+    limited.current_dir(&temp.0);
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]);
+    limited.arg(on.get_program()).args(on.get_args());
+    let message = fail(limited);
+    assert!(
+        message.contains("run/state.safetensors: File too large"),
+        "{message}"
+    );
+    assert!(files() == before);
+    succeed(on);
+    let saved = Saved::open(&temp.path("run/state.safetensors")).unwrap();
+    assert_eq!(saved.position.step, 8);
+}
+
+#[test]
+fn the_same_text_trains_the_same_model_however_it_comes() {
+    let temp = Temp::new("sources");
+    let text = std::fs::read_to_string(temp.path("text.txt")).unwrap();
+    std::fs::create_dir_all(temp.path("folder/inner")).unwrap();
+    std::fs::write(temp.path("folder/inner/a.txt"), &text).unwrap();
+    std::fs::write(temp.path("folder/.hidden"), "not to be read").unwrap();
+    let line = serde_json::json!({"text": text, "title": "stars"});
+    std::fs::write(temp.path("text.jsonl"), format!("\n{line}\n")).unwrap();
+    let mut models = Vec::new();
+    for data in ["text.txt", "folder", "text.jsonl", "-"] {
+        let more = ["--steps", "2", "--data", data];
+        let mut command = program(&temp, &["main"], "run", &more);
+        command.stdin(std::fs::File::open(temp.path("text.txt")).unwrap());
+        succeed(command);
+        models.push(std::fs::read(temp.path("run/model.safetensors")).unwrap());
+    }
+    assert!(models.iter().all(|model| *model == models[0]));
+    let more = ["--steps", "2", "--data", "text.txt", "--valid", "folder"];
+    succeed(program(&temp, &["main"], "run", &more));
+    assert_ne!(
+        std::fs::read(temp.path("run/model.safetensors")).unwrap(),
+        models[0]
+    );
+}
+
+#[test]
+fn data_that_cannot_be_read_is_named() {
+    let temp = Temp::new("unreadable");
+    std::fs::create_dir(temp.path("empty")).unwrap();
+    std::fs::write(
+        temp.path("bad.jsonl"),
+        "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n",
+    )
+    .unwrap();
+    std::fs::write(temp.path("nothing.txt"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", temp.path("dangling")).unwrap();
+    for (data, expected) in [
+        ("missing", "No such file"),
+        ("dangling", "No such file"),
+        ("empty", "expected text, found none in empty"),
+        ("nothing.txt", "an empty file or a device"),
+        ("/dev/zero", "an empty file or a device"),
+        // It says that it has content, but (on Linux) cannot be mapped.
+        ("/sys/kernel/notes", "/sys/kernel/notes: No such"),
+        (
+            "bad.jsonl",
+            "line 2: expected an object with a string \"text\"",
+        ),
+    ] {
+        let more = ["--steps", "2", "--data", data];
+        let message = fail(program(&temp, &["main"], "run", &more));
+        assert!(message.contains(expected), "{data}: {message}");
+        assert!(!temp.path("run/state.safetensors").exists(), "{data}");
+    }
+}
+
+#[test]
+fn every_layout_can_be_fine_tuned() {
+    let temp = Temp::new("layouts");
+    for (name, entropy) in [
+        ("hf-gqa/model", None),
+        ("meta-bf16/consolidated", None),
+        ("meta-space/hub", None),
+        ("meta-threshadd/hub", Some("meta-threshadd/entropy_hub")),
+    ] {
+        let path = fixture(name).display().to_string();
+        let options = OpenOptions {
+            entropy_model: entropy.map(fixture),
+            ..OpenOptions::default()
+        };
+        let source = Checkpoint::open(path.as_ref(), &options).unwrap();
+        let mode = source.config().patcher.mode.name();
+        let separate = entropy.map(|e| fixture(e).display().to_string());
+        let tune = |out: &str, set: &[&str]| {
+            let mut more = vec!["--patching", mode, "--dtype", "f32", "--log-every", "1"];
+            if let Some(entropy) = &separate {
+                more.extend(["--entropy-model", entropy]);
+            }
+            more.extend(set);
+            succeed(program(&temp, &["finetune", &path], out, &more));
+            let path = temp.path(out).join("model.safetensors");
+            Checkpoint::open(&path, &OpenOptions::default()).unwrap()
+        };
+        // A learning rate of 0 changes nothing.
+        let same = tune("same", &["--steps", "1", "--lr", "0"]);
+        assert_eq!(same.config(), source.config(), "{name}");
+        for (tensor, values) in source.tensors() {
+            let found = same.tensor(tensor, values.shape()).unwrap();
+            assert_eq!(found.to_f32_vec(), values.to_f32_vec(), "{name}: {tensor}");
+        }
+        tune("tuned", &["--steps", "8", "--lr", "1e-2"]);
+        let losses = logged(&temp, "tuned", "loss");
+        assert!(losses[7] < 0.9 * losses[0], "{name}: {losses:?}");
+    }
+}
+
+#[test]
+fn quantised_weights_are_refused_or_widened() {
+    let temp = Temp::new("quantised");
+    let source = Checkpoint::open(&fixture("hf-gqa/model"), &OpenOptions::default()).unwrap();
+    for format in [BlockFormat::Q8_0, BlockFormat::Q4K] {
+        let quantised = common::quantized(&source, format);
+        let tensors = quantised
+            .tensors()
+            .map(|(name, t)| (name.to_string(), t.clone()));
+        write_native(&temp.path("quantised"), source.config(), tensors).unwrap();
+        let tune = |more: &[&str]| {
+            let set = [
+                "--patching",
+                "entropy",
+                "--dtype",
+                "f32",
+                "--steps",
+                "1",
+                "--lr",
+                "0",
+            ];
+            program(
+                &temp,
+                &["finetune", "quantised"],
+                "run",
+                &[&set, more].concat(),
+            )
+        };
+        let message = fail(tune(&[]));
+        assert!(
+            message.contains("--dequantize") && message.contains(format.name()),
+            "{message}"
+        );
+        for more in [&["--dequantize"][..], &["--dequantize", "--lora-rank", "2"]] {
+            succeed(tune(more));
+            let path = temp.path("run/model.safetensors");
+            let tuned = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
+            for (name, tensor) in quantised.tensors() {
+                let found = tuned.tensor(name, tensor.shape()).unwrap();
+                assert_eq!(found.to_f32_vec(), tensor.to_f32_vec(), "{name}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Text to train on: files, folders, JSONL or standard input, cut into documents and pieces.
 //!
 //! A document is what stands between two separator lines (a whole file if there is none), or the
-//! `text` of one JSONL line. It becomes BOS, its bytes, EOS; if that is longer than the longest
-//! sequence allowed, it is cut into pieces. Pieces are drawn in an order that the seed and the
-//! epoch determine.
+//! `text` of one JSONL line, whatever is in it. It becomes BOS, its bytes, EOS; if that is longer
+//! than the longest sequence allowed, it is cut into pieces. Pieces are drawn in an order that the
+//! seed and the epoch determine.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -79,9 +79,9 @@ impl Corpus {
         };
         let mut sources = Vec::new();
         for path in &files {
-            let source = read(path)?;
+            let (source, documents) = read(path, separator)?;
             let number = u32::try_from(sources.len()).expect("fewer files than 2^32");
-            for document in documents(source.bytes(), separator) {
+            for document in documents {
                 corpus.add(number, document, max_ids);
             }
             sources.push(source);
@@ -227,25 +227,32 @@ fn find_files(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> 
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Source> {
+/// The text of a file, and where its documents begin and end.
+fn read(path: &Path, separator: &str) -> Result<(Source, Documents)> {
     if path == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::stdin()
             .lock()
             .read_to_end(&mut bytes)
             .map_err(|e| Error::io("standard input", e))?;
-        return Ok(Source::Memory(bytes));
+        let documents = documents(&bytes, separator);
+        return Ok((Source::Memory(bytes), documents));
     }
     let file = MappedFile::open(path)?;
-    match path.extension().is_some_and(|e| e == "jsonl") {
-        true => texts_of_jsonl(path, file.bytes()).map(Source::Memory),
-        false => Ok(Source::Mapped(file)),
+    if path.extension().is_some_and(|e| e == "jsonl") {
+        let (texts, documents) = texts_of_jsonl(path, file.bytes())?;
+        return Ok((Source::Memory(texts), documents));
     }
+    let documents = documents(file.bytes(), separator);
+    Ok((Source::Mapped(file), documents))
 }
 
-/// The `text` fields, one document each, with the default separator between them.
-fn texts_of_jsonl(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut texts = Vec::new();
+/// First byte of each document, and one past its last.
+type Documents = Vec<(usize, usize)>;
+
+/// The `text` fields, one document each.
+fn texts_of_jsonl(path: &Path, bytes: &[u8]) -> Result<(Vec<u8>, Documents)> {
+    let (mut texts, mut documents) = (Vec::new(), Vec::new());
     for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -256,15 +263,17 @@ fn texts_of_jsonl(path: &Path, bytes: &[u8]) -> Result<Vec<u8>> {
         let text = value["text"]
             .as_str()
             .ok_or_else(|| fault("expected an object with a string \"text\"".into()))?;
-        // A separator is added even between texts that hold one: it would cut them there too.
+        let start = texts.len();
         texts.extend_from_slice(text.trim_end_matches('\n').as_bytes());
-        texts.extend_from_slice(format!("\n{SEPARATOR}\n").as_bytes());
+        if texts.len() > start {
+            documents.push((start, texts.len()));
+        }
     }
-    Ok(texts)
+    Ok((texts, documents))
 }
 
 /// Where the documents are, without the line ends around the separators.
-fn documents(bytes: &[u8], separator: &str) -> Vec<(usize, usize)> {
+fn documents(bytes: &[u8], separator: &str) -> Documents {
     let separator = separator.as_bytes();
     let (mut found, mut start, mut line_start) = (Vec::new(), 0, 0);
     let mut add = |start: usize, mut end: usize| {
@@ -340,9 +349,10 @@ mod tests {
     #[test]
     fn jsonl_and_its_faults() {
         let path = Path::new("x.jsonl");
-        let good = b"{\"text\": \"a\\nb\"}\n\n{\"text\": \"c\", \"n\": 1}";
-        let text = texts_of_jsonl(path, good).unwrap();
-        assert_eq!(documents(&text, SEPARATOR).len(), 2);
+        let good = b"{\"text\": \"a\\n<|endoftext|>\\n\"}\n\n{\"text\": \"\"}\n{\"text\": \"c\", \"n\": 1}";
+        let (text, documents) = texts_of_jsonl(path, good).unwrap();
+        let found: Vec<&[u8]> = documents.iter().map(|&(a, b)| &text[a..b]).collect();
+        assert_eq!(found, [&b"a\n<|endoftext|>"[..], b"c"]);
         for (bad, what) in [("{\"text\": 1}", "string"), ("\n{", "line 2")] {
             let message = texts_of_jsonl(path, bad.as_bytes())
                 .unwrap_err()

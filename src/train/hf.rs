@@ -13,7 +13,10 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
 /// What transformers cannot express is refused rather than dropped.
-fn check(config: &Config) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Unsupported`] naming the first such thing.
+pub fn check(config: &Config) -> Result<()> {
     let p = &config.patcher;
     let mut faults = Vec::new();
     match p.mode {

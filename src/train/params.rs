@@ -281,8 +281,13 @@ impl<F: Float> Params<F> {
             match &param.value {
                 Value::Owned(v) => axpy(F::ONE, &v[row * cols..][..cols], x),
                 Value::Frozen(t) => {
-                    let row = t.slice_rows(row..row + 1).expect("a row of the table");
-                    for (x, v) in x.iter_mut().zip(row.to_f32_vec()) {
+                    // Quantised rows lie in groups.
+                    let group = t.dtype().row_multiple(cols);
+                    let first = row / group * group;
+                    let end = (first + group).min(param.shape[0]);
+                    let rows = t.slice_rows(first..end).expect("rows of the table");
+                    let values = rows.to_f32_vec();
+                    for (x, &v) in x.iter_mut().zip(&values[(row - first) * cols..]) {
                         *x += F::of(v.into());
                     }
                 }

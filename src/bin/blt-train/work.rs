@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use blt::Error;
 use blt::train::ops::Score;
-use blt::train::plot;
 use blt::train::trainer::{Report, Trainer};
+use blt::train::{hf, plot};
 use serde_json::json;
 
 use super::args::Args;
@@ -30,6 +30,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Failure> {
     let mut trainer = start::trainer(args, settings)?;
+    if args.hf.is_some() {
+        hf::check(&trainer.config)?;
+    }
     let log_path = match &args.log {
         Some(path) => PathBuf::from(path),
         None => trainer.path("log.jsonl"),
