@@ -52,6 +52,9 @@
 mod cache;
 mod cancel;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 mod codec;
 pub mod config;
 pub mod error;

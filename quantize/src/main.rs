@@ -1,8 +1,5 @@
 //! The program `blt-quantize`: arguments, progress, tables. The work is the library's.
 
-#[path = "../../src/bin/common/mod.rs"]
-mod common;
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,10 +16,10 @@ use blt_quantize::convert::{Importance, Job};
 use blt_quantize::policy::{Policy, Rule, Target};
 use blt_quantize::{calibrate, evaluate, export, report};
 
-use common::args::{self, Failure};
-use common::interrupt;
-use common::model::ModelArgs;
-use common::progress::Progress;
+use blt::cli::args::{self, Failure};
+use blt::cli::interrupt;
+use blt::cli::model::ModelArgs;
+use blt::cli::progress::Progress;
 
 /// Bytes of the calibration text that are read unless said otherwise.
 const CALIBRATE_BYTES: usize = 1 << 15;

@@ -18,7 +18,9 @@ pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
 pub(crate) use product::{BLOCK_WORDS, Whole, Words, product};
-pub(crate) use rounded::{Pairs, linear_pairs, linear_rounded, round_row};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use rounded::{Pairs, linear_pairs};
+pub(crate) use rounded::{linear_rounded, round_row};
 
 use half::f16;
 

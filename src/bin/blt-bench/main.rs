@@ -4,8 +4,6 @@
 //! memory, `report` prints.
 
 mod bandwidth;
-#[path = "../common/mod.rs"]
-mod common;
 mod measure;
 mod report;
 
@@ -17,12 +15,12 @@ use argh::FromArgs;
 use blt::config::PatchingMode;
 use blt::{KvType, Model, Profile};
 
-use common::args::{self, Failure};
-use common::interrupt;
-use common::memory;
-use common::model::ModelArgs;
-use common::progress::Progress;
-use common::weights::Traffic;
+use blt::cli::args::{self, Failure};
+use blt::cli::interrupt;
+use blt::cli::memory;
+use blt::cli::model::ModelArgs;
+use blt::cli::progress::Progress;
+use blt::cli::weights::Traffic;
 use measure::{Bench, Runs};
 use report::Report;
 

@@ -6,8 +6,8 @@ use blt::config::PatchingMode;
 use blt::sampler::SamplerConfig;
 use blt::{GenerateOptions, KvType, Model, Result, Session, SessionOptions};
 
-use super::common::interrupt;
-use super::common::units;
+use blt::cli::interrupt;
+use blt::cli::units;
 
 /// What is read: plain English, since what a trained model makes patches of is not noise.
 const TEXT: &[u8] = b"The little boat had been on the lake all morning. Anna counted three ducks, a \

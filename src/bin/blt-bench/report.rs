@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use blt::{KvType, Profile};
 use serde_json::{Value, json};
 
-use super::common::units;
-use super::common::weights::Traffic;
 use super::measure::Runs;
+use blt::cli::units;
+use blt::cli::weights::Traffic;
 
 /// All that was measured.
 pub struct Report {

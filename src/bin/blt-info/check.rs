@@ -5,9 +5,9 @@ use blt::checkpoint::Checkpoint;
 use blt::error::Error;
 use blt::tensor::Tensor;
 
-use super::common::args::Failure;
-use super::common::interrupt;
-use super::common::progress::Progress;
+use blt::cli::args::Failure;
+use blt::cli::interrupt;
+use blt::cli::progress::Progress;
 
 /// Elements converted at once.
 const PIECE: usize = 1 << 20;

@@ -6,8 +6,8 @@ use blt::checkpoint::{Checkpoint, config_to_json};
 use blt::config::{Config, CrossAttentionConfig, PatchingMode, TransformerConfig};
 use serde_json::{Map, Value, json};
 
-use super::common::units;
-use super::common::weights::{Part, Traffic, by_part};
+use blt::cli::units;
+use blt::cli::weights::{Part, Traffic, by_part};
 
 /// What running the model takes, in bytes.
 struct Memory {

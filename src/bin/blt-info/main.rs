@@ -3,8 +3,6 @@
 //! This file: arguments and output. `check` reads every weight.
 
 mod check;
-#[path = "../common/mod.rs"]
-mod common;
 mod describe;
 
 use std::io::Write;
@@ -14,9 +12,9 @@ use std::process::ExitCode;
 use argh::FromArgs;
 use blt::config::PatchingMode;
 
-use common::args::{self, Failure};
-use common::interrupt;
-use common::model::{ModelArgs, isa_names};
+use blt::cli::args::{self, Failure};
+use blt::cli::interrupt;
+use blt::cli::model::{ModelArgs, isa_names};
 
 /// Say what a Byte Latent Transformer checkpoint holds and what running it takes.
 #[derive(FromArgs)]

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::common::{memory, units};
 use super::turn::{Runner, Turn};
+use blt::cli::{memory, units};
 
 /// One line.
 pub fn summary(turn: &Turn, runner: &Runner) -> String {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use blt::{FinishReason, GenerateOptions, Overflow, Session};
 
 use super::Args;
-use super::common::args::Failure;
-use super::common::output::TextOut;
-use super::common::progress::Progress;
-use super::common::{interrupt, terminal};
+use blt::cli::args::Failure;
+use blt::cli::output::TextOut;
+use blt::cli::progress::Progress;
+use blt::cli::{interrupt, terminal};
 
 /// Bytes of the prompt between two looks at Ctrl-C: as many as the engine reads in one pass.
 const PIECE: usize = 256;

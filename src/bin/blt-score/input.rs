@@ -6,7 +6,7 @@ use std::path::Path;
 
 use blt::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
-use super::common::args::Failure;
+use blt::cli::args::Failure;
 
 /// Bytes read at once, and between two looks at Ctrl-C: as many as the engine reads in one pass.
 const BLOCK: usize = 256;

@@ -3,8 +3,6 @@
 //! This file: arguments, the loop, the figures. `scorer` does the measuring; `table`, `page` and
 //! `dump` are the files it can leave behind.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod dump;
 mod input;
 mod page;
@@ -21,10 +19,10 @@ use blt::config::PatchingMode;
 use blt::{KvType, Profile, Session, SessionOptions};
 use serde_json::json;
 
-use common::args::{self, Failure};
-use common::model::{ModelArgs, patcher_config};
-use common::progress::Progress;
-use common::{interrupt, memory, units};
+use blt::cli::args::{self, Failure};
+use blt::cli::model::{ModelArgs, patcher_config};
+use blt::cli::progress::Progress;
+use blt::cli::{interrupt, memory, units};
 use input::Input;
 use page::Page;
 use scorer::{Edge, Scorer, Totals};

@@ -8,9 +8,9 @@ use blt::Session;
 use blt::config::PatchingMode;
 use blt::vocab::id_to_byte;
 
-use super::common::units;
 use super::scorer::{ScoredId, Totals};
 use super::table::SPECIAL;
+use blt::cli::units;
 
 /// Bytes of text shown. Browsers are slow beyond.
 const MAX_TEXT: usize = 512 << 10;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use blt::vocab::id_to_byte;
 
-use super::common::args::Failure;
 use super::scorer::ScoredId;
+use blt::cli::args::Failure;
 
 /// Names of the special ids.
 pub const SPECIAL: [&str; 4] = ["boe", "bos", "eos", "bpe"];

@@ -12,7 +12,7 @@ use blt::train::state::Saved;
 use blt::train::trainer::{Stage, Trainer};
 
 use super::args::Args;
-use super::common::args::Failure;
+use blt::cli::args::Failure;
 
 /// The settings: those of the run to be resumed, then files, then flags.
 pub fn settings(args: &Args) -> Result<Settings, Failure> {

@@ -11,9 +11,9 @@ use blt::train::{hf, plot};
 use serde_json::json;
 
 use super::args::Args;
-use super::common::args::Failure;
-use super::common::{interrupt, memory};
 use super::start;
+use blt::cli::args::Failure;
+use blt::cli::{interrupt, memory};
 
 /// Runs the program.
 pub fn run(args: Args) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Stdout, Write};
 
-use blt::utf8::Utf8Stream;
+use crate::utf8::Utf8Stream;
 
 use super::args::Failure;
 use super::terminal;
@@ -15,6 +15,12 @@ pub struct TextOut {
     /// The incomplete character, if this is a terminal.
     characters: Option<Utf8Stream>,
     text: String, // kept so that a byte allocates nothing
+}
+
+impl Default for TextOut {
+    fn default() -> Self {
+        TextOut::new()
+    }
 }
 
 impl TextOut {

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use blt::checkpoint::{Checkpoint, OpenOptions};
-use blt::config::{Config, PatcherConfig, PatchingMode};
-use blt::model::Model;
-use blt::ops::{Compute, Profile};
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::config::{Config, PatcherConfig, PatchingMode};
+use crate::model::Model;
+use crate::ops::{Compute, Profile};
 use blt_kernels::Isa;
 
 use super::args::Failure;

@@ -4,8 +4,8 @@
 //! The batch of one is what counts here: generating a byte reads every matrix on the byte's path
 //! once, and every matrix on the patch's path once per patch. Of an embedding table it reads a row.
 
-use blt::checkpoint::Checkpoint;
-use blt::tensor::Tensor;
+use crate::checkpoint::Checkpoint;
+use crate::tensor::Tensor;
 
 /// Which part of the model a tensor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

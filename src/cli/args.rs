@@ -40,8 +40,8 @@ impl Failure {
     }
 }
 
-impl From<blt::Error> for Failure {
-    fn from(error: blt::Error) -> Self {
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Self {
         Failure::Failed(error.to_string())
     }
 }
