@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 use blt::config::PatchingMode;
-use blt::{KvType, Model, Profile};
+use blt::{KvType, Profile};
 
 use common::args::{self, Failure};
 use common::interrupt;
