@@ -64,6 +64,8 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
+    /// A GPU that was asked for is not there, cannot run the kernels, is out of memory or was lost.
+    Device(String),
     /// The file is sound, but asks for something this engine does not do.
     Unsupported(String),
     /// A [`Canceller`](crate::Canceller) asked to stop.
@@ -134,7 +136,7 @@ impl fmt::Display for Error {
                  raise the limit or ask for a sliding context"
             ),
             Error::Argument { name, what } => write!(f, "{name}: {what}"),
-            Error::Unsupported(what) => write!(f, "{what}"),
+            Error::Device(what) | Error::Unsupported(what) => write!(f, "{what}"),
             Error::Cancelled => write!(f, "cancelled by the caller; nothing was kept of this call"),
         }
     }

@@ -48,6 +48,7 @@
 //! # Features
 //!
 //! - `cli` (default): the programs; turn it off to use the library alone.
+//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Never yet run on one, only on an emulation.
 
 mod cache;
 mod cancel;
@@ -57,6 +58,10 @@ pub mod checkpoint;
 pub mod cli;
 mod codec;
 pub mod config;
+#[cfg(feature = "cuda")]
+#[allow(dead_code)]
+mod cuda;
+mod device;
 pub mod error;
 #[cfg(feature = "capi")]
 pub mod ffi;
@@ -77,6 +82,9 @@ pub mod vocab;
 
 pub use cache::KvType;
 pub use cancel::Canceller;
+#[cfg(feature = "cuda")]
+pub use cuda::{DeviceInfo, devices};
+pub use device::Device;
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator};
 pub use model::Model;

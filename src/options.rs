@@ -11,6 +11,7 @@ use blt_kernels::Isa;
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::{PatcherConfig, PatchingMode};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::model::Model;
@@ -35,6 +36,7 @@ pub struct ModelOptions {
     isa: Option<Isa>,
     profile: Profile,
     preload: bool,
+    device: Device,
 }
 
 impl Model {
@@ -60,6 +62,12 @@ impl ModelOptions {
     /// Arithmetic of products with unquantised weights; [`Profile::Exact`], if not set.
     pub fn profile(mut self, profile: Profile) -> Self {
         self.profile = profile;
+        self
+    }
+
+    /// Device that computes; the CPU, if not set. See [`Model::on_device`].
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
         self
     }
 
@@ -163,7 +171,7 @@ impl ModelOptions {
             flow = progress(total, total);
         }
         match flow {
-            ControlFlow::Continue(()) => Ok(model),
+            ControlFlow::Continue(()) => model.on_device(self.device),
             ControlFlow::Break(()) => Err(Error::Cancelled),
         }
     }

@@ -46,6 +46,10 @@ mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+/// The CUDA kernels of `cuda/`, compiled ahead for several architectures: see `cuda/build`.
+#[cfg(feature = "cuda")]
+pub static CUDA_FATBIN: &[u8] = include_bytes!("../cuda/blt.fatbin");
+
 pub use block::{ActivationRows, BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};
 pub use product::{Into, Precision, View, ViewMut, product, vectorized};

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::{Config, PatcherConfig, PatchingMode};
+use crate::device::Device;
 use crate::model::Model;
 use crate::ops::{Compute, Profile};
 use blt_kernels::Isa;
@@ -27,13 +28,23 @@ pub struct ModelArgs<'a> {
     pub isa: Option<&'a str>,
     /// The arithmetic.
     pub profile: Profile,
+    /// What computes.
+    pub device: Device,
 }
 
 impl ModelArgs<'_> {
     /// Opens the checkpoint and takes its weights.
     pub fn load(&self) -> Result<Model, Failure> {
-        let compute = self.compute()?;
-        Ok(Model::load(&self.open()?, compute)?)
+        self.take(&self.open()?)
+    }
+
+    /// Takes the weights of an open checkpoint.
+    pub fn take(&self, checkpoint: &Checkpoint) -> Result<Model, Failure> {
+        let model = Model::load(checkpoint, self.compute()?)?.on_device(self.device)?;
+        if self.device == Device::Auto {
+            eprintln!("computing on {}", model.gpu_name().unwrap_or("the CPU"));
+        }
+        Ok(model)
     }
 
     /// Opens the checkpoint.

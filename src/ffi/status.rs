@@ -65,7 +65,7 @@ impl From<Error> for Failure {
             Error::NonFinite { .. } => BLT_ERROR_NON_FINITE,
             Error::ContextFull { .. } => BLT_ERROR_CONTEXT_FULL,
             Error::Argument { .. } => BLT_ERROR_ARGUMENT,
-            Error::Unsupported(_) => BLT_ERROR_UNSUPPORTED,
+            Error::Unsupported(_) | Error::Device(_) => BLT_ERROR_UNSUPPORTED,
             Error::Cancelled => BLT_ERROR_CANCELLED,
         };
         Failure {

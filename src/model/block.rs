@@ -19,22 +19,22 @@ pub struct Stack {
     /// Shape of the layers.
     pub config: TransformerConfig,
     rope: Rope,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
 }
 
 /// One layer. Matrices are row-major (out, in).
 #[derive(Debug)]
-struct Block {
-    attention_norm: Vec<f32>, // (dim)
-    wq: Matrix,               // (n_heads * head_dim, dim)
-    wk: Matrix,               // (n_kv_heads * head_dim, dim)
-    wv: Matrix,               // (n_kv_heads * head_dim, dim)
-    wo: Matrix,               // (dim, n_heads * head_dim)
-    ffn_norm: Vec<f32>,       // (dim)
-    w1: Matrix,               // (hidden_dim, dim)
-    w2: Matrix,               // (dim, hidden_dim)
-    w3: Matrix,               // (hidden_dim, dim)
-    differential: Option<Differential>,
+pub(super) struct Block {
+    pub(super) attention_norm: Vec<f32>, // (dim)
+    pub(super) wq: Matrix,               // (n_heads * head_dim, dim)
+    pub(super) wk: Matrix,               // (n_kv_heads * head_dim, dim)
+    pub(super) wv: Matrix,               // (n_kv_heads * head_dim, dim)
+    pub(super) wo: Matrix,               // (dim, n_heads * head_dim)
+    pub(super) ffn_norm: Vec<f32>,       // (dim)
+    pub(super) w1: Matrix,               // (hidden_dim, dim)
+    pub(super) w2: Matrix,               // (dim, hidden_dim)
+    pub(super) w3: Matrix,               // (hidden_dim, dim)
+    pub(super) differential: Option<Differential>,
 }
 
 /// Where the rows of one forward pass stand.
@@ -49,7 +49,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn visible(&self) -> Vec<Range<usize>> {
+    /// The positions each row sees.
+    pub fn visible(&self) -> Vec<Range<usize>> {
         let ends = self.first + 1..;
         let starts = self.visible_from.iter();
         starts.zip(ends).map(|(&from, end)| from..end).collect()

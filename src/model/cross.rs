@@ -16,13 +16,13 @@ use crate::ops::{self, Compute, Heads, KvTile, Matrix};
 /// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
 #[derive(Debug)]
 pub struct CrossAttention {
-    config: CrossAttentionConfig,
-    norm_q: Vec<f32>,  // (dim)
-    norm_kv: Vec<f32>, // (dim)
-    wq: Matrix,        // (n_heads * head_dim, dim)
-    wk: Matrix,        // (n_kv_heads * head_dim, dim)
-    wv: Matrix,        // (n_kv_heads * head_dim, dim)
-    wo: Matrix,        // (dim, n_heads * head_dim)
+    pub(super) config: CrossAttentionConfig,
+    pub(super) norm_q: Vec<f32>,  // (dim)
+    pub(super) norm_kv: Vec<f32>, // (dim)
+    pub(super) wq: Matrix,        // (n_heads * head_dim, dim)
+    pub(super) wk: Matrix,        // (n_kv_heads * head_dim, dim)
+    pub(super) wv: Matrix,        // (n_kv_heads * head_dim, dim)
+    pub(super) wo: Matrix,        // (dim, n_heads * head_dim)
 }
 
 impl CrossAttention {
@@ -47,6 +47,15 @@ impl CrossAttention {
             wv: matrix("wv", kv_dim, dim)?,
             wo: matrix("wo", dim, q_dim)?,
         })
+    }
+
+    /// Shape of the heads.
+    pub fn heads(&self) -> Heads {
+        Heads {
+            n_heads: self.config.n_heads,
+            n_kv_heads: self.config.n_kv_heads,
+            head_dim: self.config.head_dim,
+        }
     }
 
     /// Width of a key or value row.
@@ -83,11 +92,6 @@ impl CrossAttention {
         ops::rms_norm(compute, x, &self.norm_q, self.config.norm_eps, &mut a);
         let mut q = vec![0.0; n * self.wq.rows()];
         ops::linear(compute, &self.wq, &a, &mut q);
-        let heads = Heads {
-            n_heads: self.config.n_heads,
-            n_kv_heads: self.config.n_kv_heads,
-            head_dim: self.config.head_dim,
-        };
         let tile = KvTile {
             first,
             n: k.len() / self.kv_dim(),
@@ -97,7 +101,7 @@ impl CrossAttention {
             head_stride: self.config.head_dim,
         };
         let mut o = vec![0.0; q.len()];
-        ops::attention(compute, heads, &q, &[tile], visible, &mut o);
+        ops::attention(compute, self.heads(), &q, &[tile], visible, &mut o);
         ops::linear(compute, &self.wo, &o, &mut a);
         ops::double_add(compute, x, &a);
     }

@@ -17,15 +17,15 @@ use crate::vocab::VOCAB_SIZE;
 /// The local decoder's weights.
 #[derive(Debug)]
 pub struct Decoder {
-    patch_projection: Matrix,   // (k * dim, global dim)
-    cross: Vec<CrossAttention>, // before every layer, or before the first only
+    pub(super) patch_projection: Matrix,   // (k * dim, global dim)
+    pub(super) cross: Vec<CrossAttention>, // before every layer, or before the first only
     /// The self-attention layers.
     pub layers: Stack,
-    norm: Vec<f32>, // (dim)
-    output: Matrix, // (vocab, dim)
+    pub(super) norm: Vec<f32>, // (dim)
+    pub(super) output: Matrix, // (vocab, dim)
     /// Patches a byte sees.
-    cross_window: usize,
-    k: usize,
+    pub(super) cross_window: usize,
+    pub(super) k: usize,
 }
 
 /// Keys and values of the latest patches in one cross-attention: k rows of kv_dim per patch.

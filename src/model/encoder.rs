@@ -23,14 +23,14 @@ pub struct Encoder {
     hash_embeddings: Vec<Matrix>, // each (hash vocab, dim)
     /// The self-attention layers.
     pub layers: Stack,
-    patch_projection: Matrix, // (k * dim, dim)
+    pub(super) patch_projection: Matrix, // (k * dim, dim)
     /// The cross-attentions that count, each with the layer whose output it reads.
-    cross: Vec<(usize, CrossAttention)>,
+    pub(super) cross: Vec<(usize, CrossAttention)>,
     /// The layer whose output is pooled.
-    pool_layer: usize,
+    pub(super) pool_layer: usize,
     /// Patches a patch's queries see, the own one included.
-    cross_window: usize,
-    k: usize,
+    pub(super) cross_window: usize,
+    pub(super) k: usize,
 }
 
 impl Encoder {

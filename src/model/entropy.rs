@@ -17,8 +17,8 @@ pub struct EntropyModel {
     tok_embeddings: Matrix, // (vocab, dim)
     /// The layers.
     pub layers: Stack,
-    norm: Vec<f32>, // (dim)
-    output: Matrix, // (vocab, dim)
+    pub(super) norm: Vec<f32>, // (dim)
+    pub(super) output: Matrix, // (vocab, dim)
 }
 
 impl EntropyModel {
@@ -33,6 +33,16 @@ impl EntropyModel {
         })
     }
 
+    /// Embeddings of ids (n, dim).
+    pub fn embed(&self, compute: &Compute, ids: &[Id]) -> Vec<f32> {
+        let dim = self.norm.len();
+        let mut x = vec![0.0; ids.len() * dim]; // (n, dim)
+        for (x, &id) in x.chunks_exact_mut(dim).zip(ids) {
+            ops::add_table_row(compute, &self.tok_embeddings, id.into(), x);
+        }
+        x
+    }
+
     /// Logits of the next id after each of `ids` (n, vocab).
     pub fn forward(
         &self,
@@ -41,11 +51,7 @@ impl EntropyModel {
         rows: &Rows,
         cache: &mut KvCache,
     ) -> Vec<f32> {
-        let dim = self.norm.len();
-        let mut x = vec![0.0; ids.len() * dim]; // (n, dim)
-        for (x, &id) in x.chunks_exact_mut(dim).zip(ids) {
-            ops::add_table_row(compute, &self.tok_embeddings, id.into(), x);
-        }
+        let mut x = self.embed(compute, ids); // (n, dim)
         for layer in 0..self.layers.n_layers() {
             self.layers
                 .forward_layer(compute, layer, rows, cache, &mut x);

@@ -48,7 +48,8 @@ impl Model {
     /// Reads up to [`MAX_BATCH`] `ids`. On an error the state stays as it was.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] if an entropy or a wanted logit is NaN or infinite.
+    /// [`Error::NonFinite`] if an entropy or a wanted logit is NaN or infinite; [`Error::Device`] if
+    /// the GPU fails.
     pub(crate) fn forward(
         &self,
         state: &mut State,
@@ -66,6 +67,8 @@ impl Model {
             state.starts.truncate(old.1);
             state.eos.truncate(old.2);
             state.patcher = patcher;
+        }
+        if result.is_err() && self.device.is_none() {
             state.byte_states.iter_mut().for_each(|s| s.truncate(old.0));
             state.global_out.truncate(old.1 - 1);
             state.read_patches_again(self);
@@ -86,6 +89,9 @@ impl Model {
         let n = ids.len();
         let end = first + n;
         assert!((1..=MAX_BATCH).contains(&n));
+        let mut gpu = (self.device.as_ref())
+            .map(|device| device.begin(&mut state.device))
+            .transpose()?;
 
         state.ids.extend_from_slice(ids);
         let eos = (first..end).filter(|&p| state.ids[p] == EOS);
@@ -102,19 +108,26 @@ impl Model {
             let origin = |p: usize| p / reset * reset;
             let barrier = |p| segment(&entropy.layers.config, p).max(origin(p));
             let rows = entropy.layers.rows(first, n, origin, barrier);
-            let logits = entropy.forward(compute, ids, &rows, cache); // (n, vocab)
-            let row_entropy = |row| ops::entropy(compute, row);
-            state
-                .entropies
-                .extend(logits.chunks_exact(VOCAB_SIZE).map(row_entropy));
+            let of_trace = trace.as_deref_mut().map(|t| &mut t.entropy_logits);
+            if let Some(gpu) = &mut gpu {
+                let x = entropy.embed(compute, ids);
+                let entropies = gpu.entropies(&x, &rows, of_trace)?;
+                state.entropies.extend(entropies);
+            } else {
+                let logits = entropy.forward(compute, ids, &rows, cache); // (n, vocab)
+                let row_entropy = |row| ops::entropy(compute, row);
+                state
+                    .entropies
+                    .extend(logits.chunks_exact(VOCAB_SIZE).map(row_entropy));
+                if let Some(of_trace) = of_trace {
+                    of_trace.extend(logits);
+                }
+            }
             if let Some(bad) = state.entropies[first..].iter().position(|e| !e.is_finite()) {
                 return Err(Error::NonFinite {
                     what: "entropy",
                     position: first + bad,
                 });
-            }
-            if let Some(trace) = trace.as_deref_mut() {
-                trace.entropy_logits.extend_from_slice(&logits);
             }
         } else {
             state.entropies.resize(end, f32::NAN);
@@ -138,48 +151,65 @@ impl Model {
         }
         let layers = &w.encoder.layers;
         let rows = layers.rows(first, n, origin, |p| segment(&layers.config, p));
-        let (cache, states) = (&mut state.encoder_cache, &mut state.byte_states);
-        w.encoder.forward(compute, &rows, cache, states, &mut x);
+        if let Some(gpu) = &mut gpu {
+            x = gpu.bytes(&x, &rows, trace.is_some())?;
+        } else {
+            let (cache, states) = (&mut state.encoder_cache, &mut state.byte_states);
+            w.encoder.forward(compute, &rows, cache, states, &mut x);
+        }
         if let Some(trace) = trace.as_deref_mut() {
             trace.encoder_hidden.extend_from_slice(&x);
         }
 
         // Patches that these bytes close: their vectors, then the global transformer.
-        let closed = state.closed_between(first, end);
+        let closed = State::closed_between(&state.starts, first, end);
         if !closed.is_empty() {
             let (states, starts) = (&state.byte_states, &state.starts);
-            let vectors = w.encoder.patches(compute, states, starts, closed.clone()); // (m, k * local dim)
-            if let Some(trace) = trace.as_deref_mut() {
-                trace.encoder_cross.extend_from_slice(&vectors);
-            }
-            let eos_patches = state.eos_patches();
+            let eos_patches = State::eos_patches(&state.eos, starts);
             let layers = &w.global.layers;
             let barrier = |p| match layers.config.eos_segments {
                 true => State::segment_start(&eos_patches, p),
                 false => 0,
             };
             let rows = layers.rows(closed.start, closed.len(), origin, barrier);
-            let cache = &mut state.global_cache;
-            let outputs = w.global.forward(compute, &rows, cache, vectors); // (m, global dim)
+            // Vectors (m, k * local dim) and global outputs (m, global dim).
+            let (vectors, outputs) = if let Some(gpu) = &mut gpu {
+                gpu.patches(starts, closed, &rows, trace.is_some())?
+            } else {
+                let vectors = w.encoder.patches(compute, states, starts, closed);
+                let of_trace = match trace.is_some() {
+                    true => vectors.clone(),
+                    false => Vec::new(),
+                };
+                let cache = &mut state.global_cache;
+                let outputs = w.global.forward(compute, &rows, cache, vectors);
+                state.global_out.push(&outputs);
+                w.decoder
+                    .add_patches(compute, &outputs, &mut state.patch_kv);
+                (of_trace, outputs)
+            };
             if let Some(trace) = trace {
-                trace.global_out.extend_from_slice(&outputs);
+                trace.encoder_cross.extend(vectors);
+                trace.global_out.extend(outputs);
             }
-            state.global_out.push(&outputs);
-            w.decoder
-                .add_patches(compute, &outputs, &mut state.patch_kv);
         }
 
         // Each byte reads the last patch closed when it has been read.
         let layers = &w.decoder.layers;
         let rows = layers.rows(first, n, origin, |p| segment(&layers.config, p));
-        let (kv, cache) = (&state.patch_kv, &mut state.decoder_cache);
-        w.decoder
-            .forward(compute, &rows, &n_closed, kv, cache, &mut x);
-        let dim = layers.config.dim;
-        let logits = match wanted {
-            Wanted::Nothing => Vec::new(),
-            Wanted::Last => w.decoder.logits(compute, &x[(n - 1) * dim..]),
-            Wanted::All => w.decoder.logits(compute, &x),
+        let logits = if let Some(gpu) = &mut gpu {
+            let seen = n_closed.iter().map(|&n| w.decoder.patches_seen(n));
+            gpu.decode(&rows, &seen.collect::<Vec<_>>(), wanted)?
+        } else {
+            let (kv, cache) = (&state.patch_kv, &mut state.decoder_cache);
+            w.decoder
+                .forward(compute, &rows, &n_closed, kv, cache, &mut x);
+            let dim = layers.config.dim;
+            match wanted {
+                Wanted::Nothing => Vec::new(),
+                Wanted::Last => w.decoder.logits(compute, &x[(n - 1) * dim..]),
+                Wanted::All => w.decoder.logits(compute, &x),
+            }
         };
         if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
             let rows = logits.len() / VOCAB_SIZE;
@@ -188,7 +218,10 @@ impl Model {
                 position: end - rows + bad / VOCAB_SIZE,
             });
         }
-        state.drop_unneeded(self);
+        drop(gpu);
+        if self.device.is_none() {
+            state.drop_unneeded(self);
+        }
         Ok(Batch { logits })
     }
 }

@@ -7,6 +7,11 @@
 mod block;
 mod cross;
 mod decoder;
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_device.rs"]
+mod device;
 mod differential;
 mod encoder;
 mod entropy;
@@ -24,6 +29,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
+use crate::device::Device;
 use crate::error::Result;
 use crate::ops::Compute;
 
@@ -32,6 +38,7 @@ pub(crate) use forward::{Batch, MAX_BATCH, Wanted};
 pub(crate) use state::State;
 
 use decoder::Decoder;
+use device::DeviceModel;
 use encoder::Encoder;
 use entropy::EntropyModel;
 use global::Global;
@@ -42,6 +49,8 @@ use stored::Stored;
 pub struct Model {
     weights: Arc<Weights>,
     compute: Arc<Compute>,
+    /// The weights on a GPU, if that computes.
+    device: Option<Arc<DeviceModel>>,
 }
 
 #[derive(Debug)]
@@ -84,6 +93,7 @@ impl Model {
                 config,
             }),
             compute: Arc::new(compute),
+            device: None,
         })
     }
 
@@ -92,7 +102,40 @@ impl Model {
         Model {
             weights: Arc::clone(&self.weights),
             compute: Arc::new(compute),
+            device: self.device.clone(),
         }
+    }
+
+    /// The same weights computed on a device. On a GPU all matrices are copied to its memory;
+    /// embedding tables stay in that of the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if there is no such device, it cannot run the kernels, its memory
+    /// does not suffice, or this crate was built without the feature `cuda`. Not for
+    /// [`Device::Auto`], which then is the CPU.
+    pub fn on_device(&self, device: Device) -> Result<Self> {
+        let device = match device {
+            Device::Cpu => None,
+            Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n)?),
+            Device::Auto => DeviceModel::new(&self.weights, 0).ok(),
+        };
+        Ok(Model {
+            device: device.map(Arc::new),
+            ..self.clone()
+        })
+    }
+
+    /// Bytes per second that the GPU reads and writes together when it copies; `None` on the CPU.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if it has no room for two buffers of 256 MiB.
+    pub fn gpu_bandwidth(&self) -> Result<Option<f64>> {
+        (self.device.as_ref().map(|device| device.bandwidth())).transpose()
+    }
+
+    /// The name of the GPU that computes; `None` if the CPU does.
+    pub fn gpu_name(&self) -> Option<&str> {
+        self.device.as_ref().map(|device| device.name())
     }
 
     /// The hyper-parameters.

@@ -1,9 +1,11 @@
 //! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::Model;
 use super::decoder::PatchKv;
+use super::device::Caches;
 use super::patcher::Patcher;
 use crate::cache::{KvCache, KvType, RowStore};
 use crate::vocab::Id;
@@ -34,12 +36,20 @@ pub struct State {
     pub(super) patch_kv: Vec<PatchKv>,
     /// Length at which the entropy model last began anew, and how often it does.
     pub(super) entropy_reset: Option<usize>,
+    /// Caches on a GPU, in place of those above, which then stay empty. Made by the first pass; a fork
+    /// shares them until one side reads on.
+    pub(super) device: Option<Arc<Caches>>,
 }
 
 /// Bytes that can be taken back, or are read at once, without recomputing what lies before.
 pub(super) const SLACK: usize = 256;
 
 impl State {
+    /// Whether the caches are on a GPU.
+    pub(crate) fn is_on_device(&self) -> bool {
+        self.device.is_some()
+    }
+
     /// The state before the first byte. The entropy model begins anew every `entropy_reset` bytes
     /// (Meta's patcher: 8192; `None`: never), and does not run at all unless `entropies`.
     pub fn new(
@@ -65,6 +75,7 @@ impl State {
             global_out: RowStore::new(w.config.global.dim),
             patch_kv: w.decoder.new_patch_kv(),
             entropy_reset,
+            device: None,
         }
     }
 
@@ -99,6 +110,7 @@ impl State {
             .map(KvCache::n_bytes))
         .sum::<usize>()
             + rows.map(RowStore::n_bytes).sum::<usize>()
+            + self.device.as_deref().map_or(0, Caches::memory)
     }
 
     /// Goes back to the first `len` ids.
@@ -110,6 +122,13 @@ impl State {
         let n_starts = self.starts.partition_point(|&s| s <= len);
         let n_closed = n_starts - 1;
         let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
+        if let Some(caches) = &self.device {
+            let held = caches.hold(len, n_closed);
+            if held {
+                self.truncate_text(len, n_starts);
+            }
+            return held;
+        }
         // The next byte sees `window - 1` positions before its own.
         let holds = |cache: &KvCache, window: Option<usize>| {
             window.is_none_or(|window| cache.oldest() <= (len + 1).saturating_sub(window))
@@ -125,12 +144,7 @@ impl State {
         if !held {
             return false;
         }
-        self.ids.truncate(len);
-        self.entropies.truncate(len);
-        self.starts.truncate(n_starts);
-        self.eos.retain(|&p| p < len);
-        self.patcher
-            .rewind(len, &self.ids, &self.entropies, self.starts[n_closed]);
+        self.truncate_text(len, n_starts);
         for cache in self.entropy_cache.iter_mut() {
             cache.truncate(len);
         }
@@ -141,6 +155,16 @@ impl State {
         self.global_out.truncate(n_closed);
         self.read_patches_again(model);
         true
+    }
+
+    /// Goes back to `len` ids and `n_starts` patch starts in all but the caches.
+    fn truncate_text(&mut self, len: usize, n_starts: usize) {
+        self.ids.truncate(len);
+        self.entropies.truncate(len);
+        self.starts.truncate(n_starts);
+        self.eos.retain(|&p| p < len);
+        self.patcher
+            .rewind(len, &self.ids, &self.entropies, self.starts[n_starts - 1]);
     }
 
     /// Makes what the decoder reads of the last patches anew from the global outputs.
@@ -174,16 +198,16 @@ impl State {
     }
 
     /// Closed patches among `patches` that hold an EOS, and all such patches before them.
-    pub(super) fn eos_patches(&self) -> Vec<usize> {
-        let of = |&p: &usize| self.starts.partition_point(|&s| s <= p) - 1;
-        let mut patches: Vec<usize> = self.eos.iter().map(of).collect();
+    pub(super) fn eos_patches(eos: &[usize], starts: &[usize]) -> Vec<usize> {
+        let of = |&p: &usize| starts.partition_point(|&s| s <= p) - 1;
+        let mut patches: Vec<usize> = eos.iter().map(of).collect();
         patches.dedup();
         patches
     }
 
     /// Patches closed by the ids up to `end` but not by those up to `from`.
-    pub(super) fn closed_between(&self, from: usize, end: usize) -> Range<usize> {
-        let closed = |n: usize| self.starts.partition_point(|&s| s <= n) - 1;
+    pub(super) fn closed_between(starts: &[usize], from: usize, end: usize) -> Range<usize> {
+        let closed = |n: usize| starts.partition_point(|&s| s <= n) - 1;
         closed(from)..closed(end)
     }
 }

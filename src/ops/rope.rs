@@ -46,6 +46,11 @@ impl Rope {
 }
 
 impl Angles {
+    /// Cosines and sines, each (n, head_dim / 2).
+    pub fn cos_sin(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Turns every head of every row of x (n, heads * head_dim) in place.
     pub fn apply(&self, compute: &Compute, x: &mut [f32]) {
         let n = self.cos.len() / self.half;

@@ -61,6 +61,12 @@ impl Session {
     /// # Errors
     /// Those of `out`.
     pub fn save_to(&self, out: impl Write) -> io::Result<()> {
+        if self.state.is_on_device() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a session on a GPU cannot be saved: save its text and read it again",
+            ));
+        }
         let mut out = Writer::new(out);
         out.bytes(MAGIC)?;
         out.u32(VERSION)?;
@@ -72,8 +78,11 @@ impl Session {
         out.finish()
     }
 
-    /// Bytes that [`Session::save_to`] will write.
+    /// Bytes that [`Session::save_to`] will write; 0 on a GPU, whose sessions it refuses.
     pub fn saved_bytes(&self) -> usize {
+        if self.state.is_on_device() {
+            return 0;
+        }
         struct Count<'a>(&'a mut usize);
         impl Write for Count<'_> {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -115,6 +124,11 @@ impl Session {
     }
 
     fn read_state(model: &Model, path: &Path, state: &[u8]) -> Result<Self> {
+        if model.gpu_name().is_some() {
+            return Err(Error::Unsupported(
+                "a saved session cannot be read on a GPU: use the CPU".into(),
+            ));
+        }
         let damaged = |what: ReadError| Error::format(path, what);
         let mut input = check(model, state).map_err(damaged)?;
         let options = load_options(&mut input).map_err(damaged)?;

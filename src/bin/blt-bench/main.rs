@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 use blt::config::PatchingMode;
-use blt::{KvType, Model, Profile};
+use blt::{KvType, Profile};
 
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
@@ -90,6 +90,11 @@ struct Args {
     #[argh(option, arg_name = "type", default = "KvType::F32")]
     kv: KvType,
 
+    /// what computes: cpu, cuda, cuda:N, or auto, which is the GPU if it can and else the CPU
+    /// (default: cpu)
+    #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
+    device: blt::Device,
+
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -140,10 +145,11 @@ fn run(args: Args) -> Result<(), Failure> {
         threads: args.threads,
         isa: args.isa.as_deref(),
         profile: args.profile,
+        device: args.device,
     };
     interrupt::watch()?;
     let checkpoint = choice.open()?;
-    let model = Model::load(&checkpoint, choice.compute()?)?;
+    let model = choice.take(&checkpoint)?;
     let bench = Bench {
         model: &model,
         patch_length: args.patch_length,
@@ -162,14 +168,19 @@ fn run(args: Args) -> Result<(), Failure> {
     let report = Report {
         peak_memory,
         path: choice.path()?,
-        isa: model.compute().isa().name(),
+        isa: (model.gpu_name())
+            .unwrap_or(model.compute().isa().name())
+            .to_owned(),
         n_threads: model.compute().n_threads(),
         profile: args.profile,
         kv: args.kv,
         prompt,
         generate,
         traffic: Traffic::of(&checkpoint, bench.runs_entropy_model()),
-        bandwidth: bandwidth::read_bandwidth(model.compute().n_threads())?,
+        bandwidth: match model.gpu_bandwidth()? {
+            Some(bandwidth) => bandwidth,
+            None => bandwidth::read_bandwidth(model.compute().n_threads())?,
+        },
     };
     let text = match (args.json, args.csv) {
         (true, _) => report.json(),

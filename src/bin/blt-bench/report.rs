@@ -13,7 +13,7 @@ use blt::cli::weights::Traffic;
 /// All that was measured.
 pub struct Report {
     pub path: PathBuf,
-    pub isa: &'static str,
+    pub isa: String,
     pub n_threads: usize,
     pub profile: Profile,
     pub kv: KvType,

@@ -57,6 +57,10 @@ struct Args {
     #[argh(option, arg_name = "list")]
     isa: Option<String>,
 
+    /// print the NVIDIA GPUs of this machine, and do nothing else
+    #[argh(switch)]
+    devices: bool,
+
     /// show no progress
     #[argh(switch)]
     quiet: bool,
@@ -71,6 +75,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
+    if args.devices {
+        return print(&devices()?);
+    }
     match args.isa.as_deref() {
         Some("list") => return print(&format!("{}\n", isa_names().join("\n"))),
         Some(other) => {
@@ -99,6 +106,27 @@ fn run(args: Args) -> Result<(), Failure> {
         true => format!("{}\n", describe::record(&checkpoint, checked)),
         false => describe::text(&checkpoint, checked),
     })
+}
+
+/// A line for each GPU.
+#[cfg(feature = "cuda")]
+fn devices() -> Result<String, Failure> {
+    let line = |d: &blt::DeviceInfo| {
+        let (major, minor) = d.capability;
+        let gib = d.memory as f64 / (1u64 << 30) as f64;
+        let blt::DeviceInfo { number, name, .. } = d;
+        format!("cuda:{number}  {name}, compute capability {major}.{minor}, {gib:.1} GiB\n")
+    };
+    let lines: String = blt::devices()?.iter().map(line).collect();
+    Ok(match lines.is_empty() {
+        true => "no NVIDIA GPU\n".to_owned(),
+        false => lines,
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn devices() -> Result<String, Failure> {
+    Err(Failure::failed("built without CUDA (feature \"cuda\")"))
 }
 
 fn print(text: &str) -> Result<(), Failure> {

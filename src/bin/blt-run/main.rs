@@ -137,6 +137,11 @@ struct Args {
     #[argh(option, arg_name = "type", default = "KvType::F32")]
     kv: KvType,
 
+    /// what computes: cpu, cuda, cuda:N, or auto, which is the GPU if it can and else the CPU
+    /// (default: cpu)
+    #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
+    device: blt::Device,
+
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -184,6 +189,7 @@ fn run(args: Args) -> Result<(), Failure> {
         threads: args.threads,
         isa: args.isa.as_deref(),
         profile: args.profile,
+        device: args.device,
     }
     .load()?;
     let options = SessionOptions {

@@ -1,0 +1,5 @@
+// All kernels, for one fatbin.
+#include "attention.cu"
+#include "linear.cu"
+#include "rope.cu"
+#include "rows.cu"
