@@ -49,6 +49,8 @@
 //!
 //! - `cli` (default): the programs; turn it off to use the library alone.
 //! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Never yet run on one, only on an emulation.
+//! - `train` (default): training, in the module `train`, and the program blt-train.
+//! - `capi`: the C functions of libblt.
 
 mod cache;
 mod cancel;

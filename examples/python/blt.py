@@ -37,6 +37,7 @@ _OPTIONS = {
     "preload": (5, "int"),
     "copy": (6, "int"),
     "patching": (7, "text"),
+    "profile": (8, "text"),
     "no_bos": (20, "int"),
     "threshold": (21, "real"),
     "threshold_add": (22, "real"),
@@ -48,6 +49,7 @@ _OPTIONS = {
     "max_bytes": (28, "int"),
     "max_patches": (29, "int"),
     "slide_keep": (30, "int"),
+    "kv": (31, "text"),
     "temperature": (40, "real"),
     "top_k": (41, "int"),
     "top_p": (42, "real"),
@@ -189,8 +191,8 @@ class _Options(_Handle):
 class Model(_Handle):
     """A model: a file or folder in any known layout, mapped and shared between sessions.
 
-    Options: threads, isa, config, entropy_model, preload, patching. `progress(done, total)` is told
-    how many bytes of weights have been read; False ends the opening.
+    Options: threads, isa, config, entropy_model, preload, patching, profile. `progress(done, total)`
+    is told how many bytes of weights have been read; False ends the opening.
     """
 
     _free = _lib.blt_model_free

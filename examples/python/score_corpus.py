@@ -9,15 +9,17 @@ worker opens the model once; it is mapped, so the workers of a node share its pa
 """
 
 import argparse
+import os
 import time
 
 import numpy as np
+import pyarrow as pa
 
 import blt
 
 
 class Scorer:
-    """Scores batches in one worker. Adds these columns:
+    """Scores tables in one worker. Adds these columns:
 
     n_bytes         length of the document in UTF-8
     n_patches       how many patches it has
@@ -35,18 +37,20 @@ class Scorer:
         self.session = blt.Session(self.model, entropies=entropies)
         self.piece = self.session.info("max_bytes") - 1
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray | list]:
-        texts = [str(text).encode() for text in batch[self.column]]
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        texts = [(text or "").encode() for text in batch[self.column].to_pylist()]
         bits, entropies, lengths = zip(*map(self.score, texts))
         n_bytes = np.array([len(text) for text in texts])
-        return {
-            **batch,
-            "n_bytes": n_bytes,
-            "n_patches": np.array([len(own) for own in lengths]),
-            "bits_per_byte": np.array(bits) / np.maximum(n_bytes, 1),
-            "entropies": list(entropies),
-            "patch_lengths": list(lengths),
+        columns = {
+            "n_bytes": pa.array(n_bytes),
+            "n_patches": pa.array([len(own) for own in lengths]),
+            "bits_per_byte": pa.array(np.array(bits) / np.maximum(n_bytes, 1)),
+            "entropies": pa.array(entropies, pa.list_(pa.float32())),
+            "patch_lengths": pa.array(lengths, pa.list_(pa.int32())),
         }
+        for name, values in columns.items():
+            batch = batch.append_column(name, values)
+        return batch
 
     def score(self, text: bytes) -> tuple[float, np.ndarray, np.ndarray]:
         bits, entropies, lengths = 0.0, [], []
@@ -75,6 +79,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="documents at a time (default: 16)")
     args = parser.parse_args()
 
+    # Cores as Ray counts them; without one for reading and writing it would wait for ever.
+    n_cores = args.workers * args.threads + 1
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(address or "local", num_cpus=None if address else n_cores)
+    found = ray.cluster_resources().get("CPU", 0)
+    if found < n_cores:
+        parser.error(
+            f"{args.workers} workers of {args.threads} threads, and one core to read and write: "
+            f"expected a cluster of at least {n_cores} cores, found {found:.0f}"
+        )
+
     lines = args.input.rstrip("/").endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz"))
     corpus = ray.data.read_json(args.input) if lines else ray.data.read_parquet(args.input)
     start = time.monotonic()
@@ -82,6 +97,7 @@ def main() -> None:
         Scorer,
         fn_constructor_args=(args.model, args.column, args.threads),
         batch_size=args.batch,
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=args.workers),
         num_cpus=args.threads,
     )
@@ -90,7 +106,7 @@ def main() -> None:
 
     n_documents, n_bytes, n_patches, bits = 0, 0, 0, 0.0
     columns = ["n_bytes", "n_patches", "bits_per_byte"]
-    for batch in ray.data.read_parquet(args.output, columns=columns).iter_batches():
+    for batch in ray.data.read_parquet(args.output).select_columns(columns).iter_batches():
         n_documents += len(batch["n_bytes"])
         n_bytes += batch["n_bytes"].sum()
         n_patches += batch["n_patches"].sum()

@@ -2,8 +2,8 @@
 //! archives, saved sessions, and calls of the C functions. Each must come back, with a result or an
 //! error; a panic, a hang or a giant allocation is a finding.
 //!
-//! `cargo +nightly fuzz run TARGET` explores; `replay` runs a corpus and simple mutations of it on
-//! the stable toolchain.
+//! `cargo fuzz run TARGET` explores (on the stable toolchain with `RUSTC_BOOTSTRAP=1`); `replay` runs
+//! a corpus and simple mutations of it, and needs nothing but Rust.
 
 mod calls;
 mod files;

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import re
 import sys
 import threading
 import time
@@ -46,6 +47,22 @@ class Python(unittest.TestCase):
         stopped, reason = stopping.generate(40)
         self.assertEqual(reason, "stop")
         self.assertTrue(text.startswith(stopped))
+
+    def test_names_and_numbers_are_those_of_the_header(self):
+        with open("src/ffi/blt.h") as file:
+            header = file.read()
+
+        def values(prefix):
+            found = re.findall(rf"\b{prefix}_([A-Z_]+) = (\d+)", header)
+            return {name.lower(): int(number) for name, number in found}
+
+        self.assertEqual({n: number for n, (number, _) in blt._OPTIONS.items()}, values("BLT_OPTION"))
+        kinds = r"// [A-Z][a-z ]+, (int|real|text)\b.*\n(?: +//.*\n)* +BLT_OPTION_([A-Z_]+)"
+        kinds = {name.lower(): kind for kind, name in re.findall(kinds, header)}
+        self.assertEqual({n: kind for n, (_, kind) in blt._OPTIONS.items()}, kinds)
+        self.assertEqual({n: number for number, n in blt._FINISH.items()}, values("BLT_FINISH"))
+        self.assertEqual(blt.Model._KEYS, values("BLT_MODEL"))
+        self.assertEqual(blt.Session._KEYS, values("BLT_SESSION"))
 
     def test_numbers(self):
         session = self.session()

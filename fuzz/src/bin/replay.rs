@@ -1,4 +1,4 @@
-//! Runs a target on its corpus and on mutations of it, on the stable toolchain:
+//! Runs a target on its corpus and on mutations of it:
 //! RUSTFLAGS="--cfg fuzzing" cargo run --release --no-default-features --bin replay -- TARGET SECONDS [SEED]
 //!
 //! Not a fuzzer: it does not see what code an input reaches. The numbers come from the seed, so a
@@ -17,8 +17,10 @@ impl Random {
     }
 }
 
-fn mutate(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
-    let mut input = corpus[random.below(corpus.len())].clone();
+/// Half of the mutations are of the first `n_sound` inputs, which the target accepts.
+fn mutate(random: &mut Random, corpus: &[Vec<u8>], n_sound: usize) -> Vec<u8> {
+    let n = [n_sound, corpus.len()][random.below(2)];
+    let mut input = corpus[random.below(n)].clone();
     for _ in 0..1 + random.below(6) {
         let at = random.below(input.len() + 1);
         let scale = random.below(9);
@@ -64,16 +66,20 @@ fn main() {
         .collect();
     paths.sort();
     let read = |path: &std::path::PathBuf| std::fs::read(path).expect("a readable file");
-    let corpus: Vec<Vec<u8>> = paths.iter().map(read).collect();
+    let mut corpus: Vec<Vec<u8>> = paths.iter().map(read).collect();
     assert!(!corpus.is_empty(), "{folder} is empty");
-    let n_sound = corpus.iter().filter(|input| target(input)).count();
-    assert!(n_sound > 0, "nothing of the corpus is accepted any more");
+    corpus.sort_by_cached_key(|input| !target(input));
+    let n_sound = corpus.partition_point(|input| target(input));
+    assert!(
+        n_sound > 0,
+        "nothing of the corpus is accepted any more: if a format has changed, make the seeds anew"
+    );
 
     let (start, mut n, mut n_accepted) = (Instant::now(), 0u64, 0u64);
     let mut random = Random(seed);
     let finding = format!("finding-{name}");
     while start.elapsed() < Duration::from_secs(seconds) {
-        let input = mutate(&mut random, &corpus);
+        let input = mutate(&mut random, &corpus, n_sound);
         std::fs::write(&finding, &input).expect("room for the input");
         n_accepted += u64::from(target(&input));
         n += 1;
