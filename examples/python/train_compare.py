@@ -6,7 +6,7 @@
 
 MODEL is a folder in the layout of transformers, TEXT any text. Both read batches of 8 x 512 ids, cut
 patches with the model's own entropy model, and take full AdamW steps; the first step, which warms up, is
-not counted. PyTorch runs in f32 and with bf16 autocast. blt-train is taken from target/release.
+not counted. Each runs in f32 and in bf16 (autocast, --precision bf16), in turn. blt-train is taken from target/release.
 """
 import json
 import os
@@ -50,7 +50,7 @@ def with_torch(autocast):
     return steps * ROWS * LENGTH / seconds, loss.item()
 
 
-def with_blt():
+def with_blt(precision):
     with tempfile.TemporaryDirectory() as out:
         text = os.path.join(out, "text.txt")
         with open(text, "wb") as f:
@@ -58,15 +58,15 @@ def with_blt():
         subprocess.run(
             [os.path.join(root, "target/release/blt-train"), "finetune", model_path, "--data", text, "--separator", "",
              "--valid-share", "0", "--out", out, "--steps", str(steps + 1), "--batch", str(ROWS * LENGTH), "--seq-len", str(LENGTH + 1),
-             "--lr", "1e-4", "--warmup", "1", "--log-every", "1", "--threads", str(threads), "--shards", str(threads), "--quiet"],
+             "--precision", precision, "--lr", "1e-4", "--warmup", "1", "--log-every", "1", "--threads", str(threads), "--shards", str(threads), "--quiet"],
             check=True)
         lines = [json.loads(line) for line in open(os.path.join(out, "log.jsonl"))]
         lines = [line for line in lines if "bytes_per_second" in line][1:]
         return len(lines) / sum(1 / line["bytes_per_second"] for line in lines), lines[-1]["loss"], lines[-1]["gflops"]
 
 
-ours, loss, gflops = with_blt()
-print(f"blt-train, f32:              {ours:8.0f} bytes/s   loss {loss:.3f}   {gflops:.0f} GFLOP/s")
-for name, autocast in [("PyTorch, f32:", False), ("PyTorch, bf16 autocast:", True)]:
+for precision, autocast in [("f32", False), ("bf16", True)]:
+    ours, loss, gflops = with_blt(precision)
+    print(f"blt-train, {precision:4}  {ours:8.0f} bytes/s   loss {loss:.3f}   {gflops:.0f} GFLOP/s", flush=True)
     theirs, loss = with_torch(autocast)
-    print(f"{name:28} {theirs:8.0f} bytes/s   loss {loss:.3f}   blt-train is {ours / theirs:.1f} times as fast")
+    print(f"PyTorch, {precision:4}    {theirs:8.0f} bytes/s   loss {loss:.3f}   blt-train is {ours / theirs:.1f} times as fast", flush=True)
