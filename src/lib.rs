@@ -48,7 +48,7 @@
 //! # Features
 //!
 //! - `cli` (default): the programs; turn it off to use the library alone.
-//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Never yet run on one, only on an emulation.
+//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Unfinished, and never yet run on one.
 //! - `train` (default): training, in the module `train`, and the program blt-train.
 //! - `capi`: the C functions of libblt.
 
