@@ -6,8 +6,17 @@
 // functions here, and `Mma` for the tensor cores.
 #pragma once
 
+#ifdef __CUDACC_RTC__
+// Of the headers of a host this compiler has only what it does with them.
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+#define INFINITY __int_as_float(0x7f800000)
+#else
 #include <math.h>
 #include <stdint.h>
+#endif
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
