@@ -498,9 +498,9 @@ fn grad_goes_through_dropout_ties_and_adapters() {
     let all: Vec<&Sequence> = sequences.iter().collect();
     let config = tiny();
     let batch = Batch::new(&config, &all).unwrap();
-    let run = |params: &Params<f64>, grads: Option<&mut Grads<f64>>, p: f64| {
+    let run = |params: &Params<f64>, grads: Option<&mut Grads<f64>>, p: f64, hash: f64| {
         let pass = Pass {
-            dropout: Some(Dropout { p, seed: 5 }),
+            dropout: Some(Dropout { p, hash, seed: 5 }),
             ..pass(params)
         };
         Blt::new(params, &config)
@@ -508,20 +508,24 @@ fn grad_goes_through_dropout_ties_and_adapters() {
             .nats
     };
     let mut params = random_params(&config, false, 7);
-    let plain = run(&params, None, 0.0);
-    assert_ne!(plain, run(&params, None, 0.2));
-    check("dropout", &mut params, |params, grads| {
-        run(params, grads, 0.2)
-    });
+    let plain = run(&params, None, 0.0, 0.0);
+    for (variant, p, hash) in [("dropout", 0.2, 0.0), ("n-gram dropout", 0.0, 0.4)] {
+        assert_ne!(plain, run(&params, None, p, hash), "{variant}");
+        check(variant, &mut params, |params, grads| {
+            run(params, grads, p, hash)
+        });
+    }
 
     params.tie_embeddings();
-    check("tied", &mut params, |params, grads| run(params, grads, 0.0));
+    check("tied", &mut params, |params, grads| {
+        run(params, grads, 0.0, 0.0)
+    });
 
     let mut params = random_params(&config, false, 7);
     let targets = ["wq", "w2", "output", "patch_projection"].map(String::from);
     params.add_adapters(2, 4.0, &targets, 1).unwrap();
     assert!(
-        (run(&params, None, 0.0) - plain).abs() < 1e-9,
+        (run(&params, None, 0.0, 0.0) - plain).abs() < 1e-9,
         "an adapter begins as nothing"
     );
     for param in params.list_mut() {
@@ -531,7 +535,7 @@ fn grad_goes_through_dropout_ties_and_adapters() {
         }
     }
     check("adapters", &mut params, |params, grads| {
-        run(params, grads, 0.0)
+        run(params, grads, 0.0, 0.0)
     });
 
     // Merged, they give the same loss.
@@ -545,7 +549,7 @@ fn grad_goes_through_dropout_ties_and_adapters() {
         },
     )
     .unwrap();
-    let (apart, merged) = (run(&params, None, 0.0), run(&merged, None, 0.0));
+    let (apart, merged) = (run(&params, None, 0.0, 0.0), run(&merged, None, 0.0, 0.0));
     assert!(
         (apart - merged).abs() < 1e-9,
         "{apart} apart, {merged} merged"

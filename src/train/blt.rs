@@ -96,9 +96,11 @@ impl Blt {
         // Bytes: embeddings, then the local encoder.
         let mut x = Buffer::zeros(n * dim); // (n, dim)
         let ids = batch.inputs.iter().map(|&id| usize::from(id));
-        pass.params.add_rows(self.tok_embeddings, ids, &mut x);
+        pass.params.add_rows(self.tok_embeddings, ids, None, &mut x);
+        let shares = pass.dropout.and_then(|d| d.of_ngrams(2, n)); // (n)
         for (&table, rows) in self.hash_embeddings.iter().zip(&batch.hash_rows) {
-            pass.params.add_rows(table, rows.iter().copied(), &mut x);
+            let rows = rows.iter().copied();
+            pass.params.add_rows(table, rows, shares.as_deref(), &mut x);
         }
         pass.dropout(1, &mut x);
         let mut encoder_tapes = Vec::new();
@@ -224,13 +226,20 @@ impl Blt {
         }
         pass.dropout(1, &mut d);
         add_embedding_grad(pass, self.tok_embeddings, &batch.inputs, &d, grads);
+        if let Some(d_inputs) = d_inputs {
+            *d_inputs = d.to_vec();
+        }
+        for (&share, d) in shares
+            .iter()
+            .flat_map(|s| s.iter())
+            .zip(d.chunks_exact_mut(dim))
+        {
+            d.iter_mut().for_each(|d| *d *= share);
+        }
         for (&table, rows) in self.hash_embeddings.iter().zip(&batch.hash_rows) {
             if pass.params.get(table).trained {
                 grads.add_rows(table, dim, rows, &d);
             }
-        }
-        if let Some(d_inputs) = d_inputs {
-            *d_inputs = d.to_vec();
         }
         score
     }

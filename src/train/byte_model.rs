@@ -65,7 +65,7 @@ impl ByteModel {
         let dim = self.layers.config().dim;
         let mut x = Buffer::zeros(batch.inputs.len() * dim);
         let ids = batch.inputs.iter().map(|&id| usize::from(id));
-        pass.params.add_rows(self.tok_embeddings, ids, &mut x);
+        pass.params.add_rows(self.tok_embeddings, ids, None, &mut x);
         x
     }
 

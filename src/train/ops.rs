@@ -181,6 +181,8 @@ pub fn swiglu_backward<F: Float>(gate: &mut [F], up: &mut [F], dh: &[F]) {
 pub struct Dropout {
     /// Probability that an element becomes 0.
     pub p: f64,
+    /// Probability that a position goes without its n-gram embeddings.
+    pub hash: f64,
     /// Fresh for every step and shard.
     pub seed: u64,
 }
@@ -204,6 +206,22 @@ impl Dropout {
                 }
             },
         );
+    }
+
+    /// What the n-gram embeddings of each of `n` positions count: 0 or, so that the mean stays, a
+    /// little more than 1. `None`: all of them as they are.
+    pub fn of_ngrams<F: Float>(&self, site: u64, n: usize) -> Option<Buffer<F>> {
+        if self.hash <= 0.0 {
+            return None;
+        }
+        let mut shares = Buffer::any(n);
+        shares.fill(F::ONE);
+        Dropout {
+            p: self.hash,
+            ..*self
+        }
+        .apply(site, &mut shares);
+        Some(shares)
     }
 }
 

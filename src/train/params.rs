@@ -273,13 +273,20 @@ impl<F: Float> Params<F> {
         Ok(n)
     }
 
-    /// Rows (n, cols) of a table, added to `x`.
-    pub fn add_rows(&self, table: ParamId, rows: impl Iterator<Item = usize>, x: &mut [F]) {
+    /// Rows (n, cols) of a table, added to `x`: each `shares` times, or once if there are none.
+    pub fn add_rows(
+        &self,
+        table: ParamId,
+        rows: impl Iterator<Item = usize>,
+        shares: Option<&[F]>,
+        x: &mut [F],
+    ) {
         let param = self.get(table);
         let cols = param.shape[1];
-        for (row, x) in rows.zip(x.chunks_exact_mut(cols)) {
+        for (i, (row, x)) in rows.zip(x.chunks_exact_mut(cols)).enumerate() {
+            let share = shares.map_or(F::ONE, |shares| shares[i]);
             match &param.value {
-                Value::Owned(v) => axpy(F::ONE, &v[row * cols..][..cols], x),
+                Value::Owned(v) => axpy(share, &v[row * cols..][..cols], x),
                 Value::Frozen(t) => {
                     // Quantised rows lie in groups.
                     let group = t.dtype().row_multiple(cols);
@@ -288,7 +295,7 @@ impl<F: Float> Params<F> {
                     let rows = t.slice_rows(first..end).expect("rows of the table");
                     let values = rows.to_f32_vec();
                     for (x, &v) in x.iter_mut().zip(&values[(row - first) * cols..]) {
-                        *x += F::of(v.into());
+                        *x += share * F::of(v.into());
                     }
                 }
             }

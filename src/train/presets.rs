@@ -32,12 +32,17 @@ fn stack(dim: usize, n_layers: usize, n_heads: usize, window: Option<usize>) -> 
 /// [`Error::Config`] for any other name.
 pub fn preset(name: &str) -> Result<Config> {
     // local width, heads, encoder layers, decoder layers, window; global width, heads, layers;
-    // hash rows; entropy width, layers, heads, window.
+    // hash rows, longest n-gram; entropy width, layers, heads, window.
     let (local, global, hash, entropy) = match name {
-        "toy" => ((32, 2, 1, 1, 64), (64, 2, 1), 512, (32, 1, 2, 32)),
-        "tiny" => ((64, 2, 1, 2, 128), (128, 4, 3), 2048, (64, 2, 2, 64)),
-        "small" => ((96, 3, 1, 2, 64), (256, 4, 4), 5501, (96, 2, 3, 64)),
-        "55m" => ((256, 4, 1, 4, 512), (768, 12, 6), 16_384, (256, 4, 4, 512)),
+        "toy" => ((32, 2, 1, 1, 64), (64, 2, 1), (512, 8), (32, 1, 2, 32)),
+        "tiny" => ((64, 2, 1, 2, 128), (128, 4, 3), (2048, 8), (64, 2, 2, 64)),
+        "small" => ((128, 4, 1, 3, 64), (256, 4, 6), (3001, 6), (96, 2, 3, 64)),
+        "55m" => (
+            (256, 4, 1, 4, 512),
+            (768, 12, 6),
+            (16_384, 8),
+            (256, 4, 4, 512),
+        ),
         _ => {
             return Err(Error::config(
                 "preset",
@@ -70,8 +75,8 @@ pub fn preset(name: &str) -> Result<Config> {
         },
         cross_attn_k: 2,
         hash: HashConfig {
-            group_sizes: (3..=8).collect(),
-            vocab: hash,
+            group_sizes: (3..=hash.1).collect(),
+            vocab: hash.0,
             n_functions: 1,
         },
         patcher: PatcherConfig {

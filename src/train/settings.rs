@@ -205,6 +205,8 @@ settings! {
     clip: f64 = 1.0;
     /// Dropout of embeddings and residual branches.
     dropout: f64 = 0.0;
+    /// Share of positions that go without their n-gram embeddings, which else learn texts by heart.
+    hash_dropout: f64 = 0.0;
     /// One tensor for byte embedding and output.
     tied: bool = false;
     /// Steps between lines of the log.
@@ -380,6 +382,7 @@ impl Settings {
         }
         for (name, value) in [
             ("dropout", self.dropout),
+            ("hash_dropout", self.hash_dropout),
             ("valid_share", self.valid_share),
             ("beta1", self.beta1),
             ("beta2", self.beta2),

@@ -259,8 +259,10 @@ impl Trainer {
             let pieces = self.draw();
             let (config, train) = (&self.config, &self.train);
             let sequences = (self.cutter).sequences(self.stage, config, train, false, &pieces)?;
-            let dropout = (self.settings.dropout > 0.0).then(|| Dropout {
-                p: self.settings.dropout,
+            let (p, hash) = (self.settings.dropout, self.settings.hash_dropout);
+            let dropout = (p > 0.0 || hash > 0.0).then(|| Dropout {
+                p,
+                hash,
                 seed: mix(self.settings.seed ^ mix(step << 8 | micro as u64)),
             });
             let shards = self.settings.shards;
