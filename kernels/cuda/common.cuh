@@ -28,6 +28,12 @@ DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 DEVICE float half_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 DEVICE float warp_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+// x of all threads of the warp, combined.
+template <class Op>
+DEVICE float warp_reduce(float x, Op op) {
+    for (int mask = 16; mask > 0; mask /= 2) x = op(x, warp_xor(x, mask));
+    return x;
+}
 #else
 #include "emulate/simt.hh"
 #endif
@@ -37,13 +43,11 @@ constexpr unsigned WARP = 32;
 constexpr unsigned ROW_THREADS = 256;
 
 DEVICE float warp_sum(float x) {
-    for (int mask = 16; mask > 0; mask /= 2) x += warp_xor(x, mask);
-    return x;
+    return warp_reduce(x, [](float a, float b) { return a + b; });
 }
 
 DEVICE float warp_max(float x) {
-    for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, warp_xor(x, mask));
-    return x;
+    return warp_reduce(x, [](float a, float b) { return fmaxf(a, b); });
 }
 
 // The sum over the block, to all threads. The block is whole warps, at most 1024 threads; all call.

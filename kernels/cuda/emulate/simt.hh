@@ -1,5 +1,6 @@
 // Kernels on the host: the threads of a block are fibers that change places at barriers and warp
-// functions only. Blocks run one after the other, so shared memory is a static array.
+// functions only. A block runs on one thread of the host, and blocks one after the other, so shared
+// memory is a static array of that thread.
 //
 // A warp whose threads wait at different kinds of barriers ends the program: on a GPU it would hang.
 #pragma once
@@ -10,7 +11,7 @@
 
 #define KERNEL(name) static void name
 #define DEVICE inline
-#define __shared__ static
+#define __shared__ static thread_local
 #define __align__(n) __attribute__((aligned(n)))
 
 struct Place {
@@ -24,21 +25,42 @@ struct float4 {
 };
 
 // Of the running thread; set by the scheduler.
-extern Place threadIdx, blockIdx, blockDim, gridDim;
+extern thread_local Place threadIdx, blockIdx, blockDim, gridDim;
 
 void __syncthreads();
 // Waits until all threads of the warp are here.
 void warp_wait();
-// One place per thread, for exchanges within a warp.
-extern float lanes[1024];
+// Places for the values that the threads of a warp exchange. Two sets, used in turn, so that one wait
+// per exchange suffices: who writes a set again has passed the wait of the other, so all have read.
+struct Exchange {
+    float values[2][1024];
+    unsigned char set[1024];
+};
+extern thread_local Exchange *exchange;
+
+// Shows x to the other threads of the warp; theirs are at the result, by thread of the block.
+inline const float *warp_show(float x) {
+    unsigned t = threadIdx.x;
+    float *values = exchange->values[exchange->set[t] ^= 1];
+    values[t] = x;
+    warp_wait();
+    return values;
+}
 
 inline float warp_xor(float x, int mask) {
-    unsigned t = threadIdx.x;
-    lanes[t] = x;
-    warp_wait();
-    float other = lanes[t ^ (unsigned)mask];
-    warp_wait();
-    return other;
+    unsigned other = threadIdx.x ^ (unsigned)mask;
+    return warp_show(x)[other];
+}
+
+// In the order in which a GPU combines them, but with one wait.
+template <class Op>
+inline float warp_reduce(float x, Op op) {
+    float values[32];
+    unsigned first = threadIdx.x / 32 * 32;
+    memcpy(values, warp_show(x) + first, sizeof values);
+    for (int n = 16; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) values[i] = op(values[i], values[i + n]);
+    return values[0];
 }
 
 inline float bits_float(uint32_t bits) {
