@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
 use crate::sampler::{Sampler, SamplerConfig};
-use crate::session::Session;
+use crate::session::{Reading, Session, run_together};
 use crate::stop::{Stop, StopMatcher};
 use crate::vocab::{EOS, Id, id_to_byte};
 
@@ -130,32 +130,72 @@ impl Generator<'_> {
         }
     }
 
-    /// Chooses bytes until one can be handed out or the end is reached.
-    fn advance(&mut self) -> Result<()> {
-        while self.ready == 0 && self.reason.is_none() {
-            if self.left == 0 {
-                self.end(FinishReason::MaxBytes, 0);
+    /// Whether another byte must be chosen before one can be handed out or the end is known.
+    fn needs_byte(&mut self) -> bool {
+        let needs = self.ready == 0 && self.reason.is_none() && !self.failed;
+        if needs && self.left == 0 {
+            self.end(FinishReason::MaxBytes, 0);
+            return false;
+        }
+        needs
+    }
+
+    /// Chooses the next id.
+    fn choose(&mut self) {
+        let id = self
+            .sampler
+            .sample(self.session.logits(), self.session.ids());
+        if id == EOS {
+            return self.end(FinishReason::Eos, 0);
+        }
+        self.unread = Some(id);
+        self.left -= 1;
+        // Other special ids are read but have no byte.
+        let Some(byte) = id_to_byte(id) else { return };
+        self.held.push_back(byte);
+        match self.stops.push(byte) {
+            Stop::Held(n) => self.ready = self.held.len() - n,
+            Stop::Found { len, .. } => self.end(FinishReason::StopString, len),
+        }
+    }
+
+    /// The next byte of each, as [`Iterator::next`]. The sessions read together.
+    pub(crate) fn next_of_all(generators: &mut [&mut Generator<'_>]) -> Vec<Option<Result<u8>>> {
+        let mut errors: Vec<Option<Error>> = generators.iter().map(|_| None).collect();
+        loop {
+            let going = generators.iter_mut().zip(&mut errors);
+            let mut going: Vec<_> = going
+                .filter_map(|(g, e)| g.needs_byte().then_some((g, e)))
+                .collect();
+            if going.is_empty() {
                 break;
             }
-            self.read_chosen()?;
-            let id = self
-                .sampler
-                .sample(self.session.logits(), self.session.ids());
-            if id == EOS {
-                self.end(FinishReason::Eos, 0);
-                break;
-            }
-            self.unread = Some(id);
-            self.left -= 1;
-            // Other special ids are read but have no byte.
-            let Some(byte) = id_to_byte(id) else { continue };
-            self.held.push_back(byte);
-            match self.stops.push(byte) {
-                Stop::Held(n) => self.ready = self.held.len() - n,
-                Stop::Found { len, .. } => self.end(FinishReason::StopString, len),
+            let unread = going.iter_mut().map(|(g, _)| g.unread.take());
+            let unread: Vec<Option<Id>> = unread.collect();
+            let readings = going.iter_mut().zip(&unread);
+            let mut readings: Vec<Reading<'_>> = readings
+                .map(|((g, _), id)| Reading::new(g.session, id.as_slice()))
+                .collect();
+            run_together(&mut readings);
+            let results: Vec<Result<()>> = readings.into_iter().map(Reading::finish).collect();
+            for ((generator, error), result) in going.into_iter().zip(results) {
+                match result {
+                    Ok(()) => generator.choose(),
+                    Err(e) => {
+                        generator.failed = true;
+                        *error = Some(e);
+                    }
+                }
             }
         }
-        Ok(())
+        let next = |(generator, error): (&mut &mut Generator<'_>, Option<Error>)| {
+            if let Some(error) = error {
+                return Some(Err(error));
+            }
+            generator.ready = generator.ready.checked_sub(1)?;
+            generator.held.pop_front().map(Ok)
+        };
+        generators.iter_mut().zip(errors).map(next).collect()
     }
 
     /// Ends, dropping the last `n_dropped` bytes.
@@ -171,14 +211,6 @@ impl Iterator for Generator<'_> {
 
     /// The next byte. After an error there is nothing more.
     fn next(&mut self) -> Option<Result<u8>> {
-        if self.failed {
-            return None;
-        }
-        if let Err(error) = self.advance() {
-            self.failed = true;
-            return Some(Err(error));
-        }
-        self.ready = self.ready.checked_sub(1)?;
-        self.held.pop_front().map(Ok)
+        Generator::next_of_all(&mut [self]).pop().flatten()
     }
 }

@@ -52,6 +52,7 @@
 //! - `train` (default): training, in the module `train`, and the program blt-train.
 //! - `capi`: the C functions of libblt.
 
+pub mod batch;
 mod cache;
 mod cancel;
 pub mod checkpoint;

@@ -3,6 +3,7 @@
 //! Whatever way a text was fed (at once, in chunks, byte by byte, after going back, in a fork), its
 //! logits and entropies are the same bits.
 
+mod reading;
 mod saved;
 mod write;
 
@@ -11,8 +12,10 @@ use crate::cancel::{CancelFlag, Canceller};
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::model::patcher::Patcher;
-use crate::model::{Batch, MAX_BATCH, Model, State, Trace, Wanted};
-use crate::vocab::{self, BOS, Id, VOCAB_SIZE};
+use crate::model::{Model, State, Trace};
+use crate::vocab::{self, BOS, Id};
+
+pub(crate) use reading::{Reading, run_together};
 
 /// What happens when the text outgrows the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -228,15 +231,15 @@ impl Session {
     /// [`Error::NonFinite`] if the weights are damaged, [`Error::Cancelled`] if a [`Canceller`]
     /// asked for it. The session is then as it was before, unless the context had slid.
     pub fn feed_ids(&mut self, ids: &[Id]) -> Result<()> {
-        self.read(ids, Wanted::Last, None, |_| {})
+        Reading::new(self, ids).run()
     }
 
     /// Reads ids as they are and shows what each position gave.
     ///
     /// # Errors
     /// As [`Session::feed_ids`]; positions may have been shown before an error.
-    pub fn feed_ids_with(&mut self, ids: &[Id], show: impl FnMut(Step<'_>)) -> Result<()> {
-        self.read(ids, Wanted::All, None, show)
+    pub fn feed_ids_with(&mut self, ids: &[Id], mut show: impl FnMut(Step<'_>)) -> Result<()> {
+        Reading::new(self, ids).showing(&mut show).run()
     }
 
     /// Reads ids as they are and records the intermediate tensors.
@@ -244,7 +247,7 @@ impl Session {
     /// # Errors
     /// As [`Session::feed_ids`].
     pub fn feed_ids_traced(&mut self, ids: &[Id], trace: &mut Trace) -> Result<()> {
-        self.read(ids, Wanted::Last, Some(trace), |_| {})
+        Reading::new(self, ids).traced(trace).run()
     }
 
     /// Goes back to the first `len` ids. Within the last few hundred bytes this costs one byte of
@@ -269,180 +272,15 @@ impl Session {
         // The last byte is read again: its logits were not kept.
         let ids = self.ids()[..len].to_vec();
         if self.state.truncate(&self.model, last) {
-            return self.run(&ids[last..], Wanted::Last, None, |_| {});
+            return Reading::again(self, &ids[last..]).run();
         }
         self.reset();
-        self.run(&ids, Wanted::Last, None, |_| {})
+        Reading::again(self, &ids).run()
     }
 
     /// Forgets everything read.
     pub fn reset(&mut self) {
         self.state = self.empty.clone();
         self.logits.clear();
-    }
-
-    fn read(
-        &mut self,
-        ids: &[Id],
-        wanted: Wanted,
-        trace: Option<&mut Trace>,
-        show: impl FnMut(Step<'_>),
-    ) -> Result<()> {
-        if let Some(bad) = ids.iter().find(|&&id| usize::from(id) >= VOCAB_SIZE) {
-            return Err(Error::argument(
-                "ids",
-                format!("expected ids below {VOCAB_SIZE}, found {bad}"),
-            ));
-        }
-        let old = self.len();
-        match self.run_within_limits(ids, wanted, trace, show) {
-            Err(error) if self.len() > old => {
-                self.rewind(old)?;
-                Err(error)
-            }
-            result => result,
-        }
-    }
-
-    fn run_within_limits(
-        &mut self,
-        ids: &[Id],
-        wanted: Wanted,
-        mut trace: Option<&mut Trace>,
-        mut show: impl FnMut(Step<'_>),
-    ) -> Result<()> {
-        let Overflow::Slide { keep } = self.options.overflow else {
-            self.check_bytes(self.len() + ids.len())?;
-            return self.run_until_cancelled(ids, wanted, trace, show);
-        };
-        let mut rest = ids;
-        while !rest.is_empty() {
-            // A byte closes at most one patch, so this many surely fit.
-            let bytes_left = self.max_bytes.saturating_sub(self.len());
-            let patches_left = self.max_patches.saturating_sub(self.state.n_closed());
-            let n = rest.len().min(bytes_left).min(patches_left);
-            if n == 0 {
-                self.slide(keep)?;
-                continue;
-            }
-            let (now, later) = rest.split_at(n);
-            self.run_until_cancelled(now, wanted, trace.as_deref_mut(), &mut show)?;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// Begins anew with BOS and the last `keep` ids.
-    fn slide(&mut self, keep: usize) -> Result<()> {
-        let bos = !self.options.no_bos;
-        // At least half of the context must become free, or every byte would slide.
-        let room = self.max_bytes.min(self.max_patches) / 2;
-        let keep = keep
-            .min(self.len())
-            .min(room.saturating_sub(usize::from(bos)));
-        if room <= usize::from(bos) {
-            return self.check_bytes(self.len() + 1);
-        }
-        let mut ids: Vec<Id> = bos.then_some(BOS).into_iter().collect();
-        ids.extend_from_slice(&self.ids()[self.len() - keep..]);
-        self.reset();
-        self.n_slides += 1;
-        match ids.is_empty() {
-            true => Ok(()),
-            false => self.run(&ids, Wanted::Last, None, |_| {}),
-        }
-    }
-
-    fn check_bytes(&self, needed: usize) -> Result<()> {
-        if needed <= self.max_bytes {
-            return Ok(());
-        }
-        Err(Error::ContextFull {
-            unit: "bytes",
-            limit: self.max_bytes,
-            needed,
-        })
-    }
-
-    /// Reads ids in batches, looking for a request to stop before each.
-    fn run_until_cancelled(
-        &mut self,
-        ids: &[Id],
-        wanted: Wanted,
-        trace: Option<&mut Trace>,
-        show: impl FnMut(Step<'_>),
-    ) -> Result<()> {
-        let canceller = self.canceller();
-        let go_on = || match canceller.withdraw() {
-            true => Err(Error::Cancelled),
-            false => Ok(()),
-        };
-        self.run_batches(ids, wanted, trace, show, go_on)
-    }
-
-    /// Reads ids in batches, to the end: going back must not be stopped halfway.
-    fn run(
-        &mut self,
-        ids: &[Id],
-        wanted: Wanted,
-        trace: Option<&mut Trace>,
-        show: impl FnMut(Step<'_>),
-    ) -> Result<()> {
-        self.run_batches(ids, wanted, trace, show, || Ok(()))
-    }
-
-    fn run_batches(
-        &mut self,
-        ids: &[Id],
-        wanted: Wanted,
-        mut trace: Option<&mut Trace>,
-        mut show: impl FnMut(Step<'_>),
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<()> {
-        let n_batches = ids.len().div_ceil(MAX_BATCH);
-        for (i, ids) in ids.chunks(MAX_BATCH).enumerate() {
-            go_on()?;
-            let first = self.len();
-            let wanted = match wanted {
-                Wanted::Last if i + 1 < n_batches => Wanted::Nothing,
-                wanted => wanted,
-            };
-            let trace = trace.as_deref_mut();
-            let Batch { logits } = self.model.forward(&mut self.state, ids, wanted, trace)?;
-            if self.state.n_closed() > self.max_patches {
-                return Err(Error::ContextFull {
-                    unit: "patches",
-                    limit: self.max_patches,
-                    needed: self.state.n_closed(),
-                });
-            }
-            if let Some(last) = logits.chunks_exact(VOCAB_SIZE).next_back() {
-                self.logits.clear();
-                self.logits.extend_from_slice(last);
-            }
-            if wanted == Wanted::All {
-                self.show_batch(first, ids, &logits, &mut show);
-            }
-        }
-        Ok(())
-    }
-
-    fn show_batch(
-        &self,
-        first: usize,
-        ids: &[Id],
-        logits: &[f32],
-        show: &mut impl FnMut(Step<'_>),
-    ) {
-        for (i, (&id, logits)) in ids.iter().zip(logits.chunks_exact(VOCAB_SIZE)).enumerate() {
-            let position = first + i;
-            show(Step {
-                position,
-                id,
-                entropy: self.entropies()[position],
-                next_starts_patch: self.patch_starts().binary_search(&(position + 1)).is_ok(),
-                logits,
-            });
-        }
     }
 }

@@ -11,7 +11,7 @@ use crate::config::TransformerConfig;
 use crate::error::Result;
 use crate::model::differential::Differential;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope};
+use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope, Seen};
 
 /// A stack of layers with one shape.
 #[derive(Debug)]
@@ -37,23 +37,42 @@ pub(super) struct Block {
     pub(super) differential: Option<Differential>,
 }
 
-/// Where the rows of one forward pass stand.
-#[derive(Debug)]
+/// Where the rows of one forward pass stand: one run after the other.
+#[derive(Debug, Default)]
 pub struct Rows {
-    /// Position of the first row; the others follow it.
-    pub first: usize,
-    /// For each row the first position it sees; the last is its own.
-    pub visible_from: Vec<usize>,
+    /// One per sequence.
+    pub runs: Vec<Run>,
     /// Rotary angles of each row.
     pub angles: Angles,
 }
 
+/// Rows of one sequence at consecutive positions.
+#[derive(Debug)]
+pub struct Run {
+    /// Position of the first row.
+    pub first: usize,
+    /// For each row the first position it sees; the last is its own.
+    pub visible_from: Vec<usize>,
+}
+
 impl Rows {
+    /// Number of rows.
+    pub fn n(&self) -> usize {
+        self.runs.iter().map(Run::n).sum()
+    }
+}
+
+impl Run {
+    /// Number of rows.
+    pub fn n(&self) -> usize {
+        self.visible_from.len()
+    }
+
     /// The positions each row sees.
-    pub fn visible(&self) -> Vec<Range<usize>> {
+    pub fn visible(&self) -> impl Iterator<Item = Range<usize>> {
         let ends = self.first + 1..;
         let starts = self.visible_from.iter();
-        starts.zip(ends).map(|(&from, end)| from..end).collect()
+        starts.zip(ends).map(|(&from, end)| from..end)
     }
 }
 
@@ -88,37 +107,38 @@ impl Stack {
         KvCache::new(kv, self.n_layers(), self.heads(), self.config.window, slack)
     }
 
-    /// Rows at positions `first..first + n` which see back to the window's edge or to `barrier(i)`
-    /// (the start of row i's segment), whichever is later. Rotary angles count from `origin`.
-    pub fn rows(
+    /// Adds a run of rows at `positions` which see back to the window's edge or to `barrier(i)` (the
+    /// start of row i's segment), whichever is later. Rotary angles count from `origin`.
+    pub fn add_run(
         &self,
-        first: usize,
-        n: usize,
+        rows: &mut Rows,
+        positions: Range<usize>,
         origin: impl Fn(usize) -> usize,
         barrier: impl Fn(usize) -> usize,
-    ) -> Rows {
+    ) {
         let window = self.config.window.unwrap_or(usize::MAX);
-        let positions = first..first + n;
         let from = |p: usize| (p + 1).saturating_sub(window).max(barrier(p));
-        Rows {
-            first,
+        rows.runs.push(Run {
+            first: positions.start,
             visible_from: positions.clone().map(from).collect(),
-            angles: self.rope.angles(positions.map(|p| p - origin(p))),
-        }
+        });
+        let angles = positions.map(|p| p - origin(p));
+        self.rope.add_angles(angles, &mut rows.angles);
     }
 
-    /// Runs layer `layer` on x (n, dim) in place, appending to the cache.
+    /// Runs layer `layer` on x (n, dim) in place, appending to the caches, of which there is one per
+    /// run. The matrices are multiplied with the rows of all runs at once.
     pub fn forward_layer(
         &self,
         compute: &Compute,
         layer: usize,
         rows: &Rows,
-        cache: &mut KvCache,
+        caches: &mut [&mut KvCache],
         x: &mut [f32],
     ) {
         let block = &self.blocks[layer];
         let eps = self.config.norm_eps;
-        let n = rows.visible_from.len();
+        let n = rows.n();
 
         let mut a = vec![0.0; x.len()]; // (n, dim)
         ops::rms_norm(compute, x, &block.attention_norm, eps, &mut a);
@@ -133,15 +153,23 @@ impl Stack {
         ops::linear_many(compute, &a, qkv);
         rows.angles.apply(compute, &mut q);
         rows.angles.apply(compute, &mut k);
-        cache.append(compute, layer, rows.first, &k, &v);
+        let mut tiles = Vec::with_capacity(rows.runs.len());
+        let mut done = 0;
+        for (run, cache) in rows.runs.iter().zip(caches) {
+            let of_run = done * block.wk.rows()..(done + run.n()) * block.wk.rows();
+            cache.append(compute, layer, run.first, &k[of_run.clone()], &v[of_run]);
+            tiles.push(cache.tiles(layer, run.visible_from[0]..run.first + run.n()));
+            done += run.n();
+        }
+        let seen: Vec<Seen<'_>> = (rows.runs.iter().zip(&tiles))
+            .flat_map(|(run, tiles)| run.visible().map(|positions| Seen { tiles, positions }))
+            .collect();
         let mut o = vec![0.0; q.len()]; // (n, n_heads * head_dim)
-        let tiles = cache.tiles(layer, rows.visible_from[0]..rows.first + n);
-        let (heads, visible) = (self.heads(), rows.visible());
         match &block.differential {
-            None => ops::attention(compute, heads, &q, &tiles, &visible, &mut o),
+            None => ops::attention(compute, self.heads(), &q, &seen, &mut o),
             Some(d) => {
-                let lambda = d.lambda;
-                ops::differential_attention(compute, heads, lambda, &q, &tiles, &visible, &mut o);
+                let heads = self.heads();
+                ops::differential_attention(compute, heads, d.lambda, &q, &seen, &mut o);
                 o = d.finish(compute, o);
             }
         }

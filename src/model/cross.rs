@@ -3,15 +3,13 @@
 //! Spec sections 6 and 7: the module adds its input to its output, and its caller adds it again, so
 //! a query row x becomes `2 x + Wo attention`. No rotary positions.
 
-use std::ops::Range;
-
 use blt_kernels::Vectors;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::CrossAttentionConfig;
 use crate::error::Result;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Compute, Heads, KvTile, Matrix};
+use crate::ops::{self, Compute, Heads, KvTile, Matrix, Seen};
 
 /// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
 #[derive(Debug)]
@@ -78,30 +76,27 @@ impl CrossAttention {
         (k, v)
     }
 
-    /// `x = 2 x + Wo attention` for query rows x (n, dim); row i sees the rows `visible[i]` of the
-    /// keys and values (m, kv_dim), the first of which has position `first`.
-    pub fn forward(
-        &self,
-        compute: &Compute,
-        (first, k, v): (usize, &[f32], &[f32]),
-        visible: &[Range<usize>],
-        x: &mut [f32],
-    ) {
-        let n = visible.len();
-        let mut a = vec![0.0; x.len()];
-        ops::rms_norm(compute, x, &self.norm_q, self.config.norm_eps, &mut a);
-        let mut q = vec![0.0; n * self.wq.rows()];
-        ops::linear(compute, &self.wq, &a, &mut q);
-        let tile = KvTile {
+    /// Keys and values (n, kv_dim) of the positions from `first` on.
+    pub fn tile<'a>(&self, first: usize, k: &'a [f32], v: &'a [f32]) -> KvTile<'a> {
+        KvTile {
             first,
             n: k.len() / self.kv_dim(),
             k: Vectors::F32(k),
             v: Vectors::F32(v),
             row_stride: self.kv_dim(),
             head_stride: self.config.head_dim,
-        };
+        }
+    }
+
+    /// `x = 2 x + Wo attention` for query rows x (n, dim); row i sees `seen[i]`.
+    pub fn forward(&self, compute: &Compute, seen: &[Seen<'_>], x: &mut [f32]) {
+        let n = seen.len();
+        let mut a = vec![0.0; x.len()];
+        ops::rms_norm(compute, x, &self.norm_q, self.config.norm_eps, &mut a);
+        let mut q = vec![0.0; n * self.wq.rows()];
+        ops::linear(compute, &self.wq, &a, &mut q);
         let mut o = vec![0.0; q.len()];
-        ops::attention(compute, self.heads(), &q, &[tile], visible, &mut o);
+        ops::attention(compute, self.heads(), &q, seen, &mut o);
         ops::linear(compute, &self.wo, &o, &mut a);
         ops::double_add(compute, x, &a);
     }

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Compute, Matrix};
+use crate::ops::{self, Compute, KvTile, Matrix, Seen};
 use crate::vocab::VOCAB_SIZE;
 
 /// The local decoder's weights.
@@ -72,15 +72,26 @@ impl Decoder {
         self.cross.iter().map(store).collect()
     }
 
-    /// Adds the keys and values of patches whose global outputs are `global_out` (n, global dim).
-    pub fn add_patches(&self, compute: &Compute, global_out: &[f32], patch_kv: &mut [PatchKv]) {
+    /// Adds the keys and values of patches whose global outputs are `global_out` (n, global dim): so
+    /// many of each sequence, in order, to its stores.
+    pub fn add_patches(
+        &self,
+        compute: &Compute,
+        global_out: &[f32],
+        sequences: &mut [(usize, &mut [PatchKv])],
+    ) {
         let n = global_out.len() / self.patch_projection.cols();
         let mut u = vec![0.0; n * self.patch_projection.rows()]; // (n * k, dim)
         ops::linear(compute, &self.patch_projection, global_out, &mut u);
-        for (cross, store) in self.cross.iter().zip(patch_kv) {
+        for (i, cross) in self.cross.iter().enumerate() {
             let (k, v) = cross.keys_values(compute, &u);
-            store.k.push(&k);
-            store.v.push(&v);
+            let mut done = 0;
+            for (n, stores) in sequences.iter_mut() {
+                let of = done..done + *n * self.k * cross.kv_dim();
+                done = of.end;
+                stores[i].k.push(&k[of.clone()]);
+                stores[i].v.push(&v[of]);
+            }
         }
     }
 
@@ -105,30 +116,40 @@ impl Decoder {
         }
     }
 
-    /// Runs the layers on the byte states y (n, dim) in place; `n_closed[i]` patches are closed
-    /// once byte i has been read, and it sees the last of them.
+    /// Runs the layers on the byte states y (n, dim) in place. There is a cache and a set of stores
+    /// per run; `n_closed[i]` patches are closed once byte i has been read, and it sees the last of
+    /// them.
     pub fn forward(
         &self,
         compute: &Compute,
         rows: &Rows,
         n_closed: &[usize],
-        patch_kv: &[PatchKv],
-        cache: &mut KvCache,
+        patch_kv: &[&[PatchKv]],
+        caches: &mut [&mut KvCache],
         y: &mut [f32],
     ) {
-        let sees = |&n: &usize| {
-            let patches = self.patches_seen(n);
-            patches.start * self.k..patches.end * self.k
-        };
-        let visible: Vec<Range<usize>> = n_closed.iter().map(sees).collect();
         for layer in 0..self.layers.n_layers() {
-            if let (Some(cross), Some(store)) = (self.cross.get(layer), patch_kv.get(layer)) {
-                let held = store.k.first()..store.k.end();
-                let first = held.start * self.k;
-                let kv = (first, store.k.rows(held.clone()), store.v.rows(held));
-                cross.forward(compute, kv, &visible, y);
+            if let Some(cross) = self.cross.get(layer) {
+                let tiles: Vec<[KvTile<'_>; 1]> = (patch_kv.iter())
+                    .map(|stores| {
+                        let PatchKv { k, v } = &stores[layer];
+                        let held = k.first()..k.end();
+                        let first = held.start * self.k;
+                        [cross.tile(first, k.rows(held.clone()), v.rows(held))]
+                    })
+                    .collect();
+                let tiles_of_rows = (rows.runs.iter().zip(&tiles))
+                    .flat_map(|(run, tiles)| std::iter::repeat_n(tiles, run.n()));
+                let seen: Vec<Seen<'_>> = (n_closed.iter().zip(tiles_of_rows))
+                    .map(|(&n, tiles)| {
+                        let patches = self.patches_seen(n);
+                        let positions = patches.start * self.k..patches.end * self.k;
+                        Seen { tiles, positions }
+                    })
+                    .collect();
+                cross.forward(compute, &seen, y);
             }
-            self.layers.forward_layer(compute, layer, rows, cache, y);
+            self.layers.forward_layer(compute, layer, rows, caches, y);
         }
     }
 

@@ -439,7 +439,11 @@ impl Work {
         let (cos, sin) = rows.angles.cos_sin();
         reserve(&mut self.angles, cos.len() + sin.len())?;
         gpu.write_f32s(&self.angles, &[cos, sin].concat())?;
-        set_visible(gpu, &mut self.visible, &rows.visible())
+        set_visible(
+            gpu,
+            &mut self.visible,
+            &rows.runs[0].visible().collect::<Vec<_>>(),
+        )
     }
 
     /// One layer on x (n, dim) in place.
@@ -451,7 +455,7 @@ impl Work {
         kv: &mut Kv,
         x: &Buffer,
     ) -> Result<()> {
-        let (first, n) = (rows.first, rows.visible_from.len());
+        let (first, n) = (rows.runs[0].first, rows.n());
         layer.attention_norm.apply(ops, (0, n), x, &mut self.a)?;
         linear(&layer.wq, n, &self.a, &mut self.q)?;
         linear(&layer.wk, n, &self.a, &mut self.k)?;
@@ -544,8 +548,8 @@ impl Pass<'_> {
     ) -> Result<Vec<f32>> {
         let DeviceModel { gpu, ops, .. } = self.model;
         let s = &mut *self.scratch;
-        let n = rows.visible_from.len();
-        self.caches.n_bytes = self.caches.n_bytes.max(rows.first + n);
+        let n = rows.n();
+        self.caches.n_bytes = self.caches.n_bytes.max(rows.runs[0].first + n);
         let (layers, head) = self
             .model
             .entropy
@@ -574,8 +578,8 @@ impl Pass<'_> {
             gpu, ops, encoder, ..
         } = self.model;
         let s = &mut *self.scratch;
-        let n = rows.visible_from.len();
-        let end = rows.first + n;
+        let n = rows.n();
+        let end = rows.runs[0].first + n;
         reserve(&mut s.x, x.len())?;
         gpu.write_f32s(&s.x, x)?;
         s.work.set_rows(gpu, rows)?;
@@ -592,7 +596,7 @@ impl Pass<'_> {
             {
                 if *of_layer == l {
                     store.reserve(end)?;
-                    ops.append((rows.first, n), &s.x, store)?;
+                    ops.append((rows.runs[0].first, n), &s.x, store)?;
                 }
             }
         }
@@ -700,7 +704,7 @@ impl Pass<'_> {
             ..
         } = self.model;
         let s = &mut *self.scratch;
-        let n = rows.visible_from.len();
+        let n = rows.n();
         let visible: Vec<Range<usize>> = seen.iter().map(|p| p.start * k..p.end * k).collect();
         set_visible(gpu, &mut s.work.seen, &visible)?;
         s.work.set_rows(gpu, rows)?;

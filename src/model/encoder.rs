@@ -12,7 +12,7 @@ use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::hash::NgramHasher;
 use crate::model::weights::{matrix, table};
-use crate::ops::{self, Compute, Matrix};
+use crate::ops::{self, Compute, KvTile, Matrix, Seen};
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// The local encoder's weights.
@@ -31,6 +31,17 @@ pub struct Encoder {
     /// Patches a patch's queries see, the own one included.
     pub(super) cross_window: usize,
     pub(super) k: usize,
+}
+
+/// Patches of one sequence that have just been closed.
+#[derive(Debug)]
+pub struct Closed<'a> {
+    /// The bytes' states, one store per cross-attention.
+    pub states: &'a [RowStore],
+    /// Where the sequence's patches start: patch p holds the bytes `starts[p]..starts[p + 1]`.
+    pub starts: &'a [usize],
+    /// Not empty.
+    pub patches: Range<usize>,
 }
 
 impl Encoder {
@@ -116,55 +127,73 @@ impl Encoder {
     }
 
     /// Runs the layers on x (n, dim) in place: the byte states. What the cross-attentions read is
-    /// added to `states`.
+    /// added to `states`; there is a cache and a set of states per run.
     pub fn forward(
         &self,
         compute: &Compute,
         rows: &Rows,
-        cache: &mut KvCache,
-        states: &mut [RowStore],
+        caches: &mut [&mut KvCache],
+        states: &mut [&mut [RowStore]],
         x: &mut [f32],
     ) {
         for layer in 0..self.layers.n_layers() {
-            self.layers.forward_layer(compute, layer, rows, cache, x);
-            for (store, (of_layer, _)) in states.iter_mut().zip(&self.cross) {
-                if *of_layer == layer {
-                    store.push(x);
+            self.layers.forward_layer(compute, layer, rows, caches, x);
+            for (i, _) in (self.cross.iter().enumerate()).filter(|(_, c)| c.0 == layer) {
+                let mut left = &*x;
+                for (run, states) in rows.runs.iter().zip(states.iter_mut()) {
+                    let (of_run, others) = left.split_at(run.n() * self.layers.config.dim);
+                    states[i].push(of_run);
+                    left = others;
                 }
             }
         }
     }
 
-    /// Vectors (n, k * dim) of the closed patches `patches`; patch p holds the bytes
-    /// `starts[p]..starts[p + 1]`, whose states are in `states`.
-    pub fn patches(
-        &self,
-        compute: &Compute,
-        states: &[RowStore],
-        starts: &[usize],
-        patches: Range<usize>,
-    ) -> Vec<f32> {
+    /// Vectors (n, k * dim) of closed patches, one sequence's after the other.
+    pub fn patches(&self, compute: &Compute, closed: &[Closed<'_>]) -> Vec<f32> {
         let dim = self.layers.config.dim;
-        let pool_store = (self.cross.iter())
+        let pooled_store = (self.cross.iter())
             .position(|(layer, _)| *layer == self.pool_layer)
-            .map(|i| &states[i])
             .expect("the pooled layer has a cross-attention");
-        let mut pooled = vec![0.0; patches.len() * dim]; // (n, dim)
-        for (p, out) in patches.clone().zip(pooled.chunks_exact_mut(dim)) {
-            ops::max_rows(compute, pool_store.rows(starts[p]..starts[p + 1]), out);
+        let n: usize = closed.iter().map(|c| c.patches.len()).sum();
+        let mut pooled = vec![0.0; n * dim]; // (n, dim)
+        let all = closed
+            .iter()
+            .flat_map(|c| c.patches.clone().map(move |p| (c, p)));
+        for ((c, p), out) in all.clone().zip(pooled.chunks_exact_mut(dim)) {
+            let bytes = c.starts[p]..c.starts[p + 1];
+            ops::max_rows(compute, c.states[pooled_store].rows(bytes), out);
         }
-        let mut x = vec![0.0; patches.len() * self.k * dim]; // (n * k, dim)
+        let mut x = vec![0.0; n * self.k * dim]; // (n * k, dim)
         ops::linear(compute, &self.patch_projection, &pooled, &mut x);
 
-        let sees = |p: usize| starts[(p + 1).saturating_sub(self.cross_window)]..starts[p + 1];
-        let visible: Vec<Range<usize>> = (patches.clone())
-            .flat_map(|p| std::iter::repeat_n(sees(p), self.k))
-            .collect();
-        let bytes = sees(patches.start).start..starts[patches.end];
-        for ((_, cross), store) in self.cross.iter().zip(states) {
-            let (k, v) = cross.keys_values(compute, store.rows(bytes.clone()));
-            cross.forward(compute, (bytes.start, &k, &v), &visible, &mut x);
+        for (i, (_, cross)) in self.cross.iter().enumerate() {
+            let bytes =
+                |c: &Closed<'_>| self.sees(c, c.patches.start).start..c.starts[c.patches.end];
+            let rows: Vec<&[f32]> = closed.iter().map(|c| c.states[i].rows(bytes(c))).collect();
+            let (k, v) = cross.keys_values(compute, &rows.concat());
+            let mut done = 0;
+            let tiles: Vec<[KvTile<'_>; 1]> = (closed.iter())
+                .map(|c| {
+                    let of = done..done + bytes(c).len() * cross.kv_dim();
+                    done = of.end;
+                    [cross.tile(bytes(c).start, &k[of.clone()], &v[of])]
+                })
+                .collect();
+            let seen: Vec<Seen<'_>> = (closed.iter().zip(&tiles))
+                .flat_map(|(c, tiles)| c.patches.clone().map(move |p| (c, p, tiles)))
+                .flat_map(|(c, p, tiles)| {
+                    let positions = self.sees(c, p);
+                    std::iter::repeat_n(Seen { tiles, positions }, self.k)
+                })
+                .collect();
+            cross.forward(compute, &seen, &mut x);
         }
         x
+    }
+
+    /// The bytes that patch `p` sees.
+    fn sees(&self, c: &Closed<'_>, p: usize) -> Range<usize> {
+        c.starts[(p + 1).saturating_sub(self.cross_window)]..c.starts[p + 1]
     }
 }

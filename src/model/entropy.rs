@@ -49,12 +49,12 @@ impl EntropyModel {
         compute: &Compute,
         ids: &[Id],
         rows: &Rows,
-        cache: &mut KvCache,
+        caches: &mut [&mut KvCache],
     ) -> Vec<f32> {
         let mut x = self.embed(compute, ids); // (n, dim)
         for layer in 0..self.layers.n_layers() {
             self.layers
-                .forward_layer(compute, layer, rows, cache, &mut x);
+                .forward_layer(compute, layer, rows, caches, &mut x);
         }
         let mut h = vec![0.0; x.len()]; // (n, dim)
         ops::rms_norm(compute, &x, &self.norm, self.layers.config.norm_eps, &mut h);

@@ -38,7 +38,7 @@ impl Global {
         &self,
         compute: &Compute,
         rows: &Rows,
-        cache: &mut KvCache,
+        caches: &mut [&mut KvCache],
         mut x: Vec<f32>,
     ) -> Vec<f32> {
         if let Some(projection) = &self.input_projection {
@@ -48,7 +48,7 @@ impl Global {
         }
         for layer in 0..self.layers.n_layers() {
             self.layers
-                .forward_layer(compute, layer, rows, cache, &mut x);
+                .forward_layer(compute, layer, rows, caches, &mut x);
         }
         x
     }

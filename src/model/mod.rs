@@ -34,7 +34,7 @@ use crate::error::Result;
 use crate::ops::Compute;
 
 pub use forward::Trace;
-pub(crate) use forward::{Batch, MAX_BATCH, Wanted};
+pub(crate) use forward::{Failure, MAX_BATCH, Part, Wanted};
 pub(crate) use state::State;
 
 use decoder::Decoder;
@@ -146,6 +146,15 @@ impl Model {
     /// Threads and instructions.
     pub fn compute(&self) -> &Compute {
         &self.compute
+    }
+
+    /// Whether both compute the same weights in the same place, so that sessions of both can read
+    /// together.
+    pub(crate) fn is_same(&self, other: &Model) -> bool {
+        let device = |model: &Model| model.device.as_ref().map(Arc::as_ptr);
+        Arc::ptr_eq(&self.weights, &other.weights)
+            && Arc::ptr_eq(&self.compute, &other.compute)
+            && device(self) == device(other)
     }
 
     /// Whether the model has an entropy model.

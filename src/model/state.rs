@@ -172,8 +172,9 @@ impl State {
         let decoder = &model.weights.decoder;
         let seen = decoder.patches_seen(self.n_closed());
         decoder.restart_patches(seen.start, &mut self.patch_kv);
-        let outputs = self.global_out.rows(seen);
-        decoder.add_patches(&model.compute, outputs, &mut self.patch_kv);
+        let outputs = self.global_out.rows(seen.clone());
+        let sequence = (self.n_closed() - seen.start, &mut self.patch_kv[..]);
+        decoder.add_patches(&model.compute, outputs, &mut [sequence]);
     }
 
     /// Drops what neither the next bytes nor a rewind within [`SLACK`] can need.

@@ -38,19 +38,18 @@ pub struct KvTile<'a> {
     pub head_stride: usize,
 }
 
-/// Attention: q (n, n_heads * head_dim), out of the same shape.
-///
-/// Row `i` sees the positions `visible[i]`, which must not be empty; `tiles` cover all of them in
-/// increasing order without gaps.
-pub fn attention(
-    compute: &Compute,
-    heads: Heads,
-    q: &[f32],
-    tiles: &[KvTile<'_>],
-    visible: &[Range<usize>],
-    out: &mut [f32],
-) {
-    attend(compute, heads, None, q, tiles, visible, out);
+/// The keys and values that one row sees. Rows of different sequences see different tiles.
+#[derive(Debug, Clone)]
+pub struct Seen<'a> {
+    /// Cover all positions seen, in increasing order without gaps.
+    pub tiles: &'a [KvTile<'a>],
+    /// Not empty.
+    pub positions: Range<usize>,
+}
+
+/// Attention: q (n, n_heads * head_dim), out of the same shape; row `i` sees `seen[i]`.
+pub fn attention(compute: &Compute, heads: Heads, q: &[f32], seen: &[Seen<'_>], out: &mut [f32]) {
+    attend(compute, heads, None, q, seen, out);
 }
 
 /// Differential attention: the same, but each head's queries and keys are two halves, and its values
@@ -60,11 +59,10 @@ pub fn differential_attention(
     heads: Heads,
     lambda: f32,
     q: &[f32],
-    tiles: &[KvTile<'_>],
-    visible: &[Range<usize>],
+    seen: &[Seen<'_>],
     out: &mut [f32],
 ) {
-    attend(compute, heads, Some(lambda), q, tiles, visible, out);
+    attend(compute, heads, Some(lambda), q, seen, out);
 }
 
 fn attend(
@@ -72,15 +70,14 @@ fn attend(
     heads: Heads,
     lambda: Option<f32>,
     q: &[f32],
-    tiles: &[KvTile<'_>],
-    visible: &[Range<usize>],
+    seen: &[Seen<'_>],
     out: &mut [f32],
 ) {
     let dim = heads.n_heads * heads.head_dim;
-    let n = visible.len();
+    let n = seen.len();
     assert_eq!(q.len(), n * dim);
     assert_eq!(out.len(), n * dim);
-    let n_scores: usize = visible.iter().map(|r| r.len()).sum();
+    let n_scores: usize = seen.iter().map(|s| s.positions.len()).sum();
     let n_tasks = compute.n_tasks(2 * n_scores * dim);
     // A task is a run of (row, head) pairs, so that one row's heads are shared out too.
     let pairs = (n * heads.n_heads).div_ceil(n_tasks).max(1);
@@ -96,9 +93,9 @@ fn attend(
             let q = &q[row * dim + head * heads.head_dim..][..heads.head_dim];
             let keys = Keys {
                 isa: compute.isa(),
-                tiles,
+                tiles: seen[row].tiles,
                 kv_head: head / (heads.n_heads / heads.n_kv_heads),
-                visible: &visible[row],
+                visible: &seen[row].positions,
             };
             match lambda {
                 None => keys.probabilities(q, 0, &mut p),
@@ -181,7 +178,6 @@ mod tests {
             head_dim,
         };
         let (q, k, v) = (numbers(n * 16, 1), numbers(n * kv, 2), numbers(n * kv, 3));
-        let visible: Vec<_> = (0..n).map(|i| i / 2..i + 1).collect();
         let compute = Compute::new(Some(1), None).unwrap();
         let tile = |k, v| KvTile {
             first: 0,
@@ -191,18 +187,17 @@ mod tests {
             row_stride: kv,
             head_stride: n * kv,
         };
+        fn seen<'a>(tiles: &'a [KvTile<'a>]) -> Vec<Seen<'a>> {
+            let row = |i| Seen {
+                tiles,
+                positions: i / 2..i + 1,
+            };
+            (0..tiles[0].n).map(row).collect()
+        }
         let differential = |lambda| {
             let mut out = vec![0.0; n * 16];
             let tiles = [tile(&k, &v)];
-            differential_attention(
-                &compute,
-                heads(2, 8),
-                lambda,
-                &q,
-                &tiles,
-                &visible,
-                &mut out,
-            );
+            differential_attention(&compute, heads(2, 8), lambda, &q, &seen(&tiles), &mut out);
             out
         };
         let found = differential(0.0);
@@ -215,8 +210,7 @@ mod tests {
                 &compute,
                 heads(2, 4),
                 &first_halves,
-                &tiles,
-                &visible,
+                &seen(&tiles),
                 &mut plain,
             );
             for (found, plain) in found.chunks(8).zip(plain.chunks(4)) {

@@ -10,7 +10,7 @@ mod rope;
 mod rows;
 mod threads;
 
-pub use attention::{Heads, KvTile, attention, differential_attention};
+pub use attention::{Heads, KvTile, Seen, attention, differential_attention};
 pub use compute::{Compute, Profile};
 pub use linear::{Matrix, linear, linear_many};
 pub use rope::{Angles, Rope};

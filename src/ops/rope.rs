@@ -9,8 +9,8 @@ pub struct Rope {
     freqs: Vec<f32>, // (head_dim / 2)
 }
 
-/// Cosines and sines of a run of positions.
-#[derive(Debug)]
+/// Cosines and sines of some positions.
+#[derive(Debug, Default)]
 pub struct Angles {
     half: usize,
     cos: Vec<f32>, // (n, head_dim / 2)
@@ -30,18 +30,17 @@ impl Rope {
         Rope { head_dim, freqs }
     }
 
-    /// The angles at `positions`; position times frequency is rounded to f32, as the references do.
-    pub fn angles(&self, positions: impl Iterator<Item = usize>) -> Angles {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    /// Adds the angles at `positions` to those of this `Rope`; position times frequency is rounded to
+    /// f32, as the references do.
+    pub fn add_angles(&self, positions: impl Iterator<Item = usize>, to: &mut Angles) {
+        to.half = self.head_dim / 2;
         for position in positions {
             for &freq in &self.freqs {
                 let (s, c) = f64::from(position as f32 * freq).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
+                to.cos.push(c as f32);
+                to.sin.push(s as f32);
             }
         }
-        let half = self.head_dim / 2;
-        Angles { half, cos, sin }
     }
 }
 

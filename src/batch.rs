@@ -1,0 +1,67 @@
+//! Several sessions of one model at once: every matrix is read once for all of them.
+//!
+//! What a session reads and writes is the same bits as alone. Sessions join and leave as they like:
+//! each call takes those that have something to do. They may stand at different positions, cut their
+//! patches at different times, and have different settings, samplers and stop strings.
+//!
+//! ```
+//! # use blt::{GenerateOptions, Model, Session, SessionOptions, batch};
+//! # let model = Model::open("tests/data/hf-gqa/model")?;
+//! let mut cat = Session::new(&model, SessionOptions::default())?;
+//! let mut dog = Session::new(&model, SessionOptions::default())?;
+//! for result in batch::feed(&mut [(&mut cat, b"The cat"), (&mut dog, b"Another animal")]) {
+//!     result?;
+//! }
+//! let options = GenerateOptions { max_bytes: Some(20), ..Default::default() };
+//! let (mut cat, mut dog) = (cat.generate(&options)?, dog.generate(&options)?);
+//! loop {
+//!     let bytes = batch::next_bytes(&mut [&mut cat, &mut dog]);
+//!     if bytes.iter().all(Option::is_none) {
+//!         break;
+//!     }
+//!     for byte in bytes.into_iter().flatten() {
+//!         print!("{}", byte? as char);
+//!     }
+//! }
+//! # Ok::<(), blt::Error>(())
+//! ```
+
+use crate::error::Result;
+use crate::generate::Generator;
+use crate::session::{Reading, Session, run_together};
+use crate::vocab::{self, Id};
+
+/// Lets each session read its bytes, after BOS if they are its first: [`Session::feed`] for several.
+///
+/// # Errors
+/// For each session those of [`Session::feed_ids`], and [`Error::Argument`](crate::Error::Argument)
+/// if its model is not that of the first, or computed elsewhere. The other sessions read on.
+pub fn feed(feeds: &mut [(&mut Session, &[u8])]) -> Vec<Result<()>> {
+    let ids: Vec<Vec<Id>> = (feeds.iter())
+        .map(|(session, bytes)| {
+            vocab::encode(bytes, session.is_empty() && !session.options().no_bos)
+        })
+        .collect();
+    let feeds = feeds.iter_mut().zip(&ids);
+    run(feeds.map(|((session, _), ids)| Reading::new(session, ids)))
+}
+
+/// Lets each session read its ids as they are: [`Session::feed_ids`] for several.
+///
+/// # Errors
+/// As [`feed`].
+pub fn feed_ids(feeds: &mut [(&mut Session, &[Id])]) -> Vec<Result<()>> {
+    run((feeds.iter_mut()).map(|(session, ids)| Reading::new(session, ids)))
+}
+
+fn run<'a>(readings: impl Iterator<Item = Reading<'a>>) -> Vec<Result<()>> {
+    let mut readings: Vec<Reading<'_>> = readings.collect();
+    run_together(&mut readings);
+    readings.into_iter().map(Reading::finish).collect()
+}
+
+/// The next byte of each generator, as its [`Iterator::next`]: `None` once it has ended, an error
+/// once if its session fails. The bytes chosen before are read together.
+pub fn next_bytes(generators: &mut [&mut Generator<'_>]) -> Vec<Option<Result<u8>>> {
+    Generator::next_of_all(generators)
+}

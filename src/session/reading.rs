@@ -1,0 +1,244 @@
+//! How sessions read: within their limits, in pieces, several of them together.
+
+use super::{Overflow, Session, Step};
+use crate::error::{Error, Result};
+use crate::model::{Failure, MAX_BATCH, Part, Trace, Wanted};
+use crate::vocab::{BOS, Id, VOCAB_SIZE};
+
+/// Most rows of a pass that several sessions share, so that what a pass needs in memory stays small.
+const MAX_ROWS: usize = 1024;
+
+/// What one session reads.
+pub(crate) struct Reading<'a> {
+    pub session: &'a mut Session,
+    /// What is left to read.
+    ids: &'a [Id],
+    /// How many of them the present pass reads.
+    n_now: usize,
+    wanted: Wanted,
+    trace: Option<&'a mut Trace>,
+    show: Option<&'a mut dyn FnMut(Step<'_>)>,
+    /// Whether limits hold and another thread can stop it. Going back must not be stopped halfway.
+    bounded: bool,
+    /// Length of the session before.
+    old_len: usize,
+    result: Result<()>,
+}
+
+impl<'a> Reading<'a> {
+    /// Of ids within the session's limits; the logits after the last.
+    pub fn new(session: &'a mut Session, ids: &'a [Id]) -> Self {
+        let result = match ids.iter().find(|&&id| usize::from(id) >= VOCAB_SIZE) {
+            None => Ok(()),
+            Some(bad) => Err(Error::argument(
+                "ids",
+                format!("expected ids below {VOCAB_SIZE}, found {bad}"),
+            )),
+        };
+        Reading {
+            old_len: session.len(),
+            session,
+            ids,
+            n_now: 0,
+            wanted: Wanted::Last,
+            trace: None,
+            show: None,
+            bounded: true,
+            result,
+        }
+    }
+
+    /// Of ids that the session has read before.
+    pub(super) fn again(session: &'a mut Session, ids: &'a [Id]) -> Self {
+        Reading {
+            bounded: false,
+            ..Reading::new(session, ids)
+        }
+    }
+
+    /// Shows what each position gave.
+    pub(super) fn showing(self, show: &'a mut dyn FnMut(Step<'_>)) -> Self {
+        Reading {
+            wanted: Wanted::All,
+            show: Some(show),
+            ..self
+        }
+    }
+
+    /// Records the intermediate tensors.
+    pub(super) fn traced(self, trace: &'a mut Trace) -> Self {
+        Reading {
+            trace: Some(trace),
+            ..self
+        }
+    }
+
+    /// Reads all ids. On an error the session is as it was before, unless the context had slid.
+    pub fn run(self) -> Result<()> {
+        let mut readings = [self];
+        run_together(&mut readings);
+        let [reading] = readings;
+        reading.finish()
+    }
+
+    /// What came of it.
+    pub fn finish(self) -> Result<()> {
+        if self.result.is_err() && self.bounded && self.session.len() > self.old_len {
+            self.session.rewind(self.old_len)?;
+        }
+        self.result
+    }
+
+    fn goes_on(&self) -> bool {
+        self.result.is_ok() && !self.ids.is_empty()
+    }
+
+    /// Decides how many ids the next pass reads, at most `share`.
+    fn begin_pass(&mut self, share: usize) -> Result<()> {
+        let session = &mut *self.session;
+        self.n_now = self.ids.len().min(share);
+        if !self.bounded {
+            return Ok(());
+        }
+        if session.canceller().withdraw() {
+            return Err(Error::Cancelled);
+        }
+        let Overflow::Slide { keep } = session.options.overflow else {
+            return session.check_bytes(session.len() + self.ids.len());
+        };
+        loop {
+            // A byte closes at most one patch, so this many surely fit.
+            let bytes_left = session.max_bytes.saturating_sub(session.len());
+            let patches_left = session.max_patches.saturating_sub(session.state.n_closed());
+            self.n_now = self.ids.len().min(share).min(bytes_left).min(patches_left);
+            if self.n_now > 0 {
+                return Ok(());
+            }
+            session.slide(keep)?;
+        }
+    }
+
+    fn part(&mut self) -> Part<'_> {
+        let more = self.n_now < self.ids.len();
+        Part {
+            state: &mut self.session.state,
+            ids: &self.ids[..self.n_now],
+            wanted: match self.wanted {
+                Wanted::Last if more => Wanted::Nothing,
+                wanted => wanted,
+            },
+            trace: self.trace.as_deref_mut(),
+        }
+    }
+
+    /// Takes the logits of the pass.
+    fn end_pass(&mut self, logits: &[f32]) -> Result<()> {
+        let (ids, left) = self.ids.split_at(self.n_now);
+        self.ids = left;
+        let session = &mut *self.session;
+        let n_closed = session.state.n_closed();
+        if n_closed > session.max_patches {
+            return Err(Error::ContextFull {
+                unit: "patches",
+                limit: session.max_patches,
+                needed: n_closed,
+            });
+        }
+        if let Some(last) = logits.chunks_exact(VOCAB_SIZE).next_back() {
+            session.logits.clear();
+            session.logits.extend_from_slice(last);
+        }
+        if let Some(show) = &mut self.show {
+            let first = session.len() - ids.len();
+            for (i, (&id, logits)) in ids.iter().zip(logits.chunks_exact(VOCAB_SIZE)).enumerate() {
+                let position = first + i;
+                show(Step {
+                    position,
+                    id,
+                    entropy: session.entropies()[position],
+                    next_starts_patch: (session.patch_starts())
+                        .binary_search(&(position + 1))
+                        .is_ok(),
+                    logits,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the ids of all, every pass for all of them at once.
+pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
+    let Some(first) = readings.first() else {
+        return;
+    };
+    let model = first.session.model.clone();
+    for reading in readings.iter_mut() {
+        if !reading.session.model.is_same(&model) {
+            let message =
+                "expected all of one model, with the same threads and device, found others";
+            reading.result = Err(Error::argument("sessions", message));
+        }
+    }
+    loop {
+        let going = readings.iter_mut().filter(|r| r.goes_on());
+        let mut going: Vec<&mut Reading<'_>> = going.collect();
+        if going.is_empty() {
+            return;
+        }
+        let share = (MAX_ROWS / going.len()).clamp(1, MAX_BATCH);
+        going.retain_mut(|reading| {
+            reading.result = reading.begin_pass(share);
+            reading.result.is_ok()
+        });
+        if going.is_empty() {
+            return;
+        }
+        let mut parts: Vec<Part<'_>> = going.iter_mut().map(|r| r.part()).collect();
+        match model.forward(&mut parts) {
+            Ok(logits) => {
+                for (reading, logits) in going.iter_mut().zip(logits) {
+                    reading.result = reading.end_pass(&logits);
+                }
+            }
+            // The others try again without it.
+            Err(Failure::OfPart(i, error)) => going[i].result = Err(error),
+            Err(Failure::OfAll(message)) => {
+                for reading in going {
+                    reading.result = Err(Error::Device(message.clone()));
+                }
+            }
+        }
+    }
+}
+
+impl Session {
+    /// Begins anew with BOS and the last `keep` ids.
+    fn slide(&mut self, keep: usize) -> Result<()> {
+        let bos = !self.options.no_bos;
+        // At least half of the context must become free, or every byte would slide.
+        let room = self.max_bytes.min(self.max_patches) / 2;
+        let keep = keep
+            .min(self.len())
+            .min(room.saturating_sub(usize::from(bos)));
+        if room <= usize::from(bos) {
+            return self.check_bytes(self.len() + 1);
+        }
+        let mut ids: Vec<Id> = bos.then_some(BOS).into_iter().collect();
+        ids.extend_from_slice(&self.ids()[self.len() - keep..]);
+        self.reset();
+        self.n_slides += 1;
+        Reading::again(self, &ids).run()
+    }
+
+    fn check_bytes(&self, needed: usize) -> Result<()> {
+        if needed <= self.max_bytes {
+            return Ok(());
+        }
+        Err(Error::ContextFull {
+            unit: "bytes",
+            limit: self.max_bytes,
+            needed,
+        })
+    }
+}
