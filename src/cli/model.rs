@@ -40,11 +40,20 @@ impl ModelArgs<'_> {
 
     /// Takes the weights of an open checkpoint.
     pub fn take(&self, checkpoint: &Checkpoint) -> Result<Model, Failure> {
-        let model = Model::load(checkpoint, self.compute()?)?.on_device(self.device)?;
-        if self.device == Device::Auto {
-            eprintln!("computing on {}", model.gpu_name().unwrap_or("the CPU"));
+        let model = Model::load(checkpoint, self.compute()?)?;
+        if self.device != Device::Auto {
+            return Ok(model.on_device(self.device)?);
         }
-        Ok(model)
+        match model.on_device(Device::Cuda(0)) {
+            Ok(on_gpu) => {
+                eprintln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
+                Ok(on_gpu)
+            }
+            Err(reason) => {
+                eprintln!("computing on the CPU: {reason}");
+                Ok(model)
+            }
+        }
     }
 
     /// Opens the checkpoint.

@@ -5,6 +5,7 @@
 //! checked once, in [`load`], before any other call: `cudarc` panics without it.
 
 use std::ffi::{CStr, CString, c_void};
+use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
@@ -24,44 +25,96 @@ pub struct DeviceInfo {
     pub memory: usize,
 }
 
-/// Turns a result of the driver into ours; `what` says what was tried.
-fn check(result: CUresult, what: &str) -> Result<()> {
-    if result == CUresult::CUDA_SUCCESS {
-        return Ok(());
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device cuda:{} ({})", self.number, self.name)
     }
+}
+
+/// Oldest driver that loads the kernels, as it names itself: 1000 * major + 10 * minor.
+const OLDEST_DRIVER: i32 = 12000;
+/// The same for devices from [`BLACKWELL`] on, whose machine code is of a later compiler.
+const OLDEST_DRIVER_BLACKWELL: i32 = 12080;
+const BLACKWELL: (i32, i32) = (10, 0);
+/// Least compute capability that has everything that the kernels use.
+const OLDEST_DEVICE: (i32, i32) = (8, 0);
+
+/// The driver's words for an error.
+fn words(result: CUresult) -> String {
     let mut text = std::ptr::null();
     // SAFETY: the driver sets `text` to a static string, or leaves it null for a code unknown to it.
-    let message = unsafe {
+    unsafe {
         let _ = sys::cuGetErrorString(result, &mut text);
         match text.is_null() {
             true => format!("error {}", result as u32),
             false => CStr::from_ptr(text).to_string_lossy().into_owned(),
         }
-    };
-    use CUresult::*;
-    let hint = match result {
-        CUDA_ERROR_OUT_OF_MEMORY => "; use a smaller format or the CPU",
-        CUDA_ERROR_NO_BINARY_FOR_GPU
-        | CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-        | CUDA_ERROR_INVALID_PTX => {
-            "; the kernels are for compute capability 8.0 and later, and a driver for CUDA 12 or later"
-        }
-        CUDA_ERROR_NO_DEVICE | CUDA_ERROR_INVALID_DEVICE => "; see blt-info --devices",
-        _ => "; the device may be lost to this process: start it anew",
-    };
-    Err(Error::Device(format!("{what}: {message}{hint}")))
+    }
 }
 
-/// Finds the driver and starts it.
-fn load() -> Result<()> {
+/// What can be done about an error, if that is known.
+fn advice(result: CUresult) -> &'static str {
+    use CUresult::*;
+    match result {
+        // After these every call of the process fails.
+        CUDA_ERROR_DEVICE_UNAVAILABLE
+        | CUDA_ERROR_ECC_UNCORRECTABLE
+        | CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUDA_ERROR_LAUNCH_TIMEOUT
+        | CUDA_ERROR_ASSERT
+        | CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUDA_ERROR_INVALID_PC
+        | CUDA_ERROR_LAUNCH_FAILED
+        | CUDA_ERROR_UNKNOWN => "; the device is lost to this process: start it anew",
+        _ => "",
+    }
+}
+
+/// Turns a result of the driver into ours; `what` says what was tried.
+fn check(result: CUresult, what: &str) -> Result<()> {
+    match result {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        _ => {
+            let (words, advice) = (words(result), advice(result));
+            Err(Error::Device(format!("{what}: {words}{advice}")))
+        }
+    }
+}
+
+/// A version as the driver tells it, for people.
+fn version_text(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// Finds the driver and starts it; its version, and whether it sees any device.
+fn load() -> Result<(i32, bool)> {
     // SAFETY: only looks for the library.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::Device(
             "no CUDA driver (libcuda.so.1, nvcuda.dll) on this machine; use the CPU".into(),
         ));
     }
+    let mut version = 0;
+    // SAFETY: the library is there; this function is in every version of it.
+    let result = unsafe { sys::cuDriverGetVersion(&mut version) };
+    check(result, "version of the CUDA driver")?;
+    // Before any call that an older driver might not have.
+    if version < OLDEST_DRIVER {
+        return Err(Error::Device(format!(
+            "the CUDA driver: expected one for CUDA {} or later, found one for {}; \
+             install a newer driver or use the CPU",
+            version_text(OLDEST_DRIVER),
+            version_text(version)
+        )));
+    }
     // SAFETY: the library is there; any number of calls is fine.
-    check(unsafe { sys::cuInit(0) }, "starting the CUDA driver")
+    match unsafe { sys::cuInit(0) } {
+        CUresult::CUDA_ERROR_NO_DEVICE => Ok((version, false)),
+        result => check(result, "starting the CUDA driver").map(|()| (version, true)),
+    }
 }
 
 /// The devices of this machine.
@@ -69,11 +122,17 @@ fn load() -> Result<()> {
 /// # Errors
 /// [`Error::Device`] if there is no driver or it does not start.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
-    load()?;
+    match load()? {
+        (_, true) => (0..count()?).map(device).collect(),
+        (_, false) => Ok(Vec::new()),
+    }
+}
+
+fn count() -> Result<usize> {
     let mut n = 0;
     // SAFETY: see the top of this file.
     check(unsafe { sys::cuDeviceGetCount(&mut n) }, "counting devices")?;
-    (0..n as usize).map(device).collect()
+    Ok(n as usize)
 }
 
 fn device(number: usize) -> Result<DeviceInfo> {
@@ -140,16 +199,26 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] without a driver or such a device, or if the device cannot run the kernels.
     pub fn new(number: usize) -> Result<Arc<Gpu>> {
-        load()?;
-        let info = device(number)?;
-        let name = &info.name;
-        let what = format!("device cuda:{number} ({name})");
-        if info.capability < (8, 0) {
-            let (major, minor) = info.capability;
+        let (version, any) = load()?;
+        let n = if any { count()? } else { 0 };
+        if number >= n {
             return Err(Error::Device(format!(
-                "{what}: expected compute capability 8.0 or later, found {major}.{minor}"
+                "device cuda:{number}: expected a number below that of the devices, found {n} of them; \
+                 see blt-info --devices"
             )));
         }
+        let info = device(number)?;
+        let (what, (major, minor)) = (info.to_string(), info.capability);
+        if info.capability < OLDEST_DEVICE {
+            let (least, point) = OLDEST_DEVICE;
+            return Err(Error::Device(format!(
+                "{what}: expected compute capability {least}.{point} or later, found {major}.{minor}"
+            )));
+        }
+        let oldest = match info.capability < BLACKWELL {
+            true => OLDEST_DRIVER,
+            false => OLDEST_DRIVER_BLACKWELL,
+        };
         let mut gpu = Gpu {
             info,
             context: std::ptr::null_mut(),
@@ -166,7 +235,16 @@ impl Gpu {
             )?;
             check(sys::cuCtxSetCurrent(gpu.context), &what)?;
             check(sys::cuStreamCreate(&mut gpu.stream, 0), &what)?;
-            check(sys::cuModuleLoadData(&mut gpu.module, fatbin), &what)?;
+            let result = sys::cuModuleLoadData(&mut gpu.module, fatbin);
+            if result != CUresult::CUDA_SUCCESS {
+                return Err(Error::Device(format!(
+                    "kernels for {what}: expected a driver for CUDA {} or later, found one for {} \
+                     and compute capability {major}.{minor}: {}",
+                    version_text(oldest),
+                    version_text(version),
+                    words(result)
+                )));
+            }
         }
         Ok(Arc::new(gpu))
     }
@@ -176,12 +254,17 @@ impl Gpu {
         &self.info
     }
 
+    /// As [`check`], naming the device.
+    fn check(&self, result: CUresult, what: &str) -> Result<()> {
+        match result {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            _ => check(result, &format!("{}: {what}", self.info)),
+        }
+    }
+
     fn make_current(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
-        check(
-            unsafe { sys::cuCtxSetCurrent(self.context) },
-            "CUDA context",
-        )
+        self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "its context")
     }
 
     /// The kernel of that name.
@@ -191,7 +274,7 @@ impl Gpu {
         let text = CString::new(name).expect("names of kernels have no zero");
         // SAFETY: see the top of this file; the module is loaded.
         let result = unsafe { sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr()) };
-        check(result, &format!("kernel {name}"))?;
+        self.check(result, &format!("kernel {name}"))?;
         Ok(Kernel(function))
     }
 
@@ -205,10 +288,17 @@ impl Gpu {
         let n_bytes = n_bytes.max(1);
         // SAFETY: see the top of this file; the context is current.
         let result = unsafe { sys::cuMemAlloc_v2(&mut address, n_bytes) };
-        check(
-            result,
-            &format!("{n_bytes} bytes of memory of {}", self.info.name),
-        )?;
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (mut free, mut total) = (0, 0);
+            // SAFETY: see the top of this file; the context is current.
+            let _ = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+            return Err(Error::Device(format!(
+                "memory of {}: expected {n_bytes} bytes in one piece, found {free} of {total} free; \
+                 use a smaller format or the CPU",
+                self.info
+            )));
+        }
+        self.check(result, "memory")?;
         Ok(Buffer {
             address,
             n_bytes,
@@ -238,7 +328,7 @@ impl Gpu {
         let result = unsafe {
             sys::cuMemcpyHtoDAsync_v2(to.address, bytes.as_ptr().cast(), bytes.len(), self.stream)
         };
-        check(result, "copy to the device")
+        self.check(result, "copy to it")
     }
 
     /// Writes floats, as [`Gpu::write`].
@@ -267,8 +357,8 @@ impl Gpu {
             let to = values.as_mut_ptr().cast();
             let copied = sys::cuMemcpyDtoHAsync_v2(to, from.address, n * 4, self.stream);
             let done = sys::cuStreamSynchronize(self.stream);
-            check(copied, "copy from the device")?;
-            check(done, "work on the device")?;
+            self.check(copied, "copy from it")?;
+            self.check(done, "work on it")?;
         }
         Ok(values)
     }
@@ -283,7 +373,7 @@ impl Gpu {
         // SAFETY: both buffers have that many bytes and are different allocations.
         let result =
             unsafe { sys::cuMemcpyDtoDAsync_v2(to.address, from.address, n_bytes, self.stream) };
-        check(result, "copy on the device")
+        self.check(result, "copy on it")
     }
 
     /// Runs a kernel on `grid` blocks of `threads` threads.
@@ -329,7 +419,7 @@ impl Gpu {
                 std::ptr::null_mut(),
             )
         };
-        check(result, "starting a kernel")
+        self.check(result, "starting a kernel")
     }
 }
 

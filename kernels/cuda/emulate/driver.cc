@@ -369,6 +369,10 @@ int cuMemAlloc_v2(size_t *address, size_t n) {
     in_use += n;
     return SUCCESS;
 }
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    std::lock_guard<std::mutex> guard(lock);
+    return *free = capacity() - in_use, *total = capacity(), SUCCESS;
+}
 int cuMemFree_v2(size_t address) {
     std::vector<Stream *> all;
     {
