@@ -212,6 +212,13 @@ pub fn differential(head_norms: [bool; 4]) -> Checkpoint {
     native(&config, tensors.collect())
 }
 
+/// The case of that name, and the model in its first layout.
+pub fn case(name: &str) -> (Case, Model) {
+    let case = cases().into_iter().find(|c| c.name == name).unwrap();
+    let (_, model) = case.models().remove(0);
+    (case, model)
+}
+
 /// The model of a checkpoint, on one thread.
 pub fn model(checkpoint: &Checkpoint) -> Model {
     Model::load(checkpoint, Compute::new(Some(1), None).unwrap()).unwrap()
