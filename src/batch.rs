@@ -63,5 +63,5 @@ fn run<'a>(readings: impl Iterator<Item = Reading<'a>>) -> Vec<Result<()>> {
 /// The next byte of each generator, as its [`Iterator::next`]: `None` once it has ended, an error
 /// once if its session fails. The bytes chosen before are read together.
 pub fn next_bytes(generators: &mut [&mut Generator<'_>]) -> Vec<Option<Result<u8>>> {
-    Generator::next_of_all(generators)
+    Generator::next_of_all(generators).into_iter().collect()
 }

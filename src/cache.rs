@@ -15,7 +15,7 @@ use half::f16;
 
 use crate::codec::{ReadError, Reader, Writer};
 use crate::error::{Error, Result};
-use crate::ops::{Compute, Heads, KvTile};
+use crate::ops::{Compute, Heads, Keys, KvTile};
 
 /// Positions in a page.
 const PAGE: usize = 64;
@@ -182,28 +182,25 @@ impl KvCache {
         self.high = self.high.max(first + k.len() / dim);
     }
 
-    /// The tiles that cover `positions`, all of which must have been written and not overwritten.
-    pub fn tiles(&self, layer: usize, positions: Range<usize>) -> Vec<KvTile<'_>> {
-        assert!(positions.start >= self.oldest() && positions.end <= self.high);
+    /// The keys and values of a layer. Positions must have been written and not overwritten.
+    pub fn layer(&self, layer: usize) -> Layer<'_> {
+        Layer { cache: self, layer }
+    }
+
+    fn tile(&self, layer: usize, first: usize) -> KvTile<'_> {
+        assert!(first >= self.oldest() && first < self.high);
         let head_dim = self.heads.head_dim;
-        let mut tiles = Vec::with_capacity(positions.len() / PAGE + 2);
-        let mut first = positions.start;
-        while first < positions.end {
-            let end = positions.end.min((first / PAGE + 1) * PAGE);
-            let page = self.layers[layer][self.page_of(first)].as_ref();
-            let page = page.expect("all positions were written").values();
-            let (half, skip) = (page.len() / 2, first % PAGE * head_dim);
-            tiles.push(KvTile {
-                first,
-                n: end - first,
-                k: page.slice(skip..half),
-                v: page.slice(half + skip..2 * half),
-                row_stride: head_dim,
-                head_stride: PAGE * head_dim,
-            });
-            first = end;
+        let page = self.layers[layer][self.page_of(first)].as_ref();
+        let page = page.expect("the position was written").values();
+        let (half, skip) = (page.len() / 2, first % PAGE * head_dim);
+        KvTile {
+            first,
+            n: self.high.min((first / PAGE + 1) * PAGE) - first,
+            k: page.slice(skip..half),
+            v: page.slice(half + skip..2 * half),
+            row_stride: head_dim,
+            head_stride: PAGE * head_dim,
         }
-        tiles
     }
 
     /// Writes the positions held below `len`.
@@ -212,11 +209,15 @@ impl KvCache {
         // Without a ring, what was written past `len` has no effect any more.
         out.size(self.ring.map_or(len, |_| self.high))?;
         for layer in 0..self.layers.len() {
-            for tile in self.tiles(layer, self.oldest().min(len)..len) {
+            let mut first = self.oldest().min(len);
+            while first < len {
+                let tile = self.tile(layer, first);
+                let n = tile.n.min(len - first);
+                first += n;
                 for side in [tile.k, tile.v] {
                     for head in 0..self.heads.n_kv_heads {
                         let at = head * tile.head_stride;
-                        match side.slice(at..at + tile.n * head_dim) {
+                        match side.slice(at..at + n * head_dim) {
                             Vectors::F32(rows) => out.f32s(rows)?,
                             Vectors::F16(rows) => out.f16s(rows)?,
                             other => unreachable!("{other:?} is not kept"),
@@ -285,6 +286,19 @@ impl KvCache {
             Some(pages) => position / PAGE % pages,
             None => position / PAGE,
         }
+    }
+}
+
+/// Keys and values of one layer.
+#[derive(Debug)]
+pub struct Layer<'a> {
+    cache: &'a KvCache,
+    layer: usize,
+}
+
+impl Keys for Layer<'_> {
+    fn tile(&self, position: usize) -> KvTile<'_> {
+        self.cache.tile(self.layer, position)
     }
 }
 

@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
+use crate::few::Few;
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::session::{Reading, Session, run_together};
 use crate::stop::{Stop, StopMatcher};
@@ -160,24 +161,24 @@ impl Generator<'_> {
     }
 
     /// The next byte of each, as [`Iterator::next`]. The sessions read together.
-    pub(crate) fn next_of_all(generators: &mut [&mut Generator<'_>]) -> Vec<Option<Result<u8>>> {
-        let mut errors: Vec<Option<Error>> = generators.iter().map(|_| None).collect();
+    pub(crate) fn next_of_all(generators: &mut [&mut Generator<'_>]) -> Few<Option<Result<u8>>> {
+        let mut errors: Few<Option<Error>> = generators.iter().map(|_| None).collect();
         loop {
-            let going = generators.iter_mut().zip(&mut errors);
-            let mut going: Vec<_> = going
+            let going = generators.iter_mut().zip(&mut *errors);
+            let mut going: Few<_> = going
                 .filter_map(|(g, e)| g.needs_byte().then_some((g, e)))
                 .collect();
             if going.is_empty() {
                 break;
             }
             let unread = going.iter_mut().map(|(g, _)| g.unread.take());
-            let unread: Vec<Option<Id>> = unread.collect();
-            let readings = going.iter_mut().zip(&unread);
-            let mut readings: Vec<Reading<'_>> = readings
+            let unread: Few<Option<Id>> = unread.collect();
+            let readings = going.iter_mut().zip(&*unread);
+            let mut readings: Few<Reading<'_>> = readings
                 .map(|((g, _), id)| Reading::new(g.session, id.as_slice()))
                 .collect();
             run_together(&mut readings);
-            let results: Vec<Result<()>> = readings.into_iter().map(Reading::finish).collect();
+            let results: Few<Result<()>> = readings.into_iter().map(Reading::finish).collect();
             for ((generator, error), result) in going.into_iter().zip(results) {
                 match result {
                     Ok(()) => generator.choose(),
@@ -211,6 +212,9 @@ impl Iterator for Generator<'_> {
 
     /// The next byte. After an error there is nothing more.
     fn next(&mut self) -> Option<Result<u8>> {
-        Generator::next_of_all(&mut [self]).pop().flatten()
+        Generator::next_of_all(&mut [self])
+            .into_iter()
+            .next()
+            .flatten()
     }
 }

@@ -66,6 +66,7 @@ pub mod config;
 mod cuda;
 mod device;
 pub mod error;
+mod few;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod generate;

@@ -11,6 +11,7 @@ use crate::cache::KvType;
 use crate::cancel::{CancelFlag, Canceller};
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
+use crate::few::Few;
 use crate::model::patcher::Patcher;
 use crate::model::{Model, State, Trace};
 use crate::vocab::{self, BOS, Id};
@@ -221,7 +222,9 @@ impl Session {
     /// As [`Session::feed_ids`].
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
         let bos = self.is_empty() && !self.options.no_bos;
-        self.feed_ids(&vocab::encode(bytes, bos))
+        let ids = bytes.iter().map(|&byte| vocab::byte_to_id(byte));
+        let ids: Few<Id> = bos.then_some(BOS).into_iter().chain(ids).collect();
+        self.feed_ids(&ids)
     }
 
     /// Reads ids as they are.

@@ -318,19 +318,16 @@ impl Tensor {
         }
     }
 
-    /// Asks the system to start reading these rows, without waiting: a hint. Rows out of range are
-    /// passed over. Does nothing for bytes in memory and where there is no `madvise`.
-    pub fn prefetch_rows(&self, rows: &[usize]) {
+    /// Asks the system to start reading a row, without waiting: a hint. A row out of range is passed
+    /// over. Does nothing for bytes in memory and where there is no `madvise`.
+    pub fn prefetch_row(&self, row: usize) {
         #[cfg(unix)]
-        if let Storage::Mapped(file) = &self.storage {
-            for pages in self.page_runs(rows) {
-                let _ = file
-                    .map
-                    .advise_range(memmap2::Advice::WillNeed, pages.start, pages.len());
-            }
+        if let (Storage::Mapped(file), Some(pages)) = (&self.storage, self.pages(row)) {
+            let (first, n) = (pages.start, pages.len());
+            let _ = file.map.advise_range(memmap2::Advice::WillNeed, first, n);
         }
         #[cfg(not(unix))]
-        let _ = rows;
+        let _ = row;
     }
 
     /// The bytes of the tensor among which those of row `row` are.
@@ -352,34 +349,18 @@ impl Tensor {
         }
     }
 
-    /// The byte ranges of `rows` in the storage, rounded out to pages, those that touch joined.
+    /// The bytes of row `row` in the storage, rounded out to pages; `None` if there is no such row.
     #[cfg_attr(not(unix), allow(dead_code))]
-    fn page_runs(&self, rows: &[usize]) -> Vec<Range<usize>> {
-        /// The smallest page of the systems we run on; larger pages only join more.
+    fn pages(&self, row: usize) -> Option<Range<usize>> {
+        /// The smallest page of the systems we run on.
         const PAGE: usize = 4096;
-        let n_rows = self.rows();
-        let len = self.storage.bytes().len();
-        let mut runs: Vec<Range<usize>> = rows
-            .iter()
-            .filter(|&&row| row < n_rows && !self.range.is_empty())
-            .map(|&row| {
-                let bytes = self.row_range(row);
-                let start = self.range.start + bytes.start;
-                let end = (self.range.start + bytes.end)
-                    .next_multiple_of(PAGE)
-                    .min(len);
-                start / PAGE * PAGE..end
-            })
-            .collect();
-        runs.sort_by_key(|r| r.start);
-        runs.dedup_by(|next, run| {
-            let touch = next.start <= run.end;
-            if touch {
-                run.end = run.end.max(next.end);
-            }
-            touch
-        });
-        runs
+        if row >= self.rows() || self.range.is_empty() {
+            return None;
+        }
+        let bytes = self.row_range(row);
+        let start = (self.range.start + bytes.start) / PAGE * PAGE;
+        let end = (self.range.start + bytes.end).next_multiple_of(PAGE);
+        Some(start..end.min(self.storage.bytes().len()))
     }
 }
 
@@ -449,24 +430,22 @@ mod tests {
         assert_eq!(t.bytes()[..4], [3, 4, 5, 6]);
         assert_eq!(t.to_f32_vec()[0], f32::from_le_bytes([3, 4, 5, 6]));
         t.advise_random();
-        t.prefetch_rows(&[0, 39, 40, usize::MAX]);
+        for row in [0, 39, 40, usize::MAX] {
+            t.prefetch_row(row);
+        }
         assert_eq!(t.slice_rows(0..40).unwrap().bytes(), t.bytes());
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
-    fn rows_on_the_same_or_touching_pages_become_one_run() {
+    fn the_pages_of_rows() {
         // Rows of 1000 bytes, 96 bytes into the storage.
         let t = Tensor::view(DType::F32, vec![20, 250], vec![0; 20_100].into(), 96).unwrap();
-        let runs = |rows: &[usize]| -> Vec<(usize, usize)> {
-            let runs = t.page_runs(rows).into_iter();
-            runs.map(|r| (r.start, r.end)).collect()
-        };
-        assert_eq!(runs(&[0, 1, 2]), [(0, 4096)]);
-        assert_eq!(runs(&[9, 0]), [(0, 4096), (8192, 12288)]);
-        assert_eq!(runs(&[4, 0]), [(0, 8192)]);
-        assert_eq!(runs(&[19, 19, 20]), [(16384, 20100)]);
-        assert_eq!(runs(&[]), []);
+        assert_eq!(t.pages(0), Some(0..4096));
+        assert_eq!(t.pages(4), Some(4096..8192));
+        assert_eq!(t.pages(8), Some(4096..12288));
+        assert_eq!(t.pages(19), Some(16384..20100));
+        assert_eq!(t.pages(20), None);
     }
 
     #[test]

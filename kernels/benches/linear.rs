@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use blt_kernels::{
-    BlockFormat, Isa, QuantizedActivations, RoundedActivations, Weights, linear, linear_quantized,
-    linear_rounded, quantize_activations, round_activations,
+    BlockFormat, Isa, QuantizedActivations, RoundedActivations, ViewMut, Weights, linear,
+    linear_quantized, linear_rounded, quantize_activations, round_activations,
 };
 use half::{bf16, f16};
 
@@ -251,20 +251,20 @@ impl Job<'_> {
         let range = self.share(thread);
         let mut quantized = QuantizedActivations::new();
         let mut rounded = RoundedActivations::new();
-        let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(range.len()).collect();
         for bytes in self.bytes.chunks_exact(size).cycle().take(count) {
             let w = self
                 .kind
                 .weights(bytes)
                 .slice_rows(range.clone(), self.cols);
+            let views = ViewMut::dense(out, range.len());
             if let Weights::Blocks(..) = w {
                 quantize_activations(self.isa, self.x, self.cols, &mut quantized);
-                linear_quantized(self.isa, w, &quantized, &mut views);
+                linear_quantized(self.isa, w, &quantized, views);
             } else if self.kind == Kind::Bf16Fast {
                 round_activations(self.isa, self.x, self.cols, &mut rounded);
-                linear_rounded(self.isa, w, &rounded, &mut views);
+                linear_rounded(self.isa, w, &rounded, views);
             } else {
-                linear(self.isa, w, self.cols, self.x, &mut views);
+                linear(self.isa, w, self.cols, self.x, views);
             }
             barrier.wait();
         }
@@ -279,13 +279,13 @@ impl Job<'_> {
         let w = self.kind.weights(self.bytes).slice_rows(0..16, self.cols);
         let run = |isa| {
             let mut out = vec![0.0; 16 * self.n];
-            let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(16).collect();
+            let views = ViewMut::dense(&mut out, 16);
             if self.kind == Kind::Bf16Fast {
                 let mut rounded = RoundedActivations::new();
                 round_activations(isa, self.x, self.cols, &mut rounded);
-                linear_rounded(isa, w, &rounded, &mut views);
+                linear_rounded(isa, w, &rounded, views);
             } else {
-                linear(isa, w, self.cols, self.x, &mut views);
+                linear(isa, w, self.cols, self.x, views);
             }
             out
         };

@@ -45,14 +45,17 @@ fn main() {
             time(|| {
                 dot_rows(
                     isa,
-                    black_box(&x[..d]),
+                    black_box(View::dense(&x[..d], d)),
                     Vectors::F32(&x),
                     d,
                     0.125,
-                    &mut scores,
+                    ViewMut::dense(&mut scores, keys),
                 )
             }),
-            time(|| weighted_sum(isa, black_box(&scores), Vectors::F32(&x), d, &mut y[..d])),
+            time(|| {
+                let p = black_box(View::dense(&scores, keys));
+                weighted_sum(isa, p, Vectors::F32(&x), d, ViewMut::dense(&mut y[..d], d))
+            }),
             time(|| quantize_activations(isa, black_box(&x[..2048]), 2048, &mut quantized)),
         ];
         print!("{:10}", isa.name());

@@ -24,12 +24,12 @@
 //! so a misfit is a bug.
 //!
 //! ```
-//! use blt_kernels::{Isa, Weights, linear};
+//! use blt_kernels::{Isa, ViewMut, Weights, linear};
 //!
 //! // A (2, 3) matrix times one vector.
 //! let w: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0].iter().flat_map(|v| v.to_le_bytes()).collect();
 //! let mut y = [0.0; 2];
-//! linear(Isa::detect(), Weights::F32(&w), 3, &[1.0, 0.0, -1.0], &mut [&mut y]);
+//! linear(Isa::detect(), Weights::F32(&w), 3, &[1.0, 0.0, -1.0], ViewMut::dense(&mut y, 2));
 //! assert_eq!(y, [-2.0, -2.0]);
 //! ```
 
@@ -40,8 +40,10 @@ mod isa;
 mod portable;
 mod rounded;
 mod scalar;
+mod team;
 mod vector;
 mod vectors;
+mod view;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -50,14 +52,16 @@ mod x86;
 #[cfg(feature = "cuda")]
 pub static CUDA_FATBIN: &[u8] = include_bytes!("../cuda/blt.fatbin");
 
-pub use block::{ActivationRows, BlockFormat, QuantizedActivations};
+pub use block::{BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};
-pub use product::{Into, Precision, View, ViewMut, product, vectorized};
-pub use rounded::{RoundedActivations, RoundedRows};
+pub use product::{Into, Precision, product, vectorized};
+pub use rounded::RoundedActivations;
+pub use team::Team;
 pub use vectors::Vectors;
+pub use view::{View, ViewMut};
 pub use weights::Weights;
 
-use block::activations::blocks_per_row;
+use block::activations::ActivationBlock;
 use half::f16;
 
 /// Calls a function of the module that `$isa` stands for: `scalar_call` for plain loops, else the
@@ -128,7 +132,7 @@ macro_rules! dispatch_int8 {
 ///
 /// - `w`: (rows, cols); `cols`: the length of a row.
 /// - `x`: (n, cols).
-/// - `out`: `n` slices of `rows` values each.
+/// - `out`: (n, rows).
 ///
 /// With a block format this quantises `x` first, into memory of its own; to share that work between
 /// several matrices, and the memory between calls, use [`quantize_activations`] and
@@ -136,23 +140,16 @@ macro_rules! dispatch_int8 {
 ///
 /// # Panics
 /// If the lengths do not fit each other.
-pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
-    let Some(first) = out.first() else {
-        assert!(x.is_empty(), "{} inputs but no output", x.len());
-        return;
-    };
-    let rows = first.len();
-    assert!(
-        out.iter().all(|out| out.len() == rows),
-        "outputs differ in length"
-    );
-    assert_eq!(Some(x.len()), out.len().checked_mul(cols), "inputs");
+pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], mut out: ViewMut<'_, f32>) {
+    let (n, rows) = out.shape();
+    assert_eq!(Some(x.len()), n.checked_mul(cols), "inputs");
     check_matrix(w, rows, cols);
+    let to = &mut out;
     let scalar = scalar::linear;
     match w {
-        Weights::F32(b) => dispatch!(isa, scalar(w, cols, x, out), linear_f32(b, cols, x, out)),
-        Weights::F16(b) => dispatch!(isa, scalar(w, cols, x, out), linear_f16(b, cols, x, out)),
-        Weights::Bf16(b) => dispatch!(isa, scalar(w, cols, x, out), linear_bf16(b, cols, x, out)),
+        Weights::F32(b) => dispatch!(isa, scalar(w, cols, x, to), linear_f32(b, cols, x, to)),
+        Weights::F16(b) => dispatch!(isa, scalar(w, cols, x, to), linear_f16(b, cols, x, to)),
+        Weights::Bf16(b) => dispatch!(isa, scalar(w, cols, x, to), linear_bf16(b, cols, x, to)),
         Weights::Blocks(..) => {
             let mut quantized = QuantizedActivations::new();
             quantize_activations(isa, x, cols, &mut quantized);
@@ -179,24 +176,33 @@ fn check_matrix(w: Weights, rows: usize, cols: usize) {
 /// # Panics
 /// If `x` is not a whole number of rows.
 pub fn quantize_activations(isa: Isa, x: &[f32], cols: usize, out: &mut QuantizedActivations) {
-    let n = x.len().checked_div(cols).unwrap_or(0);
-    assert_eq!(x.len(), n * cols, "inputs");
-    for rows in out.rows_mut(n, cols, n) {
-        quantize_activation_rows(isa, x, rows);
-    }
+    let mut blocks = out.resize(x, cols);
+    quantize_rows(isa, x, cols, &mut blocks);
 }
 
-/// [`quantize_activations`] for some of the rows, so that threads can share the work.
-///
-/// - `x`: as many rows as `out` has, (n, cols).
+/// [`quantize_activations`] on the threads of a team, each taking `run` rows at a time.
 ///
 /// # Panics
-/// If `x` is not that many rows.
-pub fn quantize_activation_rows(isa: Isa, x: &[f32], out: ActivationRows) {
-    let (cols, per_row) = (out.cols, blocks_per_row(out.cols));
-    assert_eq!(x.len() * per_row, out.blocks.len() * cols, "inputs");
-    let rows = x.chunks_exact(cols.max(1));
-    for (x, blocks) in rows.zip(out.blocks.chunks_exact_mut(per_row.max(1))) {
+/// If `x` is not a whole number of rows, or `run` is 0.
+pub fn quantize_activations_on(
+    team: &Team,
+    run: usize,
+    isa: Isa,
+    x: &[f32],
+    cols: usize,
+    out: &mut QuantizedActivations,
+) {
+    let blocks = out.resize(x, cols);
+    let size = (run, blocks.shape().1);
+    team.parts(&mut [blocks], size, |_, row, _, mut part| {
+        quantize_rows(isa, &x[row * cols..], cols, &mut part);
+    });
+}
+
+/// Quantises as many rows of `x` as `blocks` has.
+fn quantize_rows(isa: Isa, x: &[f32], cols: usize, blocks: &mut ViewMut<'_, ActivationBlock>) {
+    for i in 0..blocks.shape().0 {
+        let (x, blocks) = (&x[i * cols..][..cols], blocks.row(i));
         dispatch_int8!(
             isa,
             scalar::quantize_row(x, blocks),
@@ -210,24 +216,18 @@ pub fn quantize_activation_rows(isa: Isa, x: &[f32], out: ActivationRows) {
 ///
 /// - `w`: (rows, cols), a block format.
 /// - `x`: (n, cols).
-/// - `out`: `n` slices of `rows` values each.
+/// - `out`: (n, rows).
 ///
 /// # Panics
 /// If the lengths do not fit each other, or the weights are not quantised.
-pub fn linear_quantized(isa: Isa, w: Weights, x: &QuantizedActivations, out: &mut [&mut [f32]]) {
+pub fn linear_quantized(isa: Isa, w: Weights, x: &QuantizedActivations, mut out: ViewMut<'_, f32>) {
     let Weights::Blocks(format, bytes) = w else {
         panic!("the weights are not quantised");
     };
-    assert_eq!(x.n, out.len(), "outputs");
-    let rows = out.first().map_or(0, |out| out.len());
-    assert!(
-        out.iter().all(|out| out.len() == rows),
-        "outputs differ in length"
-    );
-    if out.is_empty() {
-        return;
-    }
+    let (n, rows) = out.shape();
+    assert_eq!(x.n, n, "outputs");
     check_matrix(w, rows, x.cols);
+    let out = &mut out;
     macro_rules! run {
         ($format:ty, $name:ident) => {{
             let scalar = scalar::linear_quantized::<$format>;
@@ -249,25 +249,34 @@ pub fn linear_quantized(isa: Isa, w: Weights, x: &QuantizedActivations, out: &mu
 /// # Panics
 /// If `x` is not a whole number of rows.
 pub fn round_activations(isa: Isa, x: &[f32], cols: usize, out: &mut RoundedActivations) {
-    let n = x.len().checked_div(cols).unwrap_or(0);
-    assert_eq!(x.len(), n * cols, "inputs");
-    for rows in out.rows_mut(n, cols, n) {
-        round_activation_rows(isa, x, rows);
-    }
+    let mut values = out.resize(x, cols);
+    round_rows(isa, x, cols, &mut values);
 }
 
-/// [`round_activations`] for some of the rows, so that threads can share the work.
-///
-/// - `x`: as many rows as `out` has, (n, cols).
+/// [`round_activations`] on the threads of a team, each taking `run` rows at a time.
 ///
 /// # Panics
-/// If `x` is not that many rows.
-pub fn round_activation_rows(isa: Isa, x: &[f32], out: RoundedRows) {
-    let (cols, stride) = (out.cols, rounded::stride(out.cols));
-    assert_eq!(x.len() * stride, out.values.len() * cols, "inputs");
-    let rows = x.chunks_exact(cols.max(1));
-    for (x, values) in rows.zip(out.values.chunks_exact_mut(stride)) {
-        let (values, padding) = values.split_at_mut(cols);
+/// If `x` is not a whole number of rows, or `run` is 0.
+pub fn round_activations_on(
+    team: &Team,
+    run: usize,
+    isa: Isa,
+    x: &[f32],
+    cols: usize,
+    out: &mut RoundedActivations,
+) {
+    let values = out.resize(x, cols);
+    let size = (run, values.shape().1);
+    team.parts(&mut [values], size, |_, row, _, mut part| {
+        round_rows(isa, &x[row * cols..], cols, &mut part);
+    });
+}
+
+/// Rounds as many rows of `x` as `out` has.
+fn round_rows(isa: Isa, x: &[f32], cols: usize, out: &mut ViewMut<'_, u16>) {
+    for i in 0..out.shape().0 {
+        let (values, padding) = out.row(i).split_at_mut(cols);
+        let x = &x[i * cols..][..cols];
         dispatch!(isa, round_row(x, values));
         padding.fill(0);
     }
@@ -281,24 +290,18 @@ pub fn round_activation_rows(isa: Isa, x: &[f32], out: RoundedRows) {
 ///
 /// - `w`: (rows, cols), bfloat16.
 /// - `x`: (n, cols).
-/// - `out`: `n` slices of `rows` values each.
+/// - `out`: (n, rows).
 ///
 /// # Panics
 /// If the lengths do not fit each other, or the weights are of another type.
-pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, out: &mut [&mut [f32]]) {
+pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, mut out: ViewMut<'_, f32>) {
     let Weights::Bf16(bytes) = w else {
         panic!("the weights are not bfloat16");
     };
-    assert_eq!(x.n, out.len(), "outputs");
-    let rows = out.first().map_or(0, |out| out.len());
-    assert!(
-        out.iter().all(|out| out.len() == rows),
-        "outputs differ in length"
-    );
-    if out.is_empty() {
-        return;
-    }
+    let (n, rows) = out.shape();
+    assert_eq!(x.n, n, "outputs");
     check_matrix(w, rows, x.cols);
+    let out = &mut out;
     #[cfg(target_arch = "x86_64")]
     if let Isa::Avx512(token) = isa
         && let Some(token) = x86::avx512::bf16::Bf16::new(token)
@@ -318,28 +321,48 @@ pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
     dispatch!(isa, dot(a, b))
 }
 
-/// Dot products of one vector with many: `out[j] = scale * dot(q, rows[j * stride ..][..q.len()])`, as
+/// Dot products of vectors with many rows: `out[i][j] = scale * dot(q[i], rows[j * stride ..][..d])`, as
 /// attention scores need them.
 ///
-/// - `q`: (d); `rows`: n rows, `stride` apart; `out`: (n).
+/// - `q`: (m, d); `rows`: n rows, `stride` apart; `out`: (m, n).
 ///
 /// # Panics
-/// If `rows` does not hold `out.len()` rows.
-pub fn dot_rows(isa: Isa, q: &[f32], rows: Vectors, stride: usize, scale: f32, out: &mut [f32]) {
-    check_rows(rows, out.len(), stride, q.len());
+/// If `rows` does not hold `n` rows, or there are not as many outputs as inputs.
+pub fn dot_rows(
+    isa: Isa,
+    q: View<'_, f32>,
+    rows: Vectors,
+    stride: usize,
+    scale: f32,
+    mut out: ViewMut<'_, f32>,
+) {
+    let ((m, d), n) = (q.shape(), out.shape().1);
+    assert!(q.has_dense_rows() && out.shape().0 == m, "rows");
+    check_rows(rows, n, stride, d);
+    let out = &mut out;
     dispatch!(isa, dot_rows(q, rows, stride, scale, out))
 }
 
-/// Adds weighted rows: `acc[c] = fma(p[j], rows[j * stride + c], acc[c])` for `j` in increasing order.
+/// Adds weighted rows: `acc[i][c] = fma(p[i][j], rows[j * stride + c], acc[i][c])` for `j` in increasing
+/// order.
 ///
 /// Strictly sequential in `j`, so two calls over consecutive spans of rows give the bits of one.
 ///
-/// - `p`: (n); `rows`: n rows, `stride` apart; `acc`: (d).
+/// - `p`: (m, n); `rows`: n rows, `stride` apart; `acc`: (m, d).
 ///
 /// # Panics
-/// If `rows` does not hold `p.len()` rows.
-pub fn weighted_sum(isa: Isa, p: &[f32], rows: Vectors, stride: usize, acc: &mut [f32]) {
-    check_rows(rows, p.len(), stride, acc.len());
+/// If `rows` does not hold `n` rows, or there are not as many sums as rows of weights.
+pub fn weighted_sum(
+    isa: Isa,
+    p: View<'_, f32>,
+    rows: Vectors,
+    stride: usize,
+    mut acc: ViewMut<'_, f32>,
+) {
+    let ((m, n), d) = (p.shape(), acc.shape().1);
+    assert!(p.has_dense_rows() && acc.shape().0 == m, "rows");
+    check_rows(rows, n, stride, d);
+    let acc = &mut acc;
     dispatch!(isa, weighted_sum(p, rows, stride, acc))
 }
 

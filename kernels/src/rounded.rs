@@ -12,6 +12,8 @@
 //! unless the matrix has weights below 2^-70, other than zero: all sums are multiples of 2^-124 then.
 //! With smaller weights the paths may differ, by about 1e-38.
 
+use crate::ViewMut;
+
 /// Elements are padded to a multiple of this: 64 bytes.
 pub(crate) const VECTOR: usize = 32;
 
@@ -39,13 +41,6 @@ pub struct RoundedActivations {
     pub(crate) values: Vec<u16>, // (n, stride), zeros after `cols`
 }
 
-/// Some rows of a [`RoundedActivations`], to be filled.
-#[derive(Debug)]
-pub struct RoundedRows<'a> {
-    pub(crate) cols: usize,
-    pub(crate) values: &'a mut [u16],
-}
-
 impl RoundedActivations {
     /// No rows.
     pub fn new() -> Self {
@@ -62,19 +57,13 @@ impl RoundedActivations {
         self.cols
     }
 
-    /// Makes room for `n` rows of `cols` values and lends them in runs of at most `run` rows, each to
-    /// be filled by [`crate::round_activation_rows`]. What is not filled keeps its old content.
-    pub fn rows_mut(
-        &mut self,
-        n: usize,
-        cols: usize,
-        run: usize,
-    ) -> impl Iterator<Item = RoundedRows<'_>> {
+    /// Makes room for the rows of x (n, cols) and gives them, (n, stride), with old content.
+    pub(crate) fn resize(&mut self, x: &[f32], cols: usize) -> ViewMut<'_, u16> {
+        self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
-        self.n = n;
-        self.values.resize(n * stride(cols), 0);
-        let runs = self.values.chunks_mut((run * stride(cols)).max(1));
-        runs.map(move |values| RoundedRows { cols, values })
+        assert_eq!(x.len(), self.n * cols, "inputs");
+        self.values.resize(self.n * stride(cols), 0);
+        ViewMut::dense(&mut self.values, stride(cols))
     }
 }
 

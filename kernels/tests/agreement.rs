@@ -86,8 +86,8 @@ impl Stored {
 fn run_linear(isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
     let n = x.len() / cols.max(1);
     let mut out = vec![f32::NAN; n * rows];
-    let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(rows).collect();
-    linear(isa, w, cols, x, &mut views);
+    let views = ViewMut::dense(&mut out, rows);
+    linear(isa, w, cols, x, views);
     out
 }
 
@@ -207,8 +207,8 @@ fn run_rounded(isa: Isa, w: &[u8], rows: usize, cols: usize, x: &[f32]) -> Vec<f
     round_activations(isa, &vec![f32::NAN; x.len() + cols * 2], cols, &mut rounded);
     round_activations(isa, x, cols, &mut rounded);
     let mut out = vec![f32::NAN; rounded.n() * rows];
-    let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(rows).collect();
-    linear_rounded(isa, Weights::Bf16(w), &rounded, &mut views);
+    let views = ViewMut::dense(&mut out, rows);
+    linear_rounded(isa, Weights::Bf16(w), &rounded, views);
     out
 }
 
@@ -258,23 +258,38 @@ fn dots_every_length() {
     for d in lengths() {
         let (a, b) = (rough(d, 11), rough(d, 12));
         on_every_path(format_args!("dot of {d}"), |isa| vec![dot(isa, &a, &b)]);
-        for n in [0, 1, 3, 4, 5, 9] {
-            let stride = d + n % 3;
+        for (m, n) in [
+            (0, 4),
+            (1, 0),
+            (1, 1),
+            (1, 3),
+            (1, 4),
+            (2, 5),
+            (3, 4),
+            (7, 9),
+        ] {
+            let (stride, q_stride) = (d + n % 3, d + m % 2);
+            let q = rough(m * q_stride, 11);
             let rows = Stored::both(rough(n * stride, 13));
             for rows in &rows {
-                on_every_path(format_args!("{n} dots of {d}, {rows:?}"), |isa| {
-                    let mut out = vec![0.0; n];
-                    dot_rows(isa, &a, rows.vectors(), stride, 0.125, &mut out);
+                let run = |isa, scale| {
+                    let (q, mut out) = (View::strided(&q, m, d, q_stride), vec![0.0; m * n]);
+                    let to = ViewMut::strided(&mut out, m, n, n);
+                    dot_rows(isa, q, rows.vectors(), stride, scale, to);
                     out
-                });
+                };
+                let what = format!("{m} times {n} dots of {d}");
+                on_every_path(format_args!("{what}, {rows:?}"), |isa| run(isa, 0.125));
                 let wide = rows.wide();
                 for isa in Isa::available() {
-                    let mut out = vec![0.0; n];
-                    dot_rows(isa, &a, rows.vectors(), stride, 1.0, &mut out);
-                    let single: Vec<f32> = (0..n)
-                        .map(|j| dot(isa, &a, &wide[j * stride..][..d]))
+                    let single: Vec<f32> = (0..m * n)
+                        .map(|at| {
+                            let (i, j) = (at / n, at % n);
+                            dot(isa, &q[i * q_stride..][..d], &wide[j * stride..][..d])
+                        })
                         .collect();
-                    assert_eq!(bits(&out), bits(&single), "{}, {n} dots of {d}", isa.name());
+                    let (got, name) = (run(isa, 1.0), isa.name());
+                    assert_eq!(bits(&got), bits(&single), "{name}, {what}");
                 }
             }
         }
@@ -284,27 +299,33 @@ fn dots_every_length() {
 #[test]
 fn weighted_sums_every_length() {
     for d in lengths() {
-        let (n, stride) = (7, d + 2);
-        let (p, rows, start) = (noise(n, 14), noise(n * stride, 15), noise(d, 16));
+        let (m, n, stride) = (6, 7, d + 2);
+        let (p, rows, start) = (noise(m * n, 14), noise(n * stride, 15), noise(m * d, 16));
         for rows in Stored::both(rows) {
-            let run = |isa, cuts: &[usize]| {
-                let mut acc = start.clone();
+            let run = |isa, cuts: &[usize], sums: std::ops::Range<usize>| {
+                let mut acc = start[sums.start * d..sums.end * d].to_vec();
                 let mut from = 0;
                 for &to in cuts {
+                    let p = View::strided(&p[sums.start * n + from..], sums.len(), to - from, n);
                     let rows = rows.vectors().slice(from * stride..n * stride);
-                    weighted_sum(isa, &p[from..to], rows, stride, &mut acc);
+                    let acc = ViewMut::strided(&mut acc, sums.len(), d, d);
+                    weighted_sum(isa, p, rows, stride, acc);
                     from = to;
                 }
                 acc
             };
-            on_every_path(format_args!("{d} columns, {rows:?}"), |isa| run(isa, &[n]));
+            on_every_path(format_args!("{d} columns, {rows:?}"), |isa| {
+                run(isa, &[n], 0..m)
+            });
             for isa in Isa::available() {
-                let name = isa.name();
-                assert_eq!(
-                    bits(&run(isa, &[3, 4, n])),
-                    bits(&run(isa, &[n])),
-                    "{name}, {d}"
-                );
+                let (name, whole) = (isa.name(), run(isa, &[n], 0..m));
+                let cut = run(isa, &[3, 4, n], 0..m);
+                assert_eq!(bits(&cut), bits(&whole), "{name}, {d}");
+                for i in 0..m {
+                    let alone = run(isa, &[n], i..i + 1);
+                    let of_whole = &whole[i * d..][..d];
+                    assert_eq!(bits(&alone), bits(of_whole), "{name}, {d}, {i}");
+                }
             }
         }
     }

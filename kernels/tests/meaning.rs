@@ -22,8 +22,8 @@ fn linear_is_a_matrix_product() {
     let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
     for isa in Isa::available() {
         let mut out = vec![0.0; n * rows];
-        let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(rows).collect();
-        linear(isa, Weights::F32(&bytes), cols, &x, &mut views);
+        let views = ViewMut::dense(&mut out, rows);
+        linear(isa, Weights::F32(&bytes), cols, &x, views);
         for i in 0..n {
             for r in 0..rows {
                 let want: f64 = (0..cols)
@@ -41,7 +41,14 @@ fn attention_pieces() {
     let (q, rows) = (noise(d, 3), noise(n * stride, 4));
     for isa in Isa::available() {
         let mut scores = vec![0.0; n];
-        dot_rows(isa, &q, Vectors::F32(&rows), stride, 0.5, &mut scores);
+        dot_rows(
+            isa,
+            View::dense(&q, d),
+            Vectors::F32(&rows),
+            stride,
+            0.5,
+            ViewMut::dense(&mut scores, n),
+        );
         for j in 0..n {
             let want: f64 = (0..d)
                 .map(|c| q[c] as f64 * rows[j * stride + c] as f64)
@@ -49,7 +56,13 @@ fn attention_pieces() {
             close(scores[j], 0.5 * want, SUM_TOLERANCE, isa.name());
         }
         let mut acc = vec![1.0; d];
-        weighted_sum(isa, &scores, Vectors::F32(&rows), stride, &mut acc);
+        weighted_sum(
+            isa,
+            View::dense(&scores, n),
+            Vectors::F32(&rows),
+            stride,
+            ViewMut::dense(&mut acc, d),
+        );
         for c in 0..d {
             let want: f64 = (0..n)
                 .map(|j| scores[j] as f64 * rows[j * stride + c] as f64)
@@ -169,10 +182,10 @@ fn elementwise_pieces() {
 fn rows_out_of_range_are_refused() {
     dot_rows(
         Isa::detect(),
-        &[0.0; 4],
+        View::dense(&[0.0; 4], 4),
         Vectors::F32(&[0.0; 10]),
         4,
         1.0,
-        &mut [0.0; 3],
+        ViewMut::dense(&mut [0.0; 3], 3),
     );
 }

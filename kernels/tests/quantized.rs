@@ -35,8 +35,8 @@ fn decode(w: Weights, rows: usize, cols: usize) -> Vec<f32> {
 
 fn run(isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / cols * rows];
-    let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(rows).collect();
-    linear(isa, w, cols, x, &mut views);
+    let views = ViewMut::dense(&mut out, rows);
+    linear(isa, w, cols, x, views);
     out
 }
 
@@ -306,8 +306,8 @@ fn shared_activations_and_reuse_give_the_same() {
         quantize_activations(isa, &x, cols, &mut shared);
         assert_eq!((shared.n(), shared.cols()), (4, cols));
         let mut out = vec![0.0; 4 * 32];
-        let mut views: Vec<&mut [f32]> = out.chunks_exact_mut(32).collect();
-        linear_quantized(isa, w, &shared, &mut views);
+        let views = ViewMut::dense(&mut out, 32);
+        linear_quantized(isa, w, &shared, views);
         assert_eq!(bits(&out), bits(&run(isa, w, 32, cols, &x)));
     }
 }

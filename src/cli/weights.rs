@@ -4,7 +4,9 @@
 //! The batch of one is what counts here: generating a byte reads every matrix on the byte's path
 //! once, and every matrix on the patch's path once per patch. Of an embedding table it reads a row.
 
+use crate::cache::KvType;
 use crate::checkpoint::Checkpoint;
+use crate::config::{Config, TransformerConfig};
 use crate::tensor::Tensor;
 
 /// Which part of the model a tensor belongs to.
@@ -120,6 +122,29 @@ impl Traffic {
         }
         traffic
     }
+}
+
+/// Bytes of keys and values that generating a byte reads, with `context` bytes of text before it in so
+/// many patches a byte; `of_entropy`: those of the entropy model too.
+pub fn cache_traffic(
+    config: &Config,
+    kv: KvType,
+    of_entropy: bool,
+    context: f64,
+    patches_per_byte: f64,
+) -> f64 {
+    let value = match kv {
+        KvType::F32 => 4.0,
+        KvType::F16 => 2.0,
+    };
+    let of = |stack: &TransformerConfig, positions: f64| {
+        let seen = positions.min(stack.window.map_or(f64::INFINITY, |w| w as f64));
+        2.0 * value * seen * (stack.n_layers * stack.n_kv_heads * stack.head_dim) as f64
+    };
+    let entropy = config.entropy.as_ref().filter(|_| of_entropy);
+    let bytes = (entropy.into_iter()).chain([&config.encoder, &config.decoder]);
+    let patches = of(&config.global, context * patches_per_byte);
+    bytes.map(|stack| of(stack, context)).sum::<f64>() + patches * patches_per_byte
 }
 
 enum Reads {

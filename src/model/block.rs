@@ -9,9 +9,10 @@ use crate::cache::{KvCache, KvType};
 use crate::checkpoint::Checkpoint;
 use crate::config::TransformerConfig;
 use crate::error::Result;
+use crate::few::Few;
 use crate::model::differential::Differential;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope, Seen};
+use crate::ops::{self, Angles, Buffer, Compute, Heads, Matrix, Rope};
 
 /// A stack of layers with one shape.
 #[derive(Debug)]
@@ -38,41 +39,30 @@ pub(super) struct Block {
 }
 
 /// Where the rows of one forward pass stand: one run after the other.
-#[derive(Debug, Default)]
-pub struct Rows {
-    /// One per sequence.
-    pub runs: Vec<Run>,
-    /// Rotary angles of each row.
-    pub angles: Angles,
-}
-
-/// Rows of one sequence at consecutive positions.
 #[derive(Debug)]
-pub struct Run {
-    /// Position of the first row.
-    pub first: usize,
-    /// For each row the first position it sees; the last is its own.
-    pub visible_from: Vec<usize>,
+pub struct Rows<'c> {
+    /// Positions of the rows of each sequence.
+    pub runs: Buffer<'c, Range<usize>>,
+    /// The positions each row sees, its own the last.
+    pub visible: Buffer<'c, Range<usize>>,
+    /// Rotary angles of each row.
+    pub angles: Angles<'c>,
 }
 
-impl Rows {
+impl Rows<'_> {
     /// Number of rows.
     pub fn n(&self) -> usize {
-        self.runs.iter().map(Run::n).sum()
-    }
-}
-
-impl Run {
-    /// Number of rows.
-    pub fn n(&self) -> usize {
-        self.visible_from.len()
+        self.visible.len()
     }
 
-    /// The positions each row sees.
-    pub fn visible(&self) -> impl Iterator<Item = Range<usize>> {
-        let ends = self.first + 1..;
-        let starts = self.visible_from.iter();
-        starts.zip(ends).map(|(&from, end)| from..end)
+    /// What the rows of each run see.
+    pub fn visible_by_run(&self) -> impl Iterator<Item = &[Range<usize>]> {
+        let mut left = &*self.visible;
+        self.runs.iter().map(move |run| {
+            let (of_run, others) = left.split_at(run.len());
+            left = others;
+            of_run
+        })
     }
 }
 
@@ -107,21 +97,28 @@ impl Stack {
         KvCache::new(kv, self.n_layers(), self.heads(), self.config.window, slack)
     }
 
+    /// No rows yet, with room for `n`.
+    pub fn rows<'c>(&self, compute: &'c Compute, n: usize) -> Rows<'c> {
+        Rows {
+            runs: compute.empty(1),
+            visible: compute.empty(n),
+            angles: self.rope.angles(compute, n),
+        }
+    }
+
     /// Adds a run of rows at `positions` which see back to the window's edge or to `barrier(i)` (the
     /// start of row i's segment), whichever is later. Rotary angles count from `origin`.
     pub fn add_run(
         &self,
-        rows: &mut Rows,
+        rows: &mut Rows<'_>,
         positions: Range<usize>,
         origin: impl Fn(usize) -> usize,
         barrier: impl Fn(usize) -> usize,
     ) {
         let window = self.config.window.unwrap_or(usize::MAX);
         let from = |p: usize| (p + 1).saturating_sub(window).max(barrier(p));
-        rows.runs.push(Run {
-            first: positions.start,
-            visible_from: positions.clone().map(from).collect(),
-        });
+        rows.runs.extend([positions.clone()]);
+        (rows.visible).extend(positions.clone().map(|p| from(p)..p + 1));
         let angles = positions.map(|p| p - origin(p));
         self.rope.add_angles(angles, &mut rows.angles);
     }
@@ -132,7 +129,7 @@ impl Stack {
         &self,
         compute: &Compute,
         layer: usize,
-        rows: &Rows,
+        rows: &Rows<'_>,
         caches: &mut [&mut KvCache],
         x: &mut [f32],
     ) {
@@ -140,46 +137,41 @@ impl Stack {
         let eps = self.config.norm_eps;
         let n = rows.n();
 
-        let mut a = vec![0.0; x.len()]; // (n, dim)
+        let mut a = compute.buffer(x.len()); // (n, dim)
         ops::rms_norm(compute, x, &block.attention_norm, eps, &mut a);
-        let mut q = vec![0.0; n * block.wq.rows()]; // (n, n_heads * head_dim)
-        let mut k = vec![0.0; n * block.wk.rows()]; // (n, n_kv_heads * head_dim)
-        let mut v = vec![0.0; n * block.wv.rows()]; // (n, n_kv_heads * head_dim)
-        let qkv = &mut [
+        let mut q = compute.buffer(n * block.wq.rows()); // (n, n_heads * head_dim)
+        let mut k = compute.buffer(n * block.wk.rows()); // (n, n_kv_heads * head_dim)
+        let mut v = compute.buffer(n * block.wv.rows()); // (n, n_kv_heads * head_dim)
+        let qkv = [
             (&block.wq, &mut q[..]),
-            (&block.wk, &mut k),
-            (&block.wv, &mut v),
+            (&block.wk, &mut k[..]),
+            (&block.wv, &mut v[..]),
         ];
         ops::linear_many(compute, &a, qkv);
         rows.angles.apply(compute, &mut q);
         rows.angles.apply(compute, &mut k);
-        let mut tiles = Vec::with_capacity(rows.runs.len());
         let mut done = 0;
-        for (run, cache) in rows.runs.iter().zip(caches) {
-            let of_run = done * block.wk.rows()..(done + run.n()) * block.wk.rows();
-            cache.append(compute, layer, run.first, &k[of_run.clone()], &v[of_run]);
-            tiles.push(cache.tiles(layer, run.visible_from[0]..run.first + run.n()));
-            done += run.n();
+        for (run, cache) in rows.runs.iter().zip(&mut *caches) {
+            let of_run = done..done + run.len() * block.wk.rows();
+            done = of_run.end;
+            cache.append(compute, layer, run.start, &k[of_run.clone()], &v[of_run]);
         }
-        let seen: Vec<Seen<'_>> = (rows.runs.iter().zip(&tiles))
-            .flat_map(|(run, tiles)| run.visible().map(|positions| Seen { tiles, positions }))
+        let seen: Few<_> = (rows.visible_by_run().zip(&*caches))
+            .map(|(visible, cache)| (cache.layer(layer), visible))
             .collect();
-        let mut o = vec![0.0; q.len()]; // (n, n_heads * head_dim)
-        match &block.differential {
-            None => ops::attention(compute, self.heads(), &q, &seen, &mut o),
-            Some(d) => {
-                let heads = self.heads();
-                ops::differential_attention(compute, heads, d.lambda, &q, &seen, &mut o);
-                o = d.finish(compute, o);
-            }
+        let mut o = compute.buffer(q.len()); // (n, n_heads * head_dim)
+        let lambda = block.differential.as_ref().map(|d| d.lambda);
+        ops::attention(compute, self.heads(), lambda, &q, &seen, &mut o);
+        if let Some(differential) = &block.differential {
+            o = differential.finish(compute, o);
         }
         ops::linear(compute, &block.wo, &o, &mut a);
         ops::add_assign(compute, x, &a);
 
         ops::rms_norm(compute, x, &block.ffn_norm, eps, &mut a);
-        let mut gate = vec![0.0; n * block.w1.rows()]; // (n, hidden_dim)
-        let mut up = vec![0.0; n * block.w3.rows()]; // (n, hidden_dim)
-        let gate_up = &mut [(&block.w1, &mut gate[..]), (&block.w3, &mut up)];
+        let mut gate = compute.buffer(n * block.w1.rows()); // (n, hidden_dim)
+        let mut up = compute.buffer(n * block.w3.rows()); // (n, hidden_dim)
+        let gate_up = [(&block.w1, &mut gate[..]), (&block.w3, &mut up[..])];
         ops::linear_many(compute, &a, gate_up);
         ops::swiglu(compute, &mut gate, &up);
         ops::linear(compute, &block.w2, &gate, &mut a);

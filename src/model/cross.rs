@@ -3,13 +3,15 @@
 //! Spec sections 6 and 7: the module adds its input to its output, and its caller adds it again, so
 //! a query row x becomes `2 x + Wo attention`. No rotary positions.
 
+use std::ops::Range;
+
 use blt_kernels::Vectors;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::CrossAttentionConfig;
 use crate::error::Result;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Compute, Heads, KvTile, Matrix, Seen};
+use crate::ops::{self, Buffer, Compute, Heads, KvTile, Matrix};
 
 /// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
 #[derive(Debug)]
@@ -62,17 +64,18 @@ impl CrossAttention {
     }
 
     /// Keys and values (n, kv_dim) of the attended rows x (n, dim).
-    pub fn keys_values(&self, compute: &Compute, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    pub fn keys_values<'c>(
+        &self,
+        compute: &'c Compute,
+        x: &[f32],
+    ) -> (Buffer<'c, f32>, Buffer<'c, f32>) {
         let n = x.len() / self.norm_kv.len();
-        let mut a = vec![0.0; x.len()];
+        let mut a = compute.buffer(x.len());
         ops::rms_norm(compute, x, &self.norm_kv, self.config.norm_eps, &mut a);
-        let mut k = vec![0.0; n * self.kv_dim()];
-        let mut v = vec![0.0; n * self.kv_dim()];
-        ops::linear_many(
-            compute,
-            &a,
-            &mut [(&self.wk, &mut k[..]), (&self.wv, &mut v)],
-        );
+        let mut k = compute.buffer(n * self.kv_dim());
+        let mut v = compute.buffer(n * self.kv_dim());
+        let kv = [(&self.wk, &mut k[..]), (&self.wv, &mut v[..])];
+        ops::linear_many(compute, &a, kv);
         (k, v)
     }
 
@@ -88,15 +91,21 @@ impl CrossAttention {
         }
     }
 
-    /// `x = 2 x + Wo attention` for query rows x (n, dim); row i sees `seen[i]`.
-    pub fn forward(&self, compute: &Compute, seen: &[Seen<'_>], x: &mut [f32]) {
-        let n = seen.len();
-        let mut a = vec![0.0; x.len()];
+    /// `x = 2 x + Wo attention` for query rows x (n, dim): runs, each with keys of its own and what its
+    /// rows see of them.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        runs: &[(KvTile<'_>, &[Range<usize>])],
+        x: &mut [f32],
+    ) {
+        let n = x.len() / self.norm_q.len();
+        let mut a = compute.buffer(x.len());
         ops::rms_norm(compute, x, &self.norm_q, self.config.norm_eps, &mut a);
-        let mut q = vec![0.0; n * self.wq.rows()];
+        let mut q = compute.buffer(n * self.wq.rows());
         ops::linear(compute, &self.wq, &a, &mut q);
-        let mut o = vec![0.0; q.len()];
-        ops::attention(compute, self.heads(), &q, seen, &mut o);
+        let mut o = compute.buffer(q.len());
+        ops::attention(compute, self.heads(), None, &q, runs, &mut o);
         ops::linear(compute, &self.wo, &o, &mut a);
         ops::double_add(compute, x, &a);
     }

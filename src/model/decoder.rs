@@ -8,10 +8,11 @@ use crate::cache::{KvCache, RowStore};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::Result;
+use crate::few::Few;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Compute, KvTile, Matrix, Seen};
+use crate::ops::{self, Buffer, Compute, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
 /// The local decoder's weights.
@@ -81,7 +82,7 @@ impl Decoder {
         sequences: &mut [(usize, &mut [PatchKv])],
     ) {
         let n = global_out.len() / self.patch_projection.cols();
-        let mut u = vec![0.0; n * self.patch_projection.rows()]; // (n * k, dim)
+        let mut u = compute.buffer(n * self.patch_projection.rows()); // (n * k, dim)
         ops::linear(compute, &self.patch_projection, global_out, &mut u);
         for (i, cross) in self.cross.iter().enumerate() {
             let (k, v) = cross.keys_values(compute, &u);
@@ -122,42 +123,42 @@ impl Decoder {
     pub fn forward(
         &self,
         compute: &Compute,
-        rows: &Rows,
+        rows: &Rows<'_>,
         n_closed: &[usize],
         patch_kv: &[&[PatchKv]],
         caches: &mut [&mut KvCache],
         y: &mut [f32],
     ) {
+        let mut visible = compute.empty(n_closed.len());
+        visible.extend(n_closed.iter().map(|&n| {
+            let patches = self.patches_seen(n);
+            patches.start * self.k..patches.end * self.k
+        }));
         for layer in 0..self.layers.n_layers() {
             if let Some(cross) = self.cross.get(layer) {
-                let tiles: Vec<[KvTile<'_>; 1]> = (patch_kv.iter())
-                    .map(|stores| {
+                let mut left = &*visible;
+                let runs: Few<_> = (rows.runs.iter().zip(patch_kv))
+                    .map(|(run, stores)| {
+                        let (of_run, others) = left.split_at(run.len());
+                        left = others;
                         let PatchKv { k, v } = &stores[layer];
                         let held = k.first()..k.end();
                         let first = held.start * self.k;
-                        [cross.tile(first, k.rows(held.clone()), v.rows(held))]
+                        let tile = cross.tile(first, k.rows(held.clone()), v.rows(held));
+                        (tile, of_run)
                     })
                     .collect();
-                let tiles_of_rows = (rows.runs.iter().zip(&tiles))
-                    .flat_map(|(run, tiles)| std::iter::repeat_n(tiles, run.n()));
-                let seen: Vec<Seen<'_>> = (n_closed.iter().zip(tiles_of_rows))
-                    .map(|(&n, tiles)| {
-                        let patches = self.patches_seen(n);
-                        let positions = patches.start * self.k..patches.end * self.k;
-                        Seen { tiles, positions }
-                    })
-                    .collect();
-                cross.forward(compute, &seen, y);
+                cross.forward(compute, &runs, y);
             }
             self.layers.forward_layer(compute, layer, rows, caches, y);
         }
     }
 
     /// Logits (n, vocab) of the ids after rows y (n, dim).
-    pub fn logits(&self, compute: &Compute, y: &[f32]) -> Vec<f32> {
-        let mut h = vec![0.0; y.len()];
+    pub fn logits<'c>(&self, compute: &'c Compute, y: &[f32]) -> Buffer<'c, f32> {
+        let mut h = compute.buffer(y.len());
         ops::rms_norm(compute, y, &self.norm, self.layers.config.norm_eps, &mut h);
-        let mut logits = vec![0.0; y.len() / self.norm.len() * VOCAB_SIZE];
+        let mut logits = compute.buffer(y.len() / self.norm.len() * VOCAB_SIZE);
         ops::linear(compute, &self.output, &h, &mut logits);
         logits
     }

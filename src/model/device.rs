@@ -439,11 +439,7 @@ impl Work {
         let (cos, sin) = rows.angles.cos_sin();
         reserve(&mut self.angles, cos.len() + sin.len())?;
         gpu.write_f32s(&self.angles, &[cos, sin].concat())?;
-        set_visible(
-            gpu,
-            &mut self.visible,
-            &rows.runs[0].visible().collect::<Vec<_>>(),
-        )
+        set_visible(gpu, &mut self.visible, &rows.visible)
     }
 
     /// One layer on x (n, dim) in place.
@@ -455,7 +451,7 @@ impl Work {
         kv: &mut Kv,
         x: &Buffer,
     ) -> Result<()> {
-        let (first, n) = (rows.runs[0].first, rows.n());
+        let (first, n) = (rows.runs[0].start, rows.n());
         layer.attention_norm.apply(ops, (0, n), x, &mut self.a)?;
         linear(&layer.wq, n, &self.a, &mut self.q)?;
         linear(&layer.wk, n, &self.a, &mut self.k)?;
@@ -549,7 +545,7 @@ impl Pass<'_> {
         let DeviceModel { gpu, ops, .. } = self.model;
         let s = &mut *self.scratch;
         let n = rows.n();
-        self.caches.n_bytes = self.caches.n_bytes.max(rows.runs[0].first + n);
+        self.caches.n_bytes = self.caches.n_bytes.max(rows.runs[0].start + n);
         let (layers, head) = self
             .model
             .entropy
@@ -579,7 +575,7 @@ impl Pass<'_> {
         } = self.model;
         let s = &mut *self.scratch;
         let n = rows.n();
-        let end = rows.runs[0].first + n;
+        let end = rows.runs[0].start + n;
         reserve(&mut s.x, x.len())?;
         gpu.write_f32s(&s.x, x)?;
         s.work.set_rows(gpu, rows)?;
@@ -596,7 +592,7 @@ impl Pass<'_> {
             {
                 if *of_layer == l {
                     store.reserve(end)?;
-                    ops.append((rows.runs[0].first, n), &s.x, store)?;
+                    ops.append((rows.runs[0].start, n), &s.x, store)?;
                 }
             }
         }

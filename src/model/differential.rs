@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{DifferentialConfig, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::model::weights::vector;
-use crate::ops::{self, Compute};
+use crate::ops::{self, Buffer, Compute};
 
 /// The differential attention of one layer.
 #[derive(Debug)]
@@ -57,10 +57,10 @@ impl Differential {
     }
 
     /// What becomes of the heads' outputs o (n, n_heads * head_dim) before `wo`.
-    pub fn finish(&self, compute: &Compute, o: Vec<f32>) -> Vec<f32> {
+    pub fn finish<'c>(&self, compute: &'c Compute, o: Buffer<'c, f32>) -> Buffer<'c, f32> {
         let mut out = match &self.head_norm {
             Some(gain) => {
-                let mut normed = vec![0.0; o.len()];
+                let mut normed = compute.buffer(o.len());
                 ops::rms_norm(compute, &o, gain, self.norm_eps, &mut normed);
                 normed
             }

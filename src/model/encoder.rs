@@ -8,11 +8,12 @@ use crate::cache::{KvCache, RowStore};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::Result;
+use crate::few::Few;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::hash::NgramHasher;
 use crate::model::weights::{matrix, table};
-use crate::ops::{self, Compute, KvTile, Matrix, Seen};
+use crate::ops::{self, Buffer, Compute, Matrix};
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// The local encoder's weights.
@@ -102,21 +103,23 @@ impl Encoder {
     }
 
     /// Embeddings (n, dim) of the ids from position `first` on; `ids` is the text from its start.
-    pub fn embed(&self, compute: &Compute, ids: &[Id], first: usize) -> Vec<f32> {
+    pub fn embed<'c>(&self, compute: &'c Compute, ids: &[Id], first: usize) -> Buffer<'c, f32> {
         let dim = self.layers.config.dim;
         let n_tables = self.hash_embeddings.len();
         let n = ids.len() - first;
-        let mut rows = vec![0; n * n_tables];
+        let mut rows = compute.empty(n * n_tables);
+        rows.extend(std::iter::repeat_n(0, n * n_tables));
         if n_tables > 0 {
             for (i, rows) in rows.chunks_exact_mut(n_tables).enumerate() {
                 self.hasher.rows(ids, first + i, rows);
             }
         }
         for (t, table) in self.hash_embeddings.iter().enumerate() {
-            let of_table: Vec<usize> = rows.iter().skip(t).step_by(n_tables).copied().collect();
-            table.tensor().prefetch_rows(&of_table);
+            let of_table = rows.iter().skip(t).step_by(n_tables);
+            of_table.for_each(|&row| table.tensor().prefetch_row(row));
         }
-        let mut x = vec![0.0; n * dim];
+        let mut x = compute.buffer(n * dim);
+        x.fill(0.0);
         for (i, x) in x.chunks_exact_mut(dim).enumerate() {
             ops::add_table_row(compute, &self.tok_embeddings, ids[first + i].into(), x);
             for (t, table) in self.hash_embeddings.iter().enumerate() {
@@ -131,7 +134,7 @@ impl Encoder {
     pub fn forward(
         &self,
         compute: &Compute,
-        rows: &Rows,
+        rows: &Rows<'_>,
         caches: &mut [&mut KvCache],
         states: &mut [&mut [RowStore]],
         x: &mut [f32],
@@ -141,7 +144,7 @@ impl Encoder {
             for (i, _) in (self.cross.iter().enumerate()).filter(|(_, c)| c.0 == layer) {
                 let mut left = &*x;
                 for (run, states) in rows.runs.iter().zip(states.iter_mut()) {
-                    let (of_run, others) = left.split_at(run.n() * self.layers.config.dim);
+                    let (of_run, others) = left.split_at(run.len() * self.layers.config.dim);
                     states[i].push(of_run);
                     left = others;
                 }
@@ -150,13 +153,13 @@ impl Encoder {
     }
 
     /// Vectors (n, k * dim) of closed patches, one sequence's after the other.
-    pub fn patches(&self, compute: &Compute, closed: &[Closed<'_>]) -> Vec<f32> {
+    pub fn patches<'c>(&self, compute: &'c Compute, closed: &[Closed<'_>]) -> Buffer<'c, f32> {
         let dim = self.layers.config.dim;
         let pooled_store = (self.cross.iter())
             .position(|(layer, _)| *layer == self.pool_layer)
             .expect("the pooled layer has a cross-attention");
         let n: usize = closed.iter().map(|c| c.patches.len()).sum();
-        let mut pooled = vec![0.0; n * dim]; // (n, dim)
+        let mut pooled = compute.buffer(n * dim); // (n, dim)
         let all = closed
             .iter()
             .flat_map(|c| c.patches.clone().map(move |p| (c, p)));
@@ -164,30 +167,31 @@ impl Encoder {
             let bytes = c.starts[p]..c.starts[p + 1];
             ops::max_rows(compute, c.states[pooled_store].rows(bytes), out);
         }
-        let mut x = vec![0.0; n * self.k * dim]; // (n * k, dim)
+        let mut x = compute.buffer(n * self.k * dim); // (n * k, dim)
         ops::linear(compute, &self.patch_projection, &pooled, &mut x);
 
+        let mut visible = compute.empty(n * self.k);
+        visible.extend(all.flat_map(|(c, p)| std::iter::repeat_n(self.sees(c, p), self.k)));
+        let bytes = |c: &Closed<'_>| self.sees(c, c.patches.start).start..c.starts[c.patches.end];
+        let n_bytes: usize = closed.iter().map(|c| bytes(c).len()).sum();
         for (i, (_, cross)) in self.cross.iter().enumerate() {
-            let bytes =
-                |c: &Closed<'_>| self.sees(c, c.patches.start).start..c.starts[c.patches.end];
-            let rows: Vec<&[f32]> = closed.iter().map(|c| c.states[i].rows(bytes(c))).collect();
-            let (k, v) = cross.keys_values(compute, &rows.concat());
-            let mut done = 0;
-            let tiles: Vec<[KvTile<'_>; 1]> = (closed.iter())
+            let mut rows = compute.empty(n_bytes * dim); // (n_bytes, dim)
+            for c in closed {
+                rows.extend(c.states[i].rows(bytes(c)).iter().copied());
+            }
+            let (k, v) = cross.keys_values(compute, &rows);
+            let (mut done, mut left) = (0, &*visible);
+            let runs: Few<_> = (closed.iter())
                 .map(|c| {
                     let of = done..done + bytes(c).len() * cross.kv_dim();
                     done = of.end;
-                    [cross.tile(bytes(c).start, &k[of.clone()], &v[of])]
+                    let (of_run, others) = left.split_at(c.patches.len() * self.k);
+                    left = others;
+                    let tile = cross.tile(bytes(c).start, &k[of.clone()], &v[of]);
+                    (tile, of_run)
                 })
                 .collect();
-            let seen: Vec<Seen<'_>> = (closed.iter().zip(&tiles))
-                .flat_map(|(c, tiles)| c.patches.clone().map(move |p| (c, p, tiles)))
-                .flat_map(|(c, p, tiles)| {
-                    let positions = self.sees(c, p);
-                    std::iter::repeat_n(Seen { tiles, positions }, self.k)
-                })
-                .collect();
-            cross.forward(compute, &seen, &mut x);
+            cross.forward(compute, &runs, &mut x);
         }
         x
     }

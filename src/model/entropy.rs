@@ -8,7 +8,7 @@ use crate::config::TransformerConfig;
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::weights::{matrix, table, vector};
-use crate::ops::{self, Compute, Matrix};
+use crate::ops::{self, Buffer, Compute, Matrix};
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// The entropy model's weights.
@@ -34,31 +34,36 @@ impl EntropyModel {
     }
 
     /// Embeddings of ids (n, dim).
-    pub fn embed(&self, compute: &Compute, ids: &[Id]) -> Vec<f32> {
+    pub fn embed<'c>(&self, compute: &'c Compute, ids: &[Id]) -> Buffer<'c, f32> {
         let dim = self.norm.len();
-        let mut x = vec![0.0; ids.len() * dim]; // (n, dim)
+        let mut x = compute.buffer(ids.len() * dim); // (n, dim)
+        x.fill(0.0);
         for (x, &id) in x.chunks_exact_mut(dim).zip(ids) {
             ops::add_table_row(compute, &self.tok_embeddings, id.into(), x);
         }
         x
     }
 
-    /// Logits of the next id after each of `ids` (n, vocab).
-    pub fn forward(
+    /// Width of the embeddings.
+    pub fn dim(&self) -> usize {
+        self.norm.len()
+    }
+
+    /// Logits of the next id after each of the ids (n, vocab) with the embeddings x (n, dim).
+    pub fn forward<'c>(
         &self,
-        compute: &Compute,
-        ids: &[Id],
-        rows: &Rows,
+        compute: &'c Compute,
+        mut x: Buffer<'c, f32>,
+        rows: &Rows<'_>,
         caches: &mut [&mut KvCache],
-    ) -> Vec<f32> {
-        let mut x = self.embed(compute, ids); // (n, dim)
+    ) -> Buffer<'c, f32> {
         for layer in 0..self.layers.n_layers() {
             self.layers
                 .forward_layer(compute, layer, rows, caches, &mut x);
         }
-        let mut h = vec![0.0; x.len()]; // (n, dim)
+        let mut h = compute.buffer(x.len()); // (n, dim)
         ops::rms_norm(compute, &x, &self.norm, self.layers.config.norm_eps, &mut h);
-        let mut logits = vec![0.0; ids.len() * VOCAB_SIZE]; // (n, vocab)
+        let mut logits = compute.buffer(rows.n() * VOCAB_SIZE); // (n, vocab)
         ops::linear(compute, &self.output, &h, &mut logits);
         logits
     }

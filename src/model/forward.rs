@@ -12,8 +12,10 @@ use super::device::{Caches, DeviceModel};
 use super::encoder::Closed;
 use super::patcher::Patcher;
 use super::{Model, State, state::SLACK};
+use crate::cache::KvCache;
 use crate::error::{Error, Result};
-use crate::ops;
+use crate::few::Few;
+use crate::ops::{self, Buffer};
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
 
 /// Most bytes read in one pass: the caches' slack allows no more, and the scratch stays small.
@@ -89,15 +91,15 @@ impl Model {
     /// # Errors
     /// [`Error::NonFinite`] if an entropy or a wanted logit is NaN or infinite; [`Error::Device`] if
     /// the GPU fails.
-    pub(crate) fn forward(&self, parts: &mut [Part<'_>]) -> Result<Vec<Vec<f32>>, Failure> {
+    pub(crate) fn forward(&self, parts: &mut [Part<'_>]) -> Result<Few<Buffer<'_, f32>>, Failure> {
         let before = |part: &Part<'_>| Before {
             n_ids: part.state.ids.len(),
             n_starts: part.state.starts.len(),
             n_eos: part.state.eos.len(),
             patcher: part.state.patcher.clone(),
         };
-        let before: Vec<Before> = parts.iter().map(before).collect();
-        let result = (self.compute).install(|| self.forward_parts(parts));
+        let before: Few<Before> = parts.iter().map(before).collect();
+        let result = self.forward_parts(parts);
         if result.is_err() {
             for (part, old) in parts.iter_mut().zip(before) {
                 self.take_back(part.state, old);
@@ -120,25 +122,30 @@ impl Model {
         }
     }
 
-    fn forward_parts(&self, parts: &mut [Part<'_>]) -> Result<Vec<Vec<f32>>, Failure> {
+    fn forward_parts(&self, parts: &mut [Part<'_>]) -> Result<Few<Buffer<'_, f32>>, Failure> {
         for part in parts.iter_mut() {
             assert!((1..=MAX_BATCH).contains(&part.ids.len()));
             part.read_text();
         }
         if let Some(device) = &self.device {
-            let mut all = Vec::with_capacity(parts.len());
-            for (i, part) in parts.iter_mut().enumerate() {
-                all.push(self.forward_on(device, i, part)?);
-            }
-            return Ok(all);
+            let parts = parts.iter_mut().enumerate();
+            return parts
+                .map(|(i, part)| {
+                    let logits = self.forward_on(device, i, part)?;
+                    let mut buffer = self.compute.empty(logits.len());
+                    buffer.extend(logits);
+                    Ok(buffer)
+                })
+                .collect();
         }
         // How uncertain each next byte is, and where patches start; then the bytes' states.
         self.entropies(parts)?;
-        let n_closed = parts.iter_mut().flat_map(Part::cut).collect::<Vec<_>>(); // (n)
+        let mut n_closed = self.compute.empty(n_rows(parts)); // (n)
+        parts.iter_mut().for_each(|part| part.cut(&mut n_closed));
         let mut x = self.encode(parts); // (n, local dim)
         self.close_patches(parts);
         let logits = self.decode(parts, &n_closed, &mut x);
-        for (i, (part, logits)) in parts.iter_mut().zip(&logits).enumerate() {
+        for (i, (part, logits)) in parts.iter_mut().zip(&*logits).enumerate() {
             if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
                 let rows = logits.len() / VOCAB_SIZE;
                 let position = part.positions().end - rows + bad / VOCAB_SIZE;
@@ -153,73 +160,79 @@ impl Model {
 
     /// The entropy model on the parts that have its cache: the entropy after each byte, in nats.
     fn entropies(&self, parts: &mut [Part<'_>]) -> Result<(), Failure> {
-        let mut rows = Rows::default();
-        let (mut ids, mut caches, mut found) = (Vec::new(), Vec::new(), Vec::new());
-        for part in parts.iter_mut() {
-            let positions = part.positions();
-            self.add_entropy_run(part.state, positions.clone(), &mut rows);
-            let state = &mut *part.state;
-            let Some(cache) = &mut state.entropy_cache else {
-                state.entropies.resize(positions.end, f32::NAN);
-                continue;
-            };
-            ids.extend_from_slice(part.ids);
-            caches.push(cache);
-            found.push((
-                &mut state.entropies,
-                part.trace.as_deref_mut(),
-                part.ids.len(),
-            ));
+        let compute = &*self.compute;
+        for part in parts.iter_mut().filter(|part| !part.runs_entropy()) {
+            let end = part.positions().end;
+            part.state.entropies.resize(end, f32::NAN);
         }
-        let Some(entropy) = self.weights.entropy.as_ref().filter(|_| rows.n() > 0) else {
+        let Some(entropy) = &self.weights.entropy else {
             return Ok(());
         };
-        let logits = entropy.forward(&self.compute, &ids, &rows, &mut caches); // (n, vocab)
-        let mut logits = logits.as_slice();
-        for (entropies, trace, n) in found {
-            let (of_part, others) = logits.split_at(n * VOCAB_SIZE);
-            logits = others;
-            let row_entropy = |row| ops::entropy(&self.compute, row);
-            entropies.extend(of_part.chunks_exact(VOCAB_SIZE).map(row_entropy));
-            if let Some(trace) = trace {
-                trace.entropy_logits.extend_from_slice(of_part);
-            }
+        let n = n_rows(parts);
+        let (mut rows, mut x) = (
+            entropy.layers.rows(compute, n),
+            compute.empty(n * entropy.dim()),
+        );
+        for part in parts.iter().filter(|part| part.runs_entropy()) {
+            self.add_entropy_run(part.state, part.positions(), &mut rows);
+            x.extend(entropy.embed(compute, part.ids).iter().copied());
         }
-        for (i, part) in parts.iter().enumerate() {
-            let entropies = &part.state.entropies[part.positions()];
-            let known = part.state.entropy_cache.is_some();
-            if let Some(bad) = entropies.iter().position(|e| known && !e.is_finite()) {
-                return Err(Failure::not_finite(
-                    i,
-                    "entropy",
-                    part.positions().start + bad,
-                ));
+        if rows.n() == 0 {
+            return Ok(());
+        }
+        let caches = parts
+            .iter_mut()
+            .filter_map(|part| part.state.entropy_cache.as_mut());
+        let mut caches: Few<&mut KvCache> = caches.collect();
+        let logits = entropy.forward(compute, x, &rows, &mut caches); // (n, vocab)
+        let mut left = &*logits;
+        for (i, part) in parts
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, part)| part.runs_entropy())
+        {
+            let (of_part, others) = left.split_at(part.ids.len() * VOCAB_SIZE);
+            left = others;
+            let row_entropy = |row| ops::entropy(compute, row);
+            let positions = part.positions();
+            let entropies = &mut part.state.entropies;
+            entropies.extend(of_part.chunks_exact(VOCAB_SIZE).map(row_entropy));
+            if let Some(bad) = entropies[positions.clone()]
+                .iter()
+                .position(|e| !e.is_finite())
+            {
+                return Err(Failure::not_finite(i, "entropy", positions.start + bad));
+            }
+            if let Some(trace) = part.trace.as_deref_mut() {
+                trace.entropy_logits.extend_from_slice(of_part);
             }
         }
         Ok(())
     }
 
     /// Embeddings, then the local encoder: the bytes' states (n, local dim).
-    fn encode(&self, parts: &mut [Part<'_>]) -> Vec<f32> {
+    fn encode(&self, parts: &mut [Part<'_>]) -> Buffer<'_, f32> {
         let (compute, encoder) = (&*self.compute, &self.weights.encoder);
-        let (mut rows, mut x) = (Rows::default(), Vec::new());
-        let (mut caches, mut states) = (Vec::new(), Vec::new());
+        let (n, dim) = (n_rows(parts), encoder.layers.config.dim);
+        let (mut rows, mut x) = (encoder.layers.rows(compute, n), compute.empty(n * dim));
         for part in parts.iter_mut() {
-            let positions = part.positions();
-            self.add_encoder_run(part.state, positions.clone(), &mut rows);
-            let state = &mut *part.state;
-            let of_part = encoder.embed(compute, &state.ids, positions.start);
-            x.extend_from_slice(&of_part);
+            self.add_encoder_run(part.state, part.positions(), &mut rows);
+            let first = part.positions().start;
+            let of_part = encoder.embed(compute, &part.state.ids, first);
+            x.extend(of_part.iter().copied());
             if let Some(trace) = part.trace.as_deref_mut() {
-                trace.input_embeds.extend(of_part);
+                trace.input_embeds.extend_from_slice(&of_part);
             }
-            caches.push(&mut state.encoder_cache);
-            states.push(&mut state.byte_states[..]);
         }
+        let states = parts.iter_mut().map(|part| {
+            let state = &mut *part.state;
+            (&mut state.encoder_cache, &mut state.byte_states[..])
+        });
+        let (mut caches, mut states): (Few<_>, Few<_>) = states.unzip();
         encoder.forward(compute, &rows, &mut caches, &mut states, &mut x);
         let mut left = &*x;
         for part in parts {
-            let (of_part, others) = left.split_at(part.ids.len() * encoder.layers.config.dim);
+            let (of_part, others) = left.split_at(part.ids.len() * dim);
             left = others;
             if let Some(trace) = part.trace.as_deref_mut() {
                 trace.encoder_hidden.extend_from_slice(of_part);
@@ -232,7 +245,7 @@ impl Model {
     /// decoder reads of them.
     fn close_patches(&self, parts: &mut [Part<'_>]) {
         let (compute, w) = (&*self.compute, &*self.weights);
-        let mut parts: Vec<(&mut Part<'_>, Range<usize>)> = (parts.iter_mut())
+        let mut parts: Few<(&mut Part<'_>, Range<usize>)> = (parts.iter_mut())
             .map(|part| {
                 let closed = part.closed();
                 (part, closed)
@@ -242,7 +255,7 @@ impl Model {
         if parts.is_empty() {
             return;
         }
-        let closed: Vec<Closed<'_>> = (parts.iter())
+        let closed: Few<Closed<'_>> = (parts.iter())
             .map(|(part, patches)| Closed {
                 states: &part.state.byte_states,
                 starts: &part.state.starts,
@@ -250,8 +263,9 @@ impl Model {
             })
             .collect();
         let vectors = w.encoder.patches(compute, &closed); // (m, k * local dim)
+        drop(closed);
         let mut left = &*vectors;
-        for (part, closed) in &mut parts {
+        for (part, closed) in parts.iter_mut() {
             let (of_part, others) = left.split_at(closed.len() * w.config.patch_dim());
             left = others;
             if let Some(trace) = part.trace.as_deref_mut() {
@@ -259,14 +273,19 @@ impl Model {
             }
         }
 
-        let (mut rows, mut caches) = (Rows::default(), Vec::new());
-        for (part, closed) in &mut parts {
+        let n = parts.iter().map(|(_, closed)| closed.len()).sum();
+        let mut rows = w.global.layers.rows(compute, n);
+        for (part, closed) in parts.iter() {
             self.add_global_run(part.state, closed.clone(), &mut rows);
-            caches.push(&mut part.state.global_cache);
         }
+        let caches = parts
+            .iter_mut()
+            .map(|(part, _)| &mut part.state.global_cache);
+        let mut caches: Few<&mut KvCache> = caches.collect();
         let outputs = w.global.forward(compute, &rows, &mut caches, vectors); // (m, global dim)
+        drop(caches);
         let mut left = &*outputs;
-        for (part, closed) in &mut parts {
+        for (part, closed) in parts.iter_mut() {
             let (of_part, others) = left.split_at(closed.len() * w.config.global.dim);
             left = others;
             part.state.global_out.push(of_part);
@@ -274,7 +293,7 @@ impl Model {
                 trace.global_out.extend_from_slice(of_part);
             }
         }
-        let mut stores: Vec<(usize, &mut [PatchKv])> = (parts.iter_mut())
+        let mut stores: Few<(usize, &mut [PatchKv])> = (parts.iter_mut())
             .map(|(part, closed)| (closed.len(), &mut part.state.patch_kv[..]))
             .collect();
         w.decoder.add_patches(compute, &outputs, &mut stores);
@@ -282,44 +301,51 @@ impl Model {
 
     /// The local decoder on the bytes' states x (n, local dim): byte i reads the last of `n_closed[i]`
     /// patches. Returns the logits that each part wants.
-    fn decode(&self, parts: &mut [Part<'_>], n_closed: &[usize], x: &mut [f32]) -> Vec<Vec<f32>> {
+    fn decode(
+        &self,
+        parts: &mut [Part<'_>],
+        n_closed: &[usize],
+        x: &mut [f32],
+    ) -> Few<Buffer<'_, f32>> {
         let (compute, decoder) = (&*self.compute, &self.weights.decoder);
-        let mut rows = Rows::default();
-        let (mut caches, mut patch_kv) = (Vec::new(), Vec::new());
-        for part in parts.iter_mut() {
+        let mut rows = decoder.layers.rows(compute, n_closed.len());
+        for part in parts.iter() {
             self.add_decoder_run(part.state, part.positions(), &mut rows);
-            let state = &mut *part.state;
-            caches.push(&mut state.decoder_cache);
-            patch_kv.push(&state.patch_kv[..]);
         }
+        let states = parts.iter_mut().map(|part| {
+            let state = &mut *part.state;
+            (&mut state.decoder_cache, &state.patch_kv[..])
+        });
+        let (mut caches, patch_kv): (Few<_>, Few<_>) = states.unzip();
         decoder.forward(compute, &rows, n_closed, &patch_kv, &mut caches, x);
 
         let dim = decoder.layers.config.dim;
-        let (mut wanted, mut n_wanted, mut left) = (Vec::new(), Vec::new(), &*x);
+        let n_wanted = |part: &Part<'_>| match part.wanted {
+            Wanted::Nothing => 0,
+            Wanted::Last => 1,
+            Wanted::All => part.ids.len(),
+        };
+        let (mut wanted, mut left) = (compute.empty(x.len()), &*x);
         for part in parts.iter() {
-            let n = part.ids.len();
-            let (of_part, others) = left.split_at(n * dim);
+            let (of_part, others) = left.split_at(part.ids.len() * dim);
             left = others;
-            let n_rows = match part.wanted {
-                Wanted::Nothing => 0,
-                Wanted::Last => 1,
-                Wanted::All => n,
-            };
-            wanted.extend_from_slice(&of_part[(n - n_rows) * dim..]);
-            n_wanted.push(n_rows * VOCAB_SIZE);
+            let unwanted = part.ids.len() - n_wanted(part);
+            wanted.extend(of_part[unwanted * dim..].iter().copied());
         }
         let logits = decoder.logits(compute, &wanted);
         let mut left = &*logits;
-        let of_part = |n| {
-            let (of_part, others) = left.split_at(n);
+        let of_part = |part: &Part<'_>| {
+            let (of_part, others) = left.split_at(n_wanted(part) * VOCAB_SIZE);
             left = others;
-            of_part.to_vec()
+            let mut logits = compute.empty(of_part.len());
+            logits.extend(of_part.iter().copied());
+            logits
         };
-        n_wanted.into_iter().map(of_part).collect()
+        parts.iter().map(of_part).collect()
     }
 
     /// Where the entropy model stands at `positions`, if it runs in this sequence.
-    fn add_entropy_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows) {
+    fn add_entropy_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows<'_>) {
         let (Some(entropy), Some(_)) = (&self.weights.entropy, &state.entropy_cache) else {
             return;
         };
@@ -329,18 +355,18 @@ impl Model {
         entropy.layers.add_run(rows, positions, origin, barrier);
     }
 
-    fn add_encoder_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows) {
+    fn add_encoder_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows<'_>) {
         let layers = &self.weights.encoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
 
-    fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows) {
+    fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
         let layers = &self.weights.global.layers;
         let eos_patches = State::eos_patches(&state.eos, &state.starts);
         layers.add_run(rows, patches, |_| 0, |p| segment(layers, &eos_patches, p));
     }
 
-    fn add_decoder_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows) {
+    fn add_decoder_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows<'_>) {
         let layers = &self.weights.decoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
@@ -367,10 +393,11 @@ impl Model {
     ) -> Result<Vec<f32>, Failure> {
         let (compute, w) = (&*self.compute, &*self.weights);
         let positions = part.positions();
-        let mut rows = Rows::default();
-        self.add_entropy_run(part.state, positions.clone(), &mut rows);
+        let n = part.ids.len();
         let mut gpu = device.begin(caches)?;
-        if let Some(entropy) = w.entropy.as_ref().filter(|_| rows.n() > 0) {
+        if let Some(entropy) = w.entropy.as_ref().filter(|_| part.runs_entropy()) {
+            let mut rows = entropy.layers.rows(compute, n);
+            self.add_entropy_run(part.state, positions.clone(), &mut rows);
             let x = entropy.embed(compute, part.ids);
             let of_trace = part.trace.as_deref_mut().map(|t| &mut t.entropy_logits);
             let entropies = gpu.entropies(&x, &rows, of_trace)?;
@@ -385,18 +412,19 @@ impl Model {
         } else {
             part.state.entropies.resize(positions.end, f32::NAN);
         }
-        let n_closed = part.cut();
-        let mut rows = Rows::default();
+        let mut n_closed = compute.empty(n);
+        part.cut(&mut n_closed);
+        let mut rows = w.encoder.layers.rows(compute, n);
         self.add_encoder_run(part.state, positions.clone(), &mut rows);
         let x = w.encoder.embed(compute, &part.state.ids, positions.start);
         let hidden = gpu.bytes(&x, &rows, part.trace.is_some())?;
         if let Some(trace) = part.trace.as_deref_mut() {
-            trace.input_embeds.extend(x);
+            trace.input_embeds.extend_from_slice(&x);
             trace.encoder_hidden.extend(hidden);
         }
         let closed = part.closed();
         if !closed.is_empty() {
-            let mut rows = Rows::default();
+            let mut rows = w.global.layers.rows(compute, closed.len());
             self.add_global_run(part.state, closed.clone(), &mut rows);
             let wanted = part.trace.is_some();
             let (vectors, outputs) = gpu.patches(&part.state.starts, closed, &rows, wanted)?;
@@ -405,7 +433,7 @@ impl Model {
                 trace.global_out.extend(outputs);
             }
         }
-        let mut rows = Rows::default();
+        let mut rows = w.decoder.layers.rows(compute, n);
         self.add_decoder_run(part.state, positions.clone(), &mut rows);
         let seen: Vec<_> = (n_closed.iter().map(|&n| w.decoder.patches_seen(n))).collect();
         let logits = gpu.decode(&rows, &seen, part.wanted)?;
@@ -415,6 +443,11 @@ impl Model {
         }
         Ok(logits)
     }
+}
+
+/// The ids of all parts.
+fn n_rows(parts: &[Part<'_>]) -> usize {
+    parts.iter().map(|part| part.ids.len()).sum()
 }
 
 /// The first position that `position` may see, if the layers keep texts apart.
@@ -432,6 +465,11 @@ impl Part<'_> {
         end - self.ids.len()..end
     }
 
+    /// Whether the entropy model reads them.
+    fn runs_entropy(&self) -> bool {
+        self.state.entropy_cache.is_some()
+    }
+
     fn read_text(&mut self) {
         self.state.ids.extend_from_slice(self.ids);
         let positions = self.positions();
@@ -441,18 +479,16 @@ impl Part<'_> {
     }
 
     /// Decides where patches start: for byte p + 1 as soon as byte p is read. The model insists on a
-    /// first patch of one byte. Returns how many patches are closed once each byte is read.
-    fn cut(&mut self) -> Vec<usize> {
+    /// first patch of one byte. Adds to `n_closed` how many patches are closed once each byte is read.
+    fn cut(&mut self, n_closed: &mut Buffer<'_, usize>) {
         let positions = self.positions();
         let state = &mut *self.state;
-        let mut n_closed = Vec::with_capacity(self.ids.len());
         for (p, &id) in positions.zip(self.ids) {
             if state.patcher.push(id, state.entropies[p]) || p == 0 {
                 state.starts.push(p + 1);
             }
-            n_closed.push(state.n_closed());
+            n_closed.extend([state.n_closed()]);
         }
-        n_closed
     }
 
     /// The patches that the ids close.

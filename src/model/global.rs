@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::weights::matrix;
-use crate::ops::{self, Compute, Matrix};
+use crate::ops::{self, Buffer, Compute, Matrix};
 
 /// The global transformer's weights.
 #[derive(Debug)]
@@ -34,15 +34,15 @@ impl Global {
     }
 
     /// Outputs (n, dim) for patch vectors x (n, k * local dim).
-    pub fn forward(
+    pub fn forward<'c>(
         &self,
-        compute: &Compute,
-        rows: &Rows,
+        compute: &'c Compute,
+        rows: &Rows<'_>,
         caches: &mut [&mut KvCache],
-        mut x: Vec<f32>,
-    ) -> Vec<f32> {
+        mut x: Buffer<'c, f32>,
+    ) -> Buffer<'c, f32> {
         if let Some(projection) = &self.input_projection {
-            let mut y = vec![0.0; x.len() / projection.cols() * projection.rows()];
+            let mut y = compute.buffer(x.len() / projection.cols() * projection.rows());
             ops::linear(compute, projection, &x, &mut y);
             x = y;
         }

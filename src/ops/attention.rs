@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use blt_kernels::{Isa, Vectors};
+use blt_kernels::{Isa, Vectors, View, ViewMut};
 
 use super::Compute;
+use crate::few::Few;
 
 /// Head counts and width of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -38,121 +39,181 @@ pub struct KvTile<'a> {
     pub head_stride: usize,
 }
 
-/// The keys and values that one row sees. Rows of different sequences see different tiles.
-#[derive(Debug, Clone)]
-pub struct Seen<'a> {
-    /// Cover all positions seen, in increasing order without gaps.
-    pub tiles: &'a [KvTile<'a>],
-    /// Not empty.
-    pub positions: Range<usize>,
+/// Where keys and values are found.
+pub trait Keys: Sync {
+    /// The tile that holds a position, from that position on.
+    fn tile(&self, position: usize) -> KvTile<'_>;
 }
 
-/// Attention: q (n, n_heads * head_dim), out of the same shape; row `i` sees `seen[i]`.
-pub fn attention(compute: &Compute, heads: Heads, q: &[f32], seen: &[Seen<'_>], out: &mut [f32]) {
-    attend(compute, heads, None, q, seen, out);
+/// One tile by itself.
+impl Keys for KvTile<'_> {
+    fn tile(&self, position: usize) -> KvTile<'_> {
+        let skip = position - self.first;
+        let values = skip * self.row_stride;
+        KvTile {
+            first: position,
+            n: self.n - skip,
+            k: self.k.slice(values..self.k.len()),
+            v: self.v.slice(values..self.v.len()),
+            ..*self
+        }
+    }
 }
 
-/// Differential attention: the same, but each head's queries and keys are two halves, and its values
-/// are weighted by `softmax(first halves) - lambda * softmax(second halves)`.
-pub fn differential_attention(
-    compute: &Compute,
-    heads: Heads,
-    lambda: f32,
-    q: &[f32],
-    seen: &[Seen<'_>],
-    out: &mut [f32],
-) {
-    attend(compute, heads, Some(lambda), q, seen, out);
-}
+/// Query rows that are taken together: their keys and values come from memory once.
+const ROWS: usize = 32;
 
-fn attend(
+/// Attention: q (n, n_heads * head_dim), out of the same shape.
+///
+/// The rows are runs, each with keys of its own, for which it is stated what each row sees: some
+/// positions, which neither begin nor end before those that the row before it sees.
+///
+/// With a `lambda`, this is differential attention: each head's queries and keys are two halves, and its
+/// values are weighted by `softmax(first halves) - lambda * softmax(second halves)`.
+pub fn attention<K: Keys>(
     compute: &Compute,
     heads: Heads,
     lambda: Option<f32>,
     q: &[f32],
-    seen: &[Seen<'_>],
+    runs: &[(K, &[Range<usize>])],
     out: &mut [f32],
 ) {
     let dim = heads.n_heads * heads.head_dim;
-    let n = seen.len();
+    let n: usize = runs.iter().map(|(_, visible)| visible.len()).sum();
     assert_eq!(q.len(), n * dim);
     assert_eq!(out.len(), n * dim);
-    let n_scores: usize = seen.iter().map(|s| s.positions.len()).sum();
+    let visible = || runs.iter().flat_map(|(_, visible)| *visible);
+    let n_scores: usize = visible().map(|r| r.len()).sum();
     let n_tasks = compute.n_tasks(2 * n_scores * dim);
-    // A task is a run of (row, head) pairs, so that one row's heads are shared out too.
-    let pairs = (n * heads.n_heads).div_ceil(n_tasks).max(1);
-    let tasks: Vec<(usize, &mut [f32])> = out
-        .chunks_mut(pairs * heads.head_dim)
-        .enumerate()
-        .map(|(i, part)| (i * pairs, part))
+    // A task is some rows of some heads.
+    let n_heads = match n_tasks {
+        1 => heads.n_heads,
+        _ => heads.n_heads.div_ceil(n_tasks),
+    };
+    let size = (ROWS, n_heads * heads.head_dim);
+    let mut left = out;
+    let mut outputs: Few<ViewMut<'_, f32>> = (runs.iter())
+        .map(|(_, visible)| {
+            let (of_run, others) = std::mem::take(&mut left).split_at_mut(visible.len() * dim);
+            left = others;
+            ViewMut::strided(of_run, visible.len(), dim, dim)
+        })
         .collect();
-    compute.for_each(tasks, |(first, part)| {
-        let (mut p, mut p2) = (Vec::new(), Vec::new()); // (visible)
-        for (i, out) in part.chunks_exact_mut(heads.head_dim).enumerate() {
-            let (row, head) = ((first + i) / heads.n_heads, (first + i) % heads.n_heads);
-            let q = &q[row * dim + head * heads.head_dim..][..heads.head_dim];
-            let keys = Keys {
+    compute.parts(&mut outputs, size, |run, row, col, mut out| {
+        let before: usize = runs[..run].iter().map(|(_, visible)| visible.len()).sum();
+        let (keys, visible) = &runs[run];
+        let (n, width) = out.shape();
+        let visible = &visible[row..row + n];
+        let span = visible[0].start..visible[n - 1].end;
+        let mut p = compute.buffer(n * span.len()); // (n, span)
+        let mut p2 = compute.buffer(lambda.map_or(0, |_| p.len()));
+        for (i, head) in (col..col + width).step_by(heads.head_dim).enumerate() {
+            let seen = Seen {
                 isa: compute.isa(),
-                tiles: seen[row].tiles,
-                kv_head: head / (heads.n_heads / heads.n_kv_heads),
-                visible: &seen[row].positions,
+                keys,
+                kv_head: head / heads.head_dim / (heads.n_heads / heads.n_kv_heads),
+                visible,
+                span: span.clone(),
             };
+            let at = (before + row) * dim + head;
+            let q = |from, width| View::strided(&q[at + from..], n, width, dim);
             match lambda {
-                None => keys.probabilities(q, 0, &mut p),
+                None => seen.probabilities(q(0, heads.head_dim), 0, &mut p),
                 Some(lambda) => {
                     let half = heads.head_dim / 2;
-                    keys.probabilities(&q[..half], 0, &mut p);
-                    keys.probabilities(&q[half..], half, &mut p2);
-                    for (p, p2) in p.iter_mut().zip(&p2) {
+                    seen.probabilities(q(0, half), 0, &mut p);
+                    seen.probabilities(q(half, half), half, &mut p2);
+                    for (p, p2) in p.iter_mut().zip(&*p2) {
                         *p -= lambda * p2;
                     }
                 }
             }
-            keys.weighted_sum(&p, out);
+            seen.weighted_sums(&p, out.columns(i * heads.head_dim, heads.head_dim));
         }
     });
 }
 
-/// The keys and values that one head of one row sees.
-struct Keys<'a> {
+/// The keys and values that one head of some rows sees.
+struct Seen<'t, K> {
     isa: Isa,
-    tiles: &'a [KvTile<'a>],
+    keys: &'t K,
     kv_head: usize,
-    visible: &'a Range<usize>,
+    /// What each row sees.
+    visible: &'t [Range<usize>],
+    /// From what the first row sees to what the last one sees.
+    span: Range<usize>,
 }
 
-impl Keys<'_> {
-    /// The tiles that are seen, each with where its first visible row begins, and which of the
-    /// visible positions it has.
-    fn parts(&self) -> impl Iterator<Item = (&KvTile<'_>, usize, Range<usize>)> {
-        let visible = self.visible;
-        let after = (self.tiles).partition_point(|t| t.first + t.n <= visible.start);
-        self.tiles[after..].iter().map_while(|tile| {
-            let from = visible.start.max(tile.first);
-            let to = visible.end.min(tile.first + tile.n);
-            let offset = self.kv_head * tile.head_stride + (from - tile.first) * tile.row_stride;
-            (from < to).then_some((tile, offset, from - visible.start..to - visible.start))
+impl<K: Keys> Seen<'_, K> {
+    /// The tiles with some of `positions`, each with where this head's first row of them begins, and
+    /// which positions of the span it has.
+    fn parts(
+        &self,
+        positions: Range<usize>,
+    ) -> impl Iterator<Item = (KvTile<'_>, usize, Range<usize>)> {
+        let mut from = positions.start;
+        std::iter::from_fn(move || {
+            (from < positions.end).then(|| {
+                let tile = self.keys.tile(from);
+                let to = positions.end.min(tile.first + tile.n);
+                let offset =
+                    self.kv_head * tile.head_stride + (from - tile.first) * tile.row_stride;
+                let at = from - self.span.start..to - self.span.start;
+                from = to;
+                (tile, offset, at)
+            })
         })
     }
 
-    /// Softmax of the scaled products of q with as many elements of each key, from `first` on.
-    fn probabilities(&self, q: &[f32], first: usize, p: &mut Vec<f32>) {
-        let scale = 1.0 / (q.len() as f32).sqrt();
-        p.clear();
-        p.resize(self.visible.len(), 0.0);
-        for (tile, offset, at) in self.parts() {
+    /// Softmax, over what each row sees, of the scaled products of the rows of q with as many elements
+    /// of each key, from `first` on: p (n, span).
+    fn probabilities(&self, q: View<'_, f32>, first: usize, p: &mut [f32]) {
+        let ((n, d), width) = (q.shape(), self.span.len());
+        let scale = 1.0 / (d as f32).sqrt();
+        for (tile, offset, at) in self.parts(self.span.clone()) {
             let keys = tile.k.slice(offset + first..tile.k.len());
-            blt_kernels::dot_rows(self.isa, q, keys, tile.row_stride, scale, &mut p[at]);
+            let p = ViewMut::strided(&mut p[at.start..], n, at.len(), width);
+            blt_kernels::dot_rows(self.isa, q, keys, tile.row_stride, scale, p);
         }
-        blt_kernels::softmax(self.isa, p);
+        for (p, visible) in p.chunks_exact_mut(width).zip(self.visible) {
+            let seen = visible.start - self.span.start..visible.end - self.span.start;
+            blt_kernels::softmax(self.isa, &mut p[seen]);
+        }
     }
 
-    /// The sum of the values weighted by p, into out (head_dim).
-    fn weighted_sum(&self, p: &[f32], out: &mut [f32]) {
-        out.fill(0.0);
-        for (tile, offset, at) in self.parts() {
+    /// The sums of the values weighted by p (n, span): out (n, head_dim).
+    fn weighted_sums(&self, p: &[f32], mut out: ViewMut<'_, f32>) {
+        let n = out.shape().0;
+        (0..n).for_each(|i| out.row(i).fill(0.0));
+        // What all rows see, they take together; each takes alone what comes before and after that.
+        let (first, last) = (&self.visible[0], &self.visible[n - 1]);
+        let common = last.start..first.end.max(last.start);
+        for i in 0..n {
+            let before = self.visible[i].start..common.start.min(self.visible[i].end);
+            self.add_weighted(p, i..i + 1, before, &mut out);
+        }
+        self.add_weighted(p, 0..n, common.clone(), &mut out);
+        for i in 0..n {
+            let after = common.end..self.visible[i].end;
+            self.add_weighted(p, i..i + 1, after, &mut out);
+        }
+    }
+
+    /// Adds the values at `positions` to the sums of some rows.
+    fn add_weighted(
+        &self,
+        p: &[f32],
+        rows: Range<usize>,
+        positions: Range<usize>,
+        out: &mut ViewMut<'_, f32>,
+    ) {
+        let width = self.span.len();
+        for (tile, offset, at) in self.parts(positions) {
             let values = tile.v.slice(offset..tile.v.len());
-            blt_kernels::weighted_sum(self.isa, &p[at], values, tile.row_stride, out);
+            let p = &p[rows.start * width + at.start..];
+            let p = View::strided(p, rows.len(), at.len(), width);
+            let out = out.rows(rows.clone());
+            blt_kernels::weighted_sum(self.isa, p, values, tile.row_stride, out);
         }
     }
 }
@@ -178,6 +239,7 @@ mod tests {
             head_dim,
         };
         let (q, k, v) = (numbers(n * 16, 1), numbers(n * kv, 2), numbers(n * kv, 3));
+        let visible: Vec<_> = (0..n).map(|i| i / 2..i + 1).collect();
         let compute = Compute::new(Some(1), None).unwrap();
         let tile = |k, v| KvTile {
             first: 0,
@@ -187,17 +249,10 @@ mod tests {
             row_stride: kv,
             head_stride: n * kv,
         };
-        fn seen<'a>(tiles: &'a [KvTile<'a>]) -> Vec<Seen<'a>> {
-            let row = |i| Seen {
-                tiles,
-                positions: i / 2..i + 1,
-            };
-            (0..tiles[0].n).map(row).collect()
-        }
         let differential = |lambda| {
             let mut out = vec![0.0; n * 16];
-            let tiles = [tile(&k, &v)];
-            differential_attention(&compute, heads(2, 8), lambda, &q, &seen(&tiles), &mut out);
+            let runs = [(tile(&k, &v), &visible[..])];
+            attention(&compute, heads(2, 8), Some(lambda), &q, &runs, &mut out);
             out
         };
         let found = differential(0.0);
@@ -205,12 +260,13 @@ mod tests {
         let first_halves: Vec<f32> = (q.chunks(8)).flat_map(|q| &q[..4]).copied().collect();
         for half in 0..2 {
             let mut plain = vec![0.0; n * 8]; // (n, 2 heads of 4)
-            let tiles = [tile(&k, &v[half * 4..])];
+            let runs = [(tile(&k, &v[half * 4..]), &visible[..])];
             attention(
                 &compute,
                 heads(2, 4),
+                None,
                 &first_halves,
-                &seen(&tiles),
+                &runs,
                 &mut plain,
             );
             for (found, plain) in found.chunks(8).zip(plain.chunks(4)) {

@@ -4,10 +4,10 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-use blt_kernels::Isa;
+use blt_kernels::{Isa, Team, ViewMut};
 
 use super::Matrix;
-use super::threads::Threads;
+use super::scratch::{Buffer, Pooled, Scratch};
 use crate::error::{Error, Result};
 
 /// Largest thread count that is believed.
@@ -64,11 +64,10 @@ impl FromStr for Profile {
 pub struct Compute {
     isa: Isa,
     profile: Profile,
-    n_threads: usize,
     /// Least multiply-adds worth a task of their own.
     min_work: usize,
-    /// `None` with one thread.
-    threads: Option<Threads>,
+    team: Team,
+    scratch: Scratch,
     observer: Option<Observer>,
 }
 
@@ -83,8 +82,8 @@ impl fmt::Debug for Observer {
     }
 }
 
-/// About 10 us on one core, several times what handing a task over costs.
-const MIN_WORK: usize = 1 << 18;
+/// A few microseconds on one core, several times what handing a task over costs.
+const MIN_WORK: usize = 1 << 16;
 
 impl Compute {
     /// `n_threads` threads (`None`: as many as the machine offers) and the best instructions the
@@ -104,16 +103,14 @@ impl Compute {
                 format!("expected 1 to {MAX_THREADS}, found {n_threads}"),
             ));
         }
-        let threads = (n_threads > 1)
-            .then(|| Threads::start(n_threads))
-            .transpose()
+        let team = Team::start(n_threads)
             .map_err(|e| Error::argument("threads", format!("cannot start {n_threads}: {e}")))?;
         Ok(Compute {
             isa: isa.unwrap_or_else(Isa::detect),
             profile: Profile::Exact,
-            n_threads,
             min_work: MIN_WORK,
-            threads,
+            team,
+            scratch: Scratch::default(),
             observer: None,
         })
     }
@@ -160,38 +157,59 @@ impl Compute {
 
     /// The number of threads.
     pub fn n_threads(&self) -> usize {
-        self.n_threads
+        self.team.n_threads()
     }
 
-    /// Runs `f` where the operations it calls can reach the threads without waking them each time.
-    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        match &self.threads {
-            Some(threads) => threads.pool().install(f),
-            None => f(),
-        }
+    /// Memory for `n` intermediate values, of any content: to be written before it is read.
+    pub fn buffer(&self, n: usize) -> Buffer<'_, f32> {
+        self.scratch.lend(n)
+    }
+
+    /// Memory like that of [`Compute::buffer`], empty, with room for `n` elements.
+    pub fn empty<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+        self.scratch.lend_empty(n)
     }
 
     /// How many tasks to cut `work` multiply-adds into: one if a thread's wake-up would cost more.
     pub(super) fn n_tasks(&self, work: usize) -> usize {
-        if self.threads.is_none() || work < 2 * self.min_work {
+        if self.n_threads() == 1 || work < 2 * self.min_work {
             return 1;
         }
         // More tasks than threads, so that a thread that loses its core does not hold up the rest.
-        (work / self.min_work).min(4 * self.n_threads)
+        (work / self.min_work).min(4 * self.n_threads())
     }
 
-    /// Runs `f` on every item, on the threads if there is more than one item.
-    pub(super) fn for_each<T: Send>(&self, items: Vec<T>, f: impl Fn(T) + Sync + Send) {
-        match &self.threads {
-            Some(threads) if items.len() > 1 => threads.pool().install(|| {
-                rayon::scope(|scope| {
-                    for item in items {
-                        let f = &f;
-                        scope.spawn(move |_| f(item));
-                    }
-                });
-            }),
-            _ => items.into_iter().for_each(f),
-        }
+    /// Calls `f(i, row, col, part)` on the threads for parts of the matrices: see [`Team::parts`].
+    pub(super) fn parts<F: Send + Sync>(
+        &self,
+        matrices: &mut [ViewMut<'_, F>],
+        size: (usize, usize),
+        f: impl Fn(usize, usize, usize, ViewMut<'_, F>) + Sync,
+    ) {
+        self.team.parts(matrices, size, f);
+    }
+
+    /// The threads, and how many of `n` rows of `dim` elements each takes at a time, if an element takes
+    /// about as long as `work` multiply-adds.
+    pub(super) fn runs(&self, n: usize, dim: usize, work: usize) -> (&Team, usize) {
+        let n_tasks = self.n_tasks(work * n * dim);
+        (&self.team, n.div_ceil(n_tasks).max(1))
+    }
+
+    /// Calls `f(first, rows)` on the threads for runs of rows of x (n, dim); `work` as for
+    /// [`Compute::runs`].
+    pub(super) fn rows(
+        &self,
+        x: &mut [f32],
+        dim: usize,
+        work: usize,
+        f: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let (n, len) = (x.len() / dim, x.len());
+        let (team, run) = self.runs(n, dim, work);
+        let whole = ViewMut::strided(x, 1, len, len);
+        team.parts(&mut [whole], (1, run * dim), |_, _, at, mut part| {
+            f(at / dim, part.row(0));
+        });
     }
 }

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use blt_kernels::{
-    QuantizedActivations, RoundedActivations, Weights, linear as kernel, linear_quantized,
-    linear_rounded, quantize_activation_rows, round_activation_rows,
+    QuantizedActivations, RoundedActivations, ViewMut, Weights, linear as kernel, linear_quantized,
+    linear_rounded, quantize_activations_on, round_activations_on,
 };
 
 use super::{Compute, Profile};
@@ -93,20 +93,22 @@ thread_local! {
 
 /// `y = x W^T`: x (n, cols), y (n, rows).
 pub fn linear(compute: &Compute, w: &Matrix, x: &[f32], y: &mut [f32]) {
-    linear_many(compute, x, &mut [(w, y)]);
+    linear_many(compute, x, [(w, y)]);
 }
 
 /// `y = x W^T` for several matrices of one input width: x (n, cols), each y (n, rows).
 ///
 /// The same bits as one [`linear`] after the other, but threads are called together once, and x is
 /// turned into another form once if the matrices need it.
-pub fn linear_many(compute: &Compute, x: &[f32], products: &mut [(&Matrix, &mut [f32])]) {
-    let Some(cols) = products.first().map(|(w, _)| w.cols) else {
-        return;
-    };
+pub fn linear_many<const M: usize>(
+    compute: &Compute,
+    x: &[f32],
+    products: [(&Matrix, &mut [f32]); M],
+) {
+    let cols = products[0].0.cols;
     let n = x.len() / cols;
     assert_eq!(x.len(), n * cols, "rows of x");
-    for (w, y) in products.iter() {
+    for (w, y) in &products {
         assert_eq!(w.cols, cols, "columns of the matrices");
         assert_eq!(y.len(), n * w.rows, "rows of y");
         assert!(
@@ -118,83 +120,39 @@ pub fn linear_many(compute: &Compute, x: &[f32], products: &mut [(&Matrix, &mut 
     if n == 0 {
         return;
     }
-    let needs = |form| (products.iter()).any(|(w, _)| w.activations(compute) == form);
+    let matrices: [_; M] = std::array::from_fn(|i| products[i].0);
+    let weights = matrices.map(|w| (w.weights(), w.activations(compute)));
+    let needs = |form| weights.iter().any(|(_, needed)| *needed == form);
     let (rounds, quantizes) = (needs(Activations::Rounded), needs(Activations::Quantized));
     let mut prepared = match rounds || quantizes {
         true => PREPARED.take(),
         false => Prepared::default(),
     };
     if rounds {
-        round(compute, x, cols, &mut prepared.rounded);
+        let (team, run) = compute.runs(n, cols, 8);
+        round_activations_on(team, run, compute.isa(), x, cols, &mut prepared.rounded);
     }
     if quantizes {
-        quantize(compute, x, cols, &mut prepared.quantized);
+        let (team, run) = compute.runs(n, cols, 32);
+        quantize_activations_on(team, run, compute.isa(), x, cols, &mut prepared.quantized);
     }
 
-    let rows: usize = products.iter().map(|(w, _)| w.rows).sum();
+    let rows: usize = matrices.iter().map(|w| w.rows).sum();
     let n_tasks = compute.n_tasks(n * rows * cols).min(rows);
-    let mut tasks = Vec::with_capacity(n_tasks + products.len());
-    for (w, y) in products.iter_mut() {
-        let weights = w.weights();
-        // Whole tiles of 16 rows where there are enough, and where they lie in tiles.
-        let task_rows = match rows.div_ceil(n_tasks) {
-            r if r > 16 => r.next_multiple_of(16),
-            r => r.next_multiple_of(weights.row_multiple()),
-        };
-        let first_task = tasks.len();
-        for first in (0..w.rows).step_by(task_rows) {
-            let part = weights.slice_rows(first..(first + task_rows).min(w.rows), cols);
-            tasks.push((part, w.activations(compute), Vec::with_capacity(n)));
-        }
-        for row in y.chunks_exact_mut(w.rows) {
-            for (task, part) in tasks[first_task..]
-                .iter_mut()
-                .zip(row.chunks_mut(task_rows))
-            {
-                task.2.push(part);
-            }
-        }
-    }
+    // Whole tiles of 16 rows, as quantised matrices must be split.
+    let task_rows = rows.div_ceil(n_tasks).next_multiple_of(16);
     let Prepared { rounded, quantized } = &prepared;
-    compute.for_each(
-        tasks,
-        |(weights, form, mut out): (Weights, Activations, Vec<&mut [f32]>)| match form {
-            Activations::AsTheyAre => kernel(compute.isa(), weights, cols, x, &mut out),
-            Activations::Rounded => linear_rounded(compute.isa(), weights, rounded, &mut out),
-            Activations::Quantized => linear_quantized(compute.isa(), weights, quantized, &mut out),
-        },
-    );
+    let mut outputs = products.map(|(w, y)| ViewMut::strided(y, n, w.rows, w.rows));
+    compute.parts(&mut outputs, (n, task_rows), |i, _, first, out| {
+        let (weights, form) = weights[i];
+        let weights = weights.slice_rows(first..first + out.shape().1, cols);
+        match form {
+            Activations::AsTheyAre => kernel(compute.isa(), weights, cols, x, out),
+            Activations::Rounded => linear_rounded(compute.isa(), weights, rounded, out),
+            Activations::Quantized => linear_quantized(compute.isa(), weights, quantized, out),
+        }
+    });
     if rounds || quantizes {
         PREPARED.set(prepared);
     }
-}
-
-/// Rows that one task turns into another form, where a value takes about as long as `work`
-/// multiply-adds.
-fn run_length(compute: &Compute, n: usize, cols: usize, work: usize) -> usize {
-    n.div_ceil(compute.n_tasks(work * n * cols).min(n))
-}
-
-/// Rounds x (n, cols) to bfloat16, on the threads if there are enough rows.
-fn round(compute: &Compute, x: &[f32], cols: usize, out: &mut RoundedActivations) {
-    let n = x.len() / cols;
-    let run = run_length(compute, n, cols, 8);
-    let tasks = x.chunks(run * cols).zip(out.rows_mut(n, cols, run));
-    let work = |(x, rows)| round_activation_rows(compute.isa(), x, rows);
-    if run == n {
-        return tasks.for_each(work);
-    }
-    compute.for_each(tasks.collect(), work);
-}
-
-/// Turns x (n, cols) into 8 bits, on the threads if there are enough rows.
-fn quantize(compute: &Compute, x: &[f32], cols: usize, out: &mut QuantizedActivations) {
-    let n = x.len() / cols;
-    let run = run_length(compute, n, cols, 32);
-    let tasks = x.chunks(run * cols).zip(out.rows_mut(n, cols, run));
-    let work = |(x, rows)| quantize_activation_rows(compute.isa(), x, rows);
-    if run == n {
-        return tasks.for_each(work);
-    }
-    compute.for_each(tasks.collect(), work);
 }

@@ -8,10 +8,11 @@ mod compute;
 mod linear;
 mod rope;
 mod rows;
-mod threads;
+mod scratch;
 
-pub use attention::{Heads, KvTile, Seen, attention, differential_attention};
+pub use attention::{Heads, Keys, KvTile, attention};
 pub use compute::{Compute, Profile};
 pub use linear::{Matrix, linear, linear_many};
 pub use rope::{Angles, Rope};
 pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, scale, swiglu};
+pub use scratch::Buffer;

@@ -1,6 +1,6 @@
 //! Rotary position embedding, on interleaved pairs (spec section 2).
 
-use super::Compute;
+use super::{Buffer, Compute};
 
 /// The frequencies of one head: `theta^(-2j/d)`.
 #[derive(Debug, Clone)]
@@ -10,11 +10,11 @@ pub struct Rope {
 }
 
 /// Cosines and sines of some positions.
-#[derive(Debug, Default)]
-pub struct Angles {
+#[derive(Debug)]
+pub struct Angles<'c> {
     half: usize,
-    cos: Vec<f32>, // (n, head_dim / 2)
-    sin: Vec<f32>, // (n, head_dim / 2)
+    cos: Buffer<'c, f32>, // (n, head_dim / 2)
+    sin: Buffer<'c, f32>, // (n, head_dim / 2)
 }
 
 impl Rope {
@@ -30,21 +30,27 @@ impl Rope {
         Rope { head_dim, freqs }
     }
 
+    /// No angles yet, with room for those at `n` positions.
+    pub fn angles<'c>(&self, compute: &'c Compute, n: usize) -> Angles<'c> {
+        let half = self.head_dim / 2;
+        let (cos, sin) = (compute.empty(n * half), compute.empty(n * half));
+        Angles { half, cos, sin }
+    }
+
     /// Adds the angles at `positions` to those of this `Rope`; position times frequency is rounded to
     /// f32, as the references do.
-    pub fn add_angles(&self, positions: impl Iterator<Item = usize>, to: &mut Angles) {
-        to.half = self.head_dim / 2;
+    pub fn add_angles(&self, positions: impl Iterator<Item = usize>, to: &mut Angles<'_>) {
         for position in positions {
             for &freq in &self.freqs {
                 let (s, c) = f64::from(position as f32 * freq).sin_cos();
-                to.cos.push(c as f32);
-                to.sin.push(s as f32);
+                to.cos.extend([c as f32]);
+                to.sin.extend([s as f32]);
             }
         }
     }
 }
 
-impl Angles {
+impl Angles<'_> {
     /// Cosines and sines, each (n, head_dim / 2).
     pub fn cos_sin(&self) -> (&[f32], &[f32]) {
         (&self.cos, &self.sin)
@@ -54,12 +60,14 @@ impl Angles {
     pub fn apply(&self, compute: &Compute, x: &mut [f32]) {
         let n = self.cos.len() / self.half;
         let dim = x.len() / n;
-        for (i, row) in x.chunks_exact_mut(dim).enumerate() {
-            let at = i * self.half..(i + 1) * self.half;
-            for head in row.chunks_exact_mut(2 * self.half) {
-                let (cos, sin) = (&self.cos[at.clone()], &self.sin[at.clone()]);
-                blt_kernels::rope(compute.isa(), head, cos, sin);
+        compute.rows(x, dim, 4, |first, rows| {
+            for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                let at = (first + i) * self.half..(first + i + 1) * self.half;
+                for head in row.chunks_exact_mut(2 * self.half) {
+                    let (cos, sin) = (&self.cos[at.clone()], &self.sin[at.clone()]);
+                    blt_kernels::rope(compute.isa(), head, cos, sin);
+                }
             }
-        }
+        });
     }
 }

@@ -6,18 +6,27 @@ use crate::tensor::DType;
 /// The widest chunk of all block formats.
 const MAX_CHUNK: usize = 256;
 
+/// Elements that a thread takes at a time, or a multiple, where rows do not matter.
+const CHUNK: usize = 1024;
+
 /// RMSNorm of every row: x (n, dim), weight (dim), out (n, dim).
 pub fn rms_norm(compute: &Compute, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let dim = weight.len();
     assert_eq!(x.len(), out.len());
-    for (row, out) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
-        blt_kernels::rms_norm(compute.isa(), row, weight, eps, out);
-    }
+    compute.rows(out, dim, 4, |first, out| {
+        let x = x[first * dim..].chunks_exact(dim);
+        for (x, out) in x.zip(out.chunks_exact_mut(dim)) {
+            blt_kernels::rms_norm(compute.isa(), x, weight, eps, out);
+        }
+    });
 }
 
 /// `gate = silu(gate) * up`, elementwise.
 pub fn swiglu(compute: &Compute, gate: &mut [f32], up: &[f32]) {
-    blt_kernels::swiglu(compute.isa(), gate, up);
+    compute.rows(gate, CHUNK, 16, |first, gate| {
+        let up = &up[first * CHUNK..][..gate.len()];
+        blt_kernels::swiglu(compute.isa(), gate, up);
+    });
 }
 
 /// `x *= factor`.
@@ -27,12 +36,18 @@ pub fn scale(x: &mut [f32], factor: f32) {
 
 /// `x += y`: the residual of a transformer layer.
 pub fn add_assign(compute: &Compute, x: &mut [f32], y: &[f32]) {
-    blt_kernels::add_assign(compute.isa(), x, y);
+    compute.rows(x, CHUNK, 4, |first, x| {
+        let y = &y[first * CHUNK..][..x.len()];
+        blt_kernels::add_assign(compute.isa(), x, y);
+    });
 }
 
 /// `x = 2 x + y`: the double residual around a cross-attention (spec sections 6 and 7).
 pub fn double_add(compute: &Compute, x: &mut [f32], y: &[f32]) {
-    blt_kernels::double_add(compute.isa(), x, y);
+    compute.rows(x, CHUNK, 4, |first, x| {
+        let y = &y[first * CHUNK..][..x.len()];
+        blt_kernels::double_add(compute.isa(), x, y);
+    });
 }
 
 /// Elementwise maximum of the rows of x (n, dim), n >= 1, into out (dim).
@@ -52,7 +67,7 @@ pub fn add_table_row(compute: &Compute, table: &Matrix, row: usize, acc: &mut [f
         return blt_kernels::add_row(compute.isa(), acc, row);
     };
     let DType::Table(_) = table.tensor().dtype() else {
-        let mut values = vec![0.0; acc.len()];
+        let mut values = compute.buffer(acc.len());
         blt_kernels::decode_row(weights, row, &mut values);
         return blt_kernels::add_assign(compute.isa(), acc, &values);
     };

@@ -2,6 +2,7 @@
 
 use super::{Overflow, Session, Step};
 use crate::error::{Error, Result};
+use crate::few::Few;
 use crate::model::{Failure, MAX_BATCH, Part, Trace, Wanted};
 use crate::vocab::{BOS, Id, VOCAB_SIZE};
 
@@ -181,28 +182,30 @@ pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
         }
     }
     loop {
-        let going = readings.iter_mut().filter(|r| r.goes_on());
-        let mut going: Vec<&mut Reading<'_>> = going.collect();
-        if going.is_empty() {
-            return;
-        }
-        let share = (MAX_ROWS / going.len()).clamp(1, MAX_BATCH);
-        going.retain_mut(|reading| {
+        let n_going = readings.iter().filter(|r| r.goes_on()).count();
+        let share = (MAX_ROWS / n_going.max(1)).clamp(1, MAX_BATCH);
+        for reading in readings.iter_mut().filter(|r| r.goes_on()) {
             reading.result = reading.begin_pass(share);
-            reading.result.is_ok()
-        });
-        if going.is_empty() {
+        }
+        let going = readings.iter_mut().filter(|r| r.goes_on());
+        let mut parts: Few<Part<'_>> = going.map(|r| r.part()).collect();
+        if parts.is_empty() {
             return;
         }
-        let mut parts: Vec<Part<'_>> = going.iter_mut().map(|r| r.part()).collect();
-        match model.forward(&mut parts) {
+        let result = model.forward(&mut parts);
+        drop(parts);
+        let mut going = readings.iter_mut().filter(|r| r.goes_on());
+        match result {
             Ok(logits) => {
-                for (reading, logits) in going.iter_mut().zip(logits) {
+                for (reading, logits) in going.zip(logits) {
                     reading.result = reading.end_pass(&logits);
                 }
             }
             // The others try again without it.
-            Err(Failure::OfPart(i, error)) => going[i].result = Err(error),
+            Err(Failure::OfPart(i, error)) => {
+                let to_blame = going.nth(i).expect("there is a reading for each part");
+                to_blame.result = Err(error);
+            }
             Err(Failure::OfAll(message)) => {
                 for reading in going {
                     reading.result = Err(Error::Device(message.clone()));

@@ -4,6 +4,7 @@
 //! `amax / 127` and its integers are `x * (127 / amax)`, rounded half to even. A block with a NaN or an
 //! infinity gets the scale NaN, so that every result it enters is NaN; one below 2^-100 becomes zero.
 
+use crate::ViewMut;
 use crate::scalar::exp::MAGIC;
 
 /// Values that share a scale.
@@ -109,32 +110,21 @@ impl QuantizedActivations {
         self.cols
     }
 
-    /// Makes room for `n` rows of `cols` values and lends them in runs of at most `run` rows, each to
-    /// be filled by [`crate::quantize_activation_rows`]. What is not filled keeps its old content.
-    pub fn rows_mut(
-        &mut self,
-        n: usize,
-        cols: usize,
-        run: usize,
-    ) -> impl Iterator<Item = ActivationRows<'_>> {
-        let per_row = blocks_per_row(cols);
+    /// Makes room for the rows of x (n, cols) and gives their blocks, (n, blocks_per_row), with old
+    /// content.
+    pub(crate) fn resize(&mut self, x: &[f32], cols: usize) -> ViewMut<'_, ActivationBlock> {
+        self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
-        self.n = n;
-        self.blocks.resize(n * per_row, ActivationBlock::default());
-        let runs = self.blocks.chunks_mut((run * per_row).max(1));
-        runs.map(move |blocks| ActivationRows { cols, blocks })
+        assert_eq!(x.len(), self.n * cols, "inputs");
+        let per_row = blocks_per_row(cols);
+        self.blocks
+            .resize(self.n * per_row, ActivationBlock::default());
+        ViewMut::dense(&mut self.blocks, per_row)
     }
 
     pub(crate) fn blocks_per_row(&self) -> usize {
         blocks_per_row(self.cols)
     }
-}
-
-/// Some rows of a [`QuantizedActivations`], to be filled.
-#[derive(Debug)]
-pub struct ActivationRows<'a> {
-    pub(crate) cols: usize,
-    pub(crate) blocks: &'a mut [ActivationBlock],
 }
 
 /// One more than needed: rows a power of two apart would share the sets of the first-level cache.

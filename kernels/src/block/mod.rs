@@ -36,7 +36,7 @@ pub(crate) mod q6_k;
 pub(crate) mod q8_0;
 mod search;
 
-pub use activations::{ActivationRows, QuantizedActivations};
+pub use activations::QuantizedActivations;
 
 use activations::ActivationBlock;
 use half::f16;
@@ -62,16 +62,17 @@ pub(crate) trait Format {
     /// Adds the dot product of one row of a chunk with `COLS` activations to `acc`: the definition.
     fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32;
 
-    /// [`Format::dot`] of all 16 rows with `N` inputs. Asks for the same bytes `ahead` further on.
+    /// [`Format::dot`] of all 16 rows of `T` tiles with `N` inputs: a chunk of each tile. Asks for the
+    /// same bytes `ahead` further on.
     ///
     /// # Safety
-    /// `chunk` is valid for reading `CHUNK` bytes, each of `x` for `COLS / 32` blocks.
-    unsafe fn accumulate<Q: Int8, const N: usize>(
+    /// Each of `chunks` is valid for reading `CHUNK` bytes, each of `x` for `COLS / 32` blocks.
+    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
-        chunk: *const u8,
+        chunks: [*const u8; T],
         ahead: usize,
         x: [*const ActivationBlock; N],
-        acc: &mut [Q::V; N],
+        acc: &mut [[Q::V; N]; T],
     );
 }
 

@@ -86,56 +86,61 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
-        chunk: *const u8,
+        chunks: [*const u8; T],
         ahead: usize,
         x: [*const ActivationBlock; N],
-        acc: &mut [Q::V; N],
+        acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        s.prefetch(chunk.wrapping_add(ahead));
+        for chunk in chunks {
+            s.prefetch(chunk.wrapping_add(ahead));
+        }
         for block in 0..BLOCKS {
-            // SAFETY: the caller vouches for a chunk and for `BLOCKS` blocks of every input.
+            // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
             unsafe {
                 let x = x.map(|x| &*x.add(block));
-                let d = s.load_f16(chunk.add(block * TILE_ROWS * 2));
-                let mut start = [q.start::<0>(0); N];
-                for (start, x) in start.iter_mut().zip(x) {
-                    // Minus 8 times the sum of the activations.
-                    *start = q.start::<3>(x.neg_sum);
-                }
-                let ints = dot_nibbles(q, chunk.add(SCALES + block * QUANTS), ahead, x, start);
-                for ((acc, ints), x) in acc.iter_mut().zip(ints).zip(x) {
-                    let scale = s.mul(d, s.splat(x.scale));
-                    *acc = s.fma(q.to_f32(ints), scale, *acc);
+                // Minus 8 times the sums of the activations.
+                let starts = x.map(|x| q.start::<3>(x.neg_sum));
+                let quants = chunks.map(|chunk| chunk.add(SCALES + block * QUANTS));
+                let ints = dot_nibbles(q, quants, ahead, x, starts);
+                for t in 0..T {
+                    let d = s.load_f16(chunks[t].add(block * TILE_ROWS * 2));
+                    for (i, x) in x.iter().enumerate() {
+                        let scale = s.mul(d, s.splat(x.scale));
+                        acc[t][i] = s.fma(q.to_f32(ints[t][i]), scale, acc[t][i]);
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds the products of 32 columns of 4-bit integers, 16 rows, with `N` blocks of activations.
+/// The products of 32 columns of 4-bit integers, 16 rows of `T` tiles, with `N` blocks of activations,
+/// added to `starts`.
 ///
 /// # Safety
-/// `quants` is valid for reading `QUANTS` bytes.
+/// Each of `quants` is valid for reading `QUANTS` bytes.
 #[inline(always)]
-pub(super) unsafe fn dot_nibbles<Q: Int8, const N: usize>(
+pub(super) unsafe fn dot_nibbles<Q: Int8, const T: usize, const N: usize>(
     q: Q,
-    quants: *const u8,
+    quants: [*const u8; T],
     ahead: usize,
     x: [&ActivationBlock; N],
-    mut ints: [Q::I; N],
-) -> [Q::I; N] {
+    starts: [Q::I; N],
+) -> [[Q::I; N]; T] {
+    let mut ints = [starts; T];
     for group in 0..BLOCK / 8 {
         // SAFETY: the caller vouches for four groups of 64 bytes.
-        let bytes = unsafe { q.fetch(quants.add(group * 64), ahead) };
-        let (low, high) = (q.low4(bytes), q.high4(bytes));
-        for (ints, x) in ints.iter_mut().zip(x) {
-            *ints = q.dot(*ints, low, x.q[group]);
-        }
-        for (ints, x) in ints.iter_mut().zip(x) {
-            *ints = q.dot(*ints, high, x.q[group + 4]);
+        let bytes = quants.map(|quants| unsafe { q.fetch(quants.add(group * 64), ahead) });
+        let halves = [bytes.map(|b| q.low4(b)), bytes.map(|b| q.high4(b))];
+        for (half, w) in halves.iter().enumerate() {
+            for (i, x) in x.iter().enumerate() {
+                for t in 0..T {
+                    ints[t][i] = q.dot(ints[t][i], w[t], x.q[group + half * 4]);
+                }
+            }
         }
     }
     ints

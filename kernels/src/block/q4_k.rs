@@ -112,36 +112,47 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
-        chunk: *const u8,
+        chunks: [*const u8; T],
         ahead: usize,
         x: [*const ActivationBlock; N],
-        acc: &mut [Q::V; N],
+        acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for line in (0..INTS).step_by(64) {
-            s.prefetch(chunk.wrapping_add(ahead + line));
+        for chunk in chunks {
+            for line in (0..INTS).step_by(64) {
+                s.prefetch(chunk.wrapping_add(ahead + line));
+            }
         }
-        // SAFETY: the caller vouches for a chunk and for `BLOCKS` blocks of every input.
+        // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
         unsafe {
-            let d = s.load_f16(chunk);
-            let neg_dmin = s.sub(s.splat(-0.0), s.load_f16(chunk.add(MINIMUM)));
+            let zero = s.splat(0.0);
+            let (mut d, mut neg_dmin) = ([zero; T], [zero; T]);
+            for t in 0..T {
+                d[t] = s.load_f16(chunks[t]);
+                neg_dmin[t] = s.sub(s.splat(-0.0), s.load_f16(chunks[t].add(MINIMUM)));
+            }
             for half in 0..2 {
-                let sixes = chunk.add(SIXES + half * FOUR_SIXES);
-                let scales = q.load_sixes(sixes);
-                let minimums = q.load_sixes(sixes.add(2 * FOUR_SIXES));
-                for i in 0..4 {
-                    let block = half * 4 + i;
+                let (mut scales, mut minimums) = ([[zero; 4]; T], [[zero; 4]; T]);
+                for t in 0..T {
+                    let sixes = chunks[t].add(SIXES + half * FOUR_SIXES);
+                    scales[t] = q.load_sixes(sixes);
+                    minimums[t] = q.load_sixes(sixes.add(2 * FOUR_SIXES));
+                }
+                for four in 0..4 {
+                    let block = half * 4 + four;
                     let x = x.map(|x| &*x.add(block));
-                    let scale = s.mul(d, scales[i]);
-                    let neg_minimum = s.mul(neg_dmin, minimums[i]);
-                    let start = [q.start::<0>(0); N];
-                    let ints = dot_nibbles(q, chunk.add(INTS + block * QUANTS), ahead, x, start);
-                    for ((acc, ints), x) in acc.iter_mut().zip(ints).zip(x) {
-                        let scale = s.mul(scale, s.splat(x.scale));
-                        let sum = s.fma(q.to_f32(ints), scale, *acc);
-                        *acc = s.fma(neg_minimum, s.splat(x.weighted_sum), sum);
+                    let quants = chunks.map(|chunk| chunk.add(INTS + block * QUANTS));
+                    let ints = dot_nibbles(q, quants, ahead, x, [q.start::<0>(0); N]);
+                    for t in 0..T {
+                        let scale = s.mul(d[t], scales[t][four]);
+                        let neg_minimum = s.mul(neg_dmin[t], minimums[t][four]);
+                        for (i, x) in x.iter().enumerate() {
+                            let scale = s.mul(scale, s.splat(x.scale));
+                            let sum = s.fma(q.to_f32(ints[t][i]), scale, acc[t][i]);
+                            acc[t][i] = s.fma(neg_minimum, s.splat(x.weighted_sum), sum);
+                        }
                     }
                 }
             }

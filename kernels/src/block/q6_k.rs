@@ -98,48 +98,62 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
-        chunk: *const u8,
+        chunks: [*const u8; T],
         ahead: usize,
         x: [*const ActivationBlock; N],
-        acc: &mut [Q::V; N],
+        acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for line in (0..LOWER).step_by(64) {
-            s.prefetch(chunk.wrapping_add(ahead + line));
+        for chunk in chunks {
+            for line in (0..LOWER).step_by(64) {
+                s.prefetch(chunk.wrapping_add(ahead + line));
+            }
         }
-        // SAFETY: the caller vouches for a chunk and for `BLOCKS` blocks of every input.
+        // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
         unsafe {
-            let d = s.load_f16(chunk);
+            let mut d = [s.splat(0.0); T];
+            for t in 0..T {
+                d[t] = s.load_f16(chunks[t]);
+            }
             for block in 0..BLOCKS {
                 let x = x.map(|x| &*x.add(block));
-                let lower = chunk.add(LOWER + block * QUANTS);
-                let upper = chunk.add(UPPER + block * UPPER_BYTES);
-                let upper = [q.fetch(upper, ahead), q.fetch(upper.add(64), ahead)];
-                let (mut a, mut b) = ([q.start::<0>(0); N], [q.start::<0>(0); N]);
-                for (i, x) in x.iter().enumerate() {
-                    // Minus 32 times the sums of the activations.
-                    a[i] = q.start::<5>(x.neg_halves[0]);
-                    b[i] = q.start::<5>(x.neg_halves[1]);
+                // Minus 32 times the sums of the activations.
+                let (mut a, mut b) = ([[q.start::<0>(0); N]; T], [[q.start::<0>(0); N]; T]);
+                for t in 0..T {
+                    for (i, x) in x.iter().enumerate() {
+                        a[t][i] = q.start::<5>(x.neg_halves[0]);
+                        b[t][i] = q.start::<5>(x.neg_halves[1]);
+                    }
                 }
                 for group in 0..4 {
-                    let bytes = q.fetch(lower.add(group * 64), ahead);
-                    let first = q.or(q.low4(bytes), q.upper2(upper[0], group));
-                    for (ints, x) in a.iter_mut().zip(x) {
-                        *ints = q.dot(*ints, first, x.q[group]);
-                    }
-                    let second = q.or(q.high4(bytes), q.upper2(upper[1], group));
-                    for (ints, x) in b.iter_mut().zip(x) {
-                        *ints = q.dot(*ints, second, x.q[group + 4]);
+                    for t in 0..T {
+                        let lower = chunks[t].add(LOWER + block * QUANTS);
+                        let upper = chunks[t].add(UPPER + block * UPPER_BYTES);
+                        let bytes = q.fetch(lower.add(group * 64), ahead);
+                        // Asked for once each.
+                        let upper = match group {
+                            0 => [q.fetch(upper, ahead), q.fetch(upper.add(64), ahead)],
+                            _ => [q.load(upper), q.load(upper.add(64))],
+                        };
+                        let first = q.or(q.low4(bytes), q.upper2(upper[0], group));
+                        let second = q.or(q.high4(bytes), q.upper2(upper[1], group));
+                        for (i, x) in x.iter().enumerate() {
+                            a[t][i] = q.dot(a[t][i], first, x.q[group]);
+                            b[t][i] = q.dot(b[t][i], second, x.q[group + 4]);
+                        }
                     }
                 }
-                let scales = chunk.add(scale_position(0, 2 * block));
-                let (scale_a, scale_b) = (q.load_i8(scales), q.load_i8(scales.add(TILE_ROWS)));
-                for i in 0..N {
-                    let t = s.mul(q.to_f32(a[i]), scale_a);
-                    let t = s.fma(q.to_f32(b[i]), scale_b, t);
-                    acc[i] = s.fma(t, s.mul(d, s.splat(x[i].scale)), acc[i]);
+                for tile in 0..T {
+                    let scales = chunks[tile].add(scale_position(0, 2 * block));
+                    let (scale_a, scale_b) = (q.load_i8(scales), q.load_i8(scales.add(TILE_ROWS)));
+                    for (i, x) in x.iter().enumerate() {
+                        let t = s.mul(q.to_f32(a[tile][i]), scale_a);
+                        let t = s.fma(q.to_f32(b[tile][i]), scale_b, t);
+                        let scale = s.mul(d[tile], s.splat(x.scale));
+                        acc[tile][i] = s.fma(t, scale, acc[tile][i]);
+                    }
                 }
             }
         }

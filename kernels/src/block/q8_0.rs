@@ -64,34 +64,38 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
-        chunk: *const u8,
+        chunks: [*const u8; T],
         ahead: usize,
         x: [*const ActivationBlock; N],
-        acc: &mut [Q::V; N],
+        acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        s.prefetch(chunk.wrapping_add(ahead));
+        for chunk in chunks {
+            s.prefetch(chunk.wrapping_add(ahead));
+        }
         for block in 0..BLOCKS {
-            // SAFETY: the caller vouches for a chunk and for `BLOCKS` blocks of every input.
+            // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
             unsafe {
                 let x = x.map(|x| &*x.add(block));
-                let d = s.load_f16(chunk.add(block * TILE_ROWS * 2));
-                let quants = chunk.add(SCALES + block * QUANTS);
-                let mut ints = [q.start::<0>(0); N];
-                for (ints, x) in ints.iter_mut().zip(x) {
-                    *ints = q.start_signed(x.neg_sum);
-                }
+                let starts = x.map(|x| q.start_signed(x.neg_sum));
+                let mut ints = [starts; T];
                 for group in 0..BLOCK / 4 {
-                    let w = q.fetch_signed(quants.add(group * 64), ahead);
-                    for (ints, x) in ints.iter_mut().zip(x) {
-                        *ints = q.dot_signed(*ints, w, x.q[group]);
+                    let at = SCALES + block * QUANTS + group * 64;
+                    let w = chunks.map(|chunk| q.fetch_signed(chunk.add(at), ahead));
+                    for (i, x) in x.iter().enumerate() {
+                        for t in 0..T {
+                            ints[t][i] = q.dot_signed(ints[t][i], w[t], x.q[group]);
+                        }
                     }
                 }
-                for ((acc, ints), x) in acc.iter_mut().zip(ints).zip(x) {
-                    let scale = s.mul(d, s.splat(x.scale));
-                    *acc = s.fma(q.to_f32(ints), scale, *acc);
+                for t in 0..T {
+                    let d = s.load_f16(chunks[t].add(block * TILE_ROWS * 2));
+                    for (i, x) in x.iter().enumerate() {
+                        let scale = s.mul(d, s.splat(x.scale));
+                        acc[t][i] = s.fma(q.to_f32(ints[t][i]), scale, acc[t][i]);
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use crate::block::activations::{largest_magnitude, round};
 use crate::scalar::LANES;
 use crate::vector::Int8;
 
-crate::vector::int8_entry_points!(Portable, {}, inputs 2);
+crate::vector::int8_entry_points!(Portable, {}, tile 1 x 2);
 
 impl Int8 for Portable {
     type S = Portable;

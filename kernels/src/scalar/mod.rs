@@ -17,7 +17,7 @@ pub(crate) use rounded::{linear_rounded, round_row};
 
 use half::f16;
 
-use crate::{Vectors, Weights};
+use crate::{Vectors, View, ViewMut, Weights};
 use exp::exp;
 
 /// The number of lanes of every sum.
@@ -66,17 +66,34 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     tree(lanes, |a, b| a + b)
 }
 
-pub(crate) fn dot_rows(q: &[f32], rows: Vectors, stride: usize, scale: f32, out: &mut [f32]) {
-    for (j, out) in out.iter_mut().enumerate() {
-        let row: Vec<f32> = (0..q.len()).map(|c| rows.at(j * stride + c)).collect();
-        *out = scale * dot(q, &row);
+pub(crate) fn dot_rows(
+    q: View<'_, f32>,
+    rows: Vectors,
+    stride: usize,
+    scale: f32,
+    out: &mut ViewMut<'_, f32>,
+) {
+    let (m, d) = q.shape();
+    for i in 0..m {
+        for (j, out) in out.row(i).iter_mut().enumerate() {
+            let row: Vec<f32> = (0..d).map(|c| rows.at(j * stride + c)).collect();
+            *out = scale * dot(q.row(i, 0, d), &row);
+        }
     }
 }
 
-pub(crate) fn weighted_sum(p: &[f32], rows: Vectors, stride: usize, acc: &mut [f32]) {
-    for (j, p) in p.iter().enumerate() {
-        for (c, acc) in acc.iter_mut().enumerate() {
-            *acc = p.mul_add(rows.at(j * stride + c), *acc);
+pub(crate) fn weighted_sum(
+    p: View<'_, f32>,
+    rows: Vectors,
+    stride: usize,
+    acc: &mut ViewMut<'_, f32>,
+) {
+    let (m, n) = p.shape();
+    for i in 0..m {
+        for j in 0..n {
+            for (c, acc) in acc.row(i).iter_mut().enumerate() {
+                *acc = p.get(i, j).mul_add(rows.at(j * stride + c), *acc);
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The product of two matrices.
 
-use crate::product::{Into, View, ViewMut};
+use crate::product::Into;
 use crate::vector::BLOCK_WORDS;
+use crate::view::{View, ViewMut};
 
 pub(crate) fn product(
     into: Into,

@@ -1,5 +1,6 @@
 //! Quantised matrices times 8-bit activations, by their definition.
 
+use crate::ViewMut;
 use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations};
 use crate::block::{Format, TILE_ROWS};
 
@@ -7,12 +8,12 @@ use crate::block::{Format, TILE_ROWS};
 pub(crate) fn linear_quantized<F: Format>(
     w: &[u8],
     x: &QuantizedActivations,
-    out: &mut [&mut [f32]],
+    out: &mut ViewMut<'_, f32>,
 ) {
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
     let rows_of_x = x.blocks.chunks_exact(x.blocks_per_row().max(1));
-    for (out, x) in out.iter_mut().zip(rows_of_x) {
-        for (r, out) in out.iter_mut().enumerate() {
+    for (i, x) in rows_of_x.enumerate() {
+        for (r, out) in out.row(i).iter_mut().enumerate() {
             let chunks = w[r / TILE_ROWS * tile_bytes..][..tile_bytes].chunks_exact(F::CHUNK);
             let chunks = chunks.zip(x.chunks_exact(F::COLS / BLOCK));
             *out = chunks.fold(0.0, |acc, (chunk, x)| F::dot(chunk, r % TILE_ROWS, x, acc));

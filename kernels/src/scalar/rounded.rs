@@ -1,15 +1,15 @@
 //! bfloat16 weights times activations in bfloat16, by their definition in [`crate::rounded`].
 
 use super::{LANES, tree};
-use crate::Weights;
 use crate::rounded::{RoundedActivations, round, stride};
+use crate::{ViewMut, Weights};
 
 /// See [`crate::linear_rounded`].
-pub(crate) fn linear_rounded(w: &[u8], x: &RoundedActivations, out: &mut [&mut [f32]]) {
+pub(crate) fn linear_rounded(w: &[u8], x: &RoundedActivations, out: &mut ViewMut<'_, f32>) {
     let (w, cols) = (Weights::Bf16(w), x.cols);
-    for (i, out) in out.iter_mut().enumerate() {
+    for i in 0..out.shape().0 {
         let x = &x.values[i * stride(cols)..][..cols];
-        for (r, out) in out.iter_mut().enumerate() {
+        for (r, out) in out.row(i).iter_mut().enumerate() {
             let mut lanes = [0.0f32; LANES];
             for (pair, x) in x.chunks(2).enumerate() {
                 let lane = &mut lanes[pair % LANES];

@@ -1,15 +1,22 @@
 //! Quantised matrices times 8-bit activations, written once over [`Int8`].
 //!
 //! ```text
-//! for a block of tiles that stays in the cache, for a group of N inputs, for a tile of 16 rows:
-//!     acc[N] = 0                           one lane a row
-//!     for a chunk of columns: Format::accumulate
-//!     out[i][tile] = acc[i]
+//! for inputs that stay in the second-level cache, for a block of tiles that stays there beside them,
+//!     for a group of N inputs, for T tiles of 16 rows:
+//!         acc[T][N] = 0                    one lane a row
+//!         for a chunk of columns: Format::accumulate
+//!         out[i][tiles] = acc
 //! ```
 //!
-//! No sum crosses lanes, and the columns are never split: see `block` for the order of sums.
+//! 1. No sum crosses lanes, and the columns are never split: see `block` for the order of sums.
+//! 2. Two tiles share each broadcast of four activations. With one (and eight inputs in place of four) a
+//!    Zen 5 core loaded too much to get beyond 590 GOP/s; with two it comes to 1000 and more of 1084.
+//! 3. Formats fill arrays in loops: a closure in `map` may become a function without the instructions.
+
+use core::ops::Range;
 
 use super::Simd;
+use crate::ViewMut;
 use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, scale_and_factor};
 use crate::block::{Format, TILE_ROWS};
 use crate::scalar::LANES;
@@ -92,93 +99,64 @@ pub(crate) trait Int8: Copy {
 /// Bytes ahead that weights are asked for.
 const PREFETCH: usize = 8192;
 
-/// Bytes of weights that a block of tiles may take: see `vector::linear`.
+/// Bytes of weights that a block of tiles may take, and of inputs that meet it: see `vector::linear`.
 const BLOCK_BYTES: usize = 256 * 1024;
+const INPUTS_BYTES: usize = 512 * 1024;
 
-/// See [`crate::linear_quantized`]; `M` (1, 2, 4 or 8) inputs are taken together.
+/// See [`crate::linear_quantized`]; `T x M` tiles and inputs (1, 2, 4 or 8) are taken together.
 #[inline(always)]
-pub(crate) fn linear_quantized<Q: Int8, F: Format, const M: usize>(
+pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usize>(
     q: Q,
     w: &[u8],
     x: &QuantizedActivations,
-    out: &mut [&mut [f32]],
+    out: &mut ViewMut<'_, f32>,
 ) {
-    let rows = out.first().map_or(0, |out| out.len());
+    let (n_inputs, rows) = out.shape();
     let tiles = rows.div_ceil(TILE_ROWS);
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
-    assert!(w.len() == tiles * tile_bytes && x.n == out.len());
-    assert!(out.iter().all(|out| out.len() == rows));
+    assert!(w.len() == tiles * tile_bytes && x.n == n_inputs);
     let per_row = x.blocks_per_row();
     assert!(x.blocks.len() == x.n * per_row && per_row * BLOCK >= x.cols.next_multiple_of(F::COLS));
-    let block = (BLOCK_BYTES / tile_bytes.max(1)).max(1);
-    let mut tile = 0;
-    while tile < tiles {
-        let end = tiles.min(tile + block);
-        let mut x = x.blocks.as_ptr();
-        let mut rest = &mut out[..];
-        while !rest.is_empty() {
-            let n = match rest.len().min(M) {
+    let block = (BLOCK_BYTES / tile_bytes.max(1)).max(1).next_multiple_of(T);
+    let most_inputs = INPUTS_BYTES / (per_row * size_of::<ActivationBlock>());
+    let most_inputs = most_inputs.max(1).next_multiple_of(M);
+    let (mut tile, mut first_input) = (0, 0);
+    while tile < tiles && first_input < n_inputs {
+        let end = match n_inputs {
+            1 => tiles,
+            _ => tiles.min(tile + block),
+        };
+        let inputs_end = n_inputs.min(first_input + most_inputs);
+        let mut input = first_input;
+        while input < inputs_end {
+            let n = match (inputs_end - input).min(M) {
                 8.. => 8,
                 4.. => 4,
                 2.. => 2,
                 _ => 1,
             };
-            let (group, others) = rest.split_at_mut(n);
             // SAFETY: the matrix has `tiles` tiles, and `x` still has `n` rows of `per_row` blocks, which
             // cover the padded columns.
             unsafe {
                 match n {
-                    8 => strip::<Q, F, 8>(q, w, tile_bytes, x, per_row, group, tile..end),
-                    4 => strip::<Q, F, 4>(q, w, tile_bytes, x, per_row, group, tile..end),
-                    2 => strip::<Q, F, 2>(q, w, tile_bytes, x, per_row, group, tile..end),
-                    _ => alone::<Q, F>(q, w, tile_bytes, x, group[0], tile..end),
+                    8 => strip::<Q, F, T, 8>(q, w, tile_bytes, x, input, out, tile..end),
+                    4 => strip::<Q, F, T, 4>(q, w, tile_bytes, x, input, out, tile..end),
+                    2 => strip::<Q, F, T, 2>(q, w, tile_bytes, x, input, out, tile..end),
+                    _ => strip::<Q, F, STREAMS, 1>(q, w, tile_bytes, x, input, out, tile..end),
                 }
-                x = x.add(n * per_row);
             }
-            rest = others;
+            input += n;
         }
         tile = end;
+        if tile == tiles {
+            (tile, first_input) = (0, inputs_end);
+        }
     }
 }
 
 /// Tiles taken together for one input: as many streams from memory. On Zen 4 two or four of them, with
 /// requests spread between the loads (not a burst for every chunk), came closest to a plain read.
 const STREAMS: usize = 2;
-
-/// Some tiles times one input.
-///
-/// # Safety
-/// `w` has the tiles; `x` points to the blocks of an input, which cover the padded columns.
-#[inline(always)]
-unsafe fn alone<Q: Int8, F: Format>(
-    q: Q,
-    w: &[u8],
-    tile_bytes: usize,
-    x: *const ActivationBlock,
-    out: &mut [f32],
-    tiles: std::ops::Range<usize>,
-) {
-    let s = q.floats();
-    for first in tiles.clone().step_by(STREAMS) {
-        let n = STREAMS.min(tiles.end - first);
-        let w = w[first * tile_bytes..][..n * tile_bytes].as_ptr();
-        let mut acc = [[s.splat(0.0)]; STREAMS];
-        let mut x = x;
-        for at in (0..tile_bytes).step_by(F::CHUNK) {
-            for (t, acc) in acc[..n].iter_mut().enumerate() {
-                let chunk = w.wrapping_add(t * tile_bytes + at);
-                // One group of tiles ahead.
-                let ahead = STREAMS * tile_bytes;
-                // SAFETY: the slice above has `n` tiles, and the caller vouches for the blocks.
-                unsafe { F::accumulate::<Q, 1>(q, chunk, ahead, [x], acc) };
-            }
-            x = x.wrapping_add(F::COLS / BLOCK);
-        }
-        for (t, [acc]) in acc[..n].iter().enumerate() {
-            store(s, out, first + t, *acc);
-        }
-    }
-}
 
 /// Stores the rows of a tile, as far as they are not padding.
 #[inline(always)]
@@ -191,32 +169,69 @@ fn store<S: Simd>(s: S, out: &mut [f32], tile: usize, acc: S::V) {
     }
 }
 
-/// Some tiles times `N` inputs.
+/// Some tiles, `T` at a time, times `N` inputs from `input` on.
 ///
 /// # Safety
-/// `w` has the tiles; `x` points to `N` rows of `per_row` blocks, which cover the padded columns.
+/// `w` has the tiles; `x` and `out` have the inputs, whose blocks cover the padded columns.
 #[inline(always)]
-unsafe fn strip<Q: Int8, F: Format, const N: usize>(
+unsafe fn strip<Q: Int8, F: Format, const T: usize, const N: usize>(
     q: Q,
     w: &[u8],
     tile_bytes: usize,
-    x: *const ActivationBlock,
-    per_row: usize,
-    out: &mut [&mut [f32]],
-    tiles: std::ops::Range<usize>,
+    x: &QuantizedActivations,
+    input: usize,
+    out: &mut ViewMut<'_, f32>,
+    tiles: Range<usize>,
+) {
+    let mut tile = tiles.start;
+    while tile < tiles.end {
+        // SAFETY: the caller vouches for tiles and inputs.
+        unsafe {
+            if tile + T <= tiles.end {
+                some_tiles::<Q, F, T, N>(q, w, tile_bytes, x, input, out, tile);
+                tile += T;
+            } else {
+                some_tiles::<Q, F, 1, N>(q, w, tile_bytes, x, input, out, tile);
+                tile += 1;
+            }
+        }
+    }
+}
+
+/// `T` tiles times `N` inputs.
+///
+/// # Safety
+/// As for [`strip`].
+#[inline(always)]
+unsafe fn some_tiles<Q: Int8, F: Format, const T: usize, const N: usize>(
+    q: Q,
+    w: &[u8],
+    tile_bytes: usize,
+    x: &QuantizedActivations,
+    input: usize,
+    out: &mut ViewMut<'_, f32>,
+    tile: usize,
 ) {
     let s = q.floats();
-    for tile in tiles {
-        let mut acc = [s.splat(0.0); N];
-        let mut x: [*const ActivationBlock; N] =
-            core::array::from_fn(|i| x.wrapping_add(i * per_row));
-        for chunk in w[tile * tile_bytes..][..tile_bytes].chunks_exact(F::CHUNK) {
-            // SAFETY: `chunk` is one, and the caller vouches for the blocks that go with it.
-            unsafe { F::accumulate::<Q, N>(q, chunk.as_ptr(), PREFETCH, x, &mut acc) };
-            x = x.map(|x| x.wrapping_add(F::COLS / BLOCK));
-        }
-        for (acc, out) in acc.into_iter().zip(out.iter_mut()) {
-            store(s, out, tile, acc);
+    let mut acc = [[s.splat(0.0); N]; T];
+    let w = w[tile * tile_bytes..][..T * tile_bytes].as_ptr();
+    let start = x.blocks.as_ptr();
+    let per_row = x.blocks_per_row();
+    let mut x: [*const ActivationBlock; N] =
+        core::array::from_fn(|i| start.wrapping_add((input + i) * per_row));
+    let ahead = match N {
+        1 => T * tile_bytes, // one group of tiles
+        _ => PREFETCH,
+    };
+    for at in (0..tile_bytes).step_by(F::CHUNK) {
+        let chunks = core::array::from_fn(|t| w.wrapping_add(t * tile_bytes + at));
+        // SAFETY: the slice above has `T` tiles, and the caller vouches for the blocks.
+        unsafe { F::accumulate::<Q, T, N>(q, chunks, ahead, x, &mut acc) };
+        x = x.map(|x| x.wrapping_add(F::COLS / BLOCK));
+    }
+    for (t, acc) in acc.into_iter().enumerate() {
+        for (i, acc) in acc.into_iter().enumerate() {
+            store(s, out.row(input + i), tile + t, acc);
         }
     }
 }
@@ -253,10 +268,10 @@ fn quantize_block<Q: Int8>(q: Q, x: &[f32; BLOCK], block: &mut ActivationBlock) 
     block.finish(scale, sums);
 }
 
-/// Instantiates the algorithms for one token type: `int8_entry_points!(Token, attributes, inputs)`.
+/// Instantiates the algorithms for one token type: `int8_entry_points!(Token, attributes, tile size)`.
 macro_rules! int8_entry_points {
-    ($token:ty, { $(#[$attr:meta])* }, inputs $inputs:literal) => {
-        $crate::vector::int8_entry_points! { @each $token, { $(#[$attr])* }, $inputs,
+    ($token:ty, { $(#[$attr:meta])* }, tile $tiles:literal x $inputs:literal) => {
+        $crate::vector::int8_entry_points! { @each $token, { $(#[$attr])* }, [$tiles, $inputs],
             linear_q8_0: q8_0::Q8_0, linear_q4_0: q4_0::Q4_0,
             linear_q4_k: q4_k::Q4K, linear_q6_k: q6_k::Q6K
         }
@@ -269,18 +284,18 @@ macro_rules! int8_entry_points {
             $crate::vector::quantize_row(q, x, blocks)
         }
     };
-    (@each $token:ty, $attrs:tt, $inputs:literal, $($name:ident: $module:ident::$format:ident),*) => {
-        $($crate::vector::int8_entry_points! { @one $token, $attrs, $inputs, $name, $module, $format })*
+    (@each $token:ty, $attrs:tt, $size:tt, $($name:ident: $module:ident::$format:ident),*) => {
+        $($crate::vector::int8_entry_points! { @one $token, $attrs, $size, $name, $module, $format })*
     };
-    (@one $token:ty, { $(#[$attr:meta])* }, $inputs:literal, $name:ident, $module:ident, $format:ident) => {
+    (@one $token:ty, { $(#[$attr:meta])* }, [$tiles:literal, $inputs:literal], $name:ident, $module:ident, $format:ident) => {
         $(#[$attr])*
         pub(crate) fn $name(
             q: $token,
             w: &[u8],
             x: &$crate::block::QuantizedActivations,
-            out: &mut [&mut [f32]],
+            out: &mut $crate::ViewMut<'_, f32>,
         ) {
-            $crate::vector::linear_quantized::<_, $crate::block::$module::$format, $inputs>(q, w, x, out)
+            $crate::vector::linear_quantized::<_, $crate::block::$module::$format, $tiles, $inputs>(q, w, x, out)
         }
     };
 }

@@ -1,14 +1,16 @@
 //! Matrix times vectors, and the dot products of attention: one register tile for all of them.
 //!
 //! ```text
-//! for a block of rows that stays in the cache, for a group of N inputs, for a group of R rows:
-//!     acc[N][R] = 0                        16 lanes each, in registers over the whole of k
-//!     for k in steps of 16:
-//!         acc[i][r] += x[i][k..] * widen(w[r][k..])
+//! for a block of rows that stays in the second-level cache, for a group of N inputs:
+//!     for a block of k of which the inputs stay in the first-level cache, for a group of R rows:
+//!         acc[N][R] = what the block before left, or 0     16 lanes each, in registers
+//!         for k in steps of 16:
+//!             acc[i][r] += x[i][k..] * widen(w[r][k..])
 //!     out[i][r] = tree sum of acc[i][r]
 //! ```
 //!
-//! 1. `k` is never split, so a result does not depend on the tile it was computed in.
+//! 1. Lanes are kept from one block of k to the next, so a result does not depend on the blocks and tiles
+//!    it was computed in.
 //! 2. Four sums are reduced together: adding lanes costs 13 instructions for four in place of 32.
 //! 3. A row block is walked once for every group of inputs, so weights come from memory once.
 //! 4. Weights are asked for one group of rows ahead, into the second-level cache: on Zen 4 that made
@@ -16,10 +18,11 @@
 //!    the first level, or less far ahead, gained nothing.
 
 use core::marker::PhantomData;
+use core::ops::Range;
 
 use super::Simd;
-use crate::Vectors;
 use crate::scalar::LANES;
+use crate::{Vectors, View, ViewMut};
 
 /// How a weight is stored.
 pub(crate) trait Element {
@@ -95,16 +98,17 @@ pub(super) trait Product: Copy {
 
     fn floats(self) -> Self::S;
 
-    /// The sums, lane by lane, of `R` rows with `N` inputs.
+    /// Adds to the sums, lane by lane, of `R` rows with `N` inputs what elements `k` give.
     ///
     /// # Safety
-    /// There are `R` rows and `N` inputs of `cols` elements.
+    /// There are `R` rows and `N` inputs with elements `k`, which begin at a multiple of 32.
     unsafe fn tile<const R: usize, const N: usize>(
         self,
         w: Rows,
         x: Inputs<Self::X>,
-        cols: usize,
-    ) -> [[<Self::S as Simd>::V; R]; N];
+        k: Range<usize>,
+        acc: &mut [[<Self::S as Simd>::V; R]; N],
+    );
 }
 
 /// Weights `E` widened, times f32.
@@ -133,53 +137,58 @@ impl<S: Simd, E: Element> Product for Wide<S, E> {
         self,
         w: Rows,
         x: Inputs<f32>,
-        cols: usize,
-    ) -> [[S::V; R]; N] {
-        // SAFETY: the caller vouches for rows and inputs; inputs of `linear` lie side by side.
-        unsafe { tile::<S, E, R, N>(self.0, w, x.start, cols) }
+        k: Range<usize>,
+        acc: &mut [[S::V; R]; N],
+    ) {
+        // SAFETY: the caller vouches for rows and inputs.
+        unsafe { tile::<S, E, R, N>(self.0, w, x, k, acc) }
     }
 }
 
-/// The sums, lane by lane, of `R` rows with `N` inputs.
+/// Adds to the sums, lane by lane, of `R` rows with `N` inputs what elements `k` give.
 ///
 /// # Safety
-/// `w` has `R` rows of `cols` elements `E`; `x` points to `N` rows of `cols` values, `cols` apart.
+/// `w` has `R` rows with elements `k` of type `E`, `x` has as many values in each of `N` inputs.
 #[inline(always)]
 unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     w: Rows,
-    x: *const f32,
-    cols: usize,
-) -> [[S::V; R]; N] {
-    let mut acc = [[s.splat(0.0); R]; N];
-    let mut k = 0;
+    x: Inputs<f32>,
+    Range {
+        start: mut k,
+        end: cols,
+    }: Range<usize>,
+    acc: &mut [[S::V; R]; N],
+) {
     // Two vectors a step: a cache line of 16-bit weights, asked for once.
     while k + 2 * LANES <= cols {
-        for r in 0..R {
-            // One group of rows ahead.
-            let p = w.start.wrapping_add((R + r) * w.stride + k * E::BYTES);
-            s.prefetch(p);
-            if E::BYTES == 4 {
-                s.prefetch(p.wrapping_add(64));
+        if N <= FEW {
+            for r in 0..R {
+                // One group of rows ahead.
+                let p = w.start.wrapping_add((R + r) * w.stride + k * E::BYTES);
+                s.prefetch(p);
+                if E::BYTES == 4 {
+                    s.prefetch(p.wrapping_add(64));
+                }
             }
         }
         // SAFETY: `k + 32 <= cols`.
         unsafe {
-            step::<S, E, R, N>(s, &w, x, cols, k, &mut acc);
-            step::<S, E, R, N>(s, &w, x, cols, k + LANES, &mut acc);
+            step::<S, E, R, N>(s, &w, &x, k, acc);
+            step::<S, E, R, N>(s, &w, &x, k + LANES, acc);
         }
         k += 2 * LANES;
     }
     if k + LANES <= cols {
         // SAFETY: `k + 16 <= cols`.
-        unsafe { step::<S, E, R, N>(s, &w, x, cols, k, &mut acc) };
+        unsafe { step::<S, E, R, N>(s, &w, &x, k, acc) };
         k += LANES;
     }
     if k < cols {
         let rest = cols - k;
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: `rest` values are left in the row of `x`.
-            let x = unsafe { core::slice::from_raw_parts(x.add(i * cols + k), rest) };
+            let x = unsafe { core::slice::from_raw_parts(x.start.add(i * x.stride + k), rest) };
             let x = s.load_padded(x, 0.0);
             for (r, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: `rest` elements are left in the row of `w`.
@@ -192,19 +201,17 @@ unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
             }
         }
     }
-    acc
 }
 
 /// Adds the products of elements `k..k + 16`.
 ///
 /// # Safety
-/// As for [`tile`], and `k + 16 <= cols`.
+/// As for [`tile`], with `k + 16` columns at least.
 #[inline(always)]
 unsafe fn step<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     w: &Rows,
-    x: *const f32,
-    cols: usize,
+    x: &Inputs<f32>,
     k: usize,
     acc: &mut [[S::V; R]; N],
 ) {
@@ -215,7 +222,7 @@ unsafe fn step<S: Simd, E: Element, const R: usize, const N: usize>(
     }
     for (i, acc) in acc.iter_mut().enumerate() {
         // SAFETY: as above.
-        let x = unsafe { s.load(x.add(i * cols + k)) };
+        let x = unsafe { s.load(x.start.add(i * x.stride + k)) };
         for (acc, w) in acc.iter_mut().zip(weights) {
             *acc = s.fma(w, x, *acc);
         }
@@ -240,6 +247,19 @@ fn sums<S: Simd, const R: usize>(s: S, acc: [S::V; R], mut put: impl FnMut(usize
 /// inputs while group after group of inputs meets them.
 const BLOCK_BYTES: usize = 256 * 1024;
 
+/// Bytes of inputs that meet all blocks of rows before others do: they stay there too.
+const INPUTS_BYTES: usize = 512 * 1024;
+
+/// As many inputs cost nothing beside reading the weights: each row is read from end to end, and asked
+/// for ahead.
+pub(super) const FEW: usize = 2;
+
+/// Groups of rows whose lanes are kept from one block of k to the next.
+const GROUPS: usize = 16;
+
+/// Bytes that a block of k takes of each input.
+const INPUT_BYTES: usize = 2048;
+
 /// See [`crate::linear`]; `R x N` is the register tile, `A` the rows taken together for one or
 /// two inputs.
 #[inline(always)]
@@ -248,9 +268,9 @@ pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const 
     w: &[u8],
     cols: usize,
     x: &[f32],
-    out: &mut [&mut [f32]],
+    out: &mut ViewMut<'_, f32>,
 ) {
-    assert!(x.len() == out.len() * cols);
+    assert!(x.len() == out.shape().0 * cols);
     let x = Inputs {
         start: x.as_ptr(),
         stride: cols,
@@ -268,57 +288,58 @@ pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const 
     p: P,
     w: &[u8],
     cols: usize,
-    mut x: Inputs<P::X>,
-    out: &mut [&mut [f32]],
+    x: Inputs<P::X>,
+    out: &mut ViewMut<'_, f32>,
 ) {
-    let rows = out.first().map_or(0, |out| out.len());
+    let (n_inputs, rows) = out.shape();
     let row_bytes = cols * P::BYTES;
     assert!(w.len() == rows * row_bytes);
-    assert!(out.iter().all(|out| out.len() == rows));
-    let block = (BLOCK_BYTES / row_bytes.max(1)).next_multiple_of(R);
-    let first_input = x.start;
-    let mut row = 0;
-    while row < rows {
-        let end = match out.len() {
-            0..=2 => rows,
+    let block = (BLOCK_BYTES / row_bytes.max(1)).clamp(R, GROUPS * R) / R * R;
+    let most_inputs = INPUTS_BYTES / (x.stride * size_of::<P::X>()).max(1);
+    let most_inputs = most_inputs.max(1).next_multiple_of(N);
+    let (mut row, mut first_input) = (0, 0);
+    while row < rows && first_input < n_inputs {
+        let end = match n_inputs {
+            0..=FEW => rows,
             _ => rows.min(row + block),
         };
-        x.start = first_input;
-        let mut rest = &mut out[..];
-        while !rest.is_empty() {
-            let n = rest.len().min(N);
-            let (group, others) = rest.split_at_mut(n);
+        let inputs_end = n_inputs.min(first_input + most_inputs);
+        let mut input = first_input;
+        while input < inputs_end {
+            let n = (inputs_end - input).min(N);
             // SAFETY: the matrix has `rows` rows, and `x` still has `n` inputs for this group.
             unsafe {
                 match n {
-                    1 => strip::<P, A, 1>(p, w, cols, &x, group, row, end),
-                    2 => strip::<P, A, 2>(p, w, cols, &x, group, row, end),
-                    3 => strip::<P, R, 3>(p, w, cols, &x, group, row, end),
-                    4 => strip::<P, R, 4>(p, w, cols, &x, group, row, end),
-                    5 => strip::<P, R, 5>(p, w, cols, &x, group, row, end),
-                    _ => strip::<P, R, 6>(p, w, cols, &x, group, row, end),
+                    1 => strip::<P, A, 1>(p, w, cols, &x, input, out, row..end),
+                    2 => strip::<P, A, 2>(p, w, cols, &x, input, out, row..end),
+                    3 => strip::<P, R, 3>(p, w, cols, &x, input, out, row..end),
+                    4 => strip::<P, R, 4>(p, w, cols, &x, input, out, row..end),
+                    5 => strip::<P, R, 5>(p, w, cols, &x, input, out, row..end),
+                    _ => strip::<P, R, 6>(p, w, cols, &x, input, out, row..end),
                 }
-                x.start = x.start.add(n * x.stride);
             }
-            rest = others;
+            input += n;
         }
         row = end;
+        if row == rows {
+            (row, first_input) = (0, inputs_end);
+        }
     }
 }
 
-/// Rows `row..end` times `N` inputs.
+/// Some rows times `N` inputs from `input` on.
 ///
 /// # Safety
-/// `w` has `end` rows at least, as have the `N` outputs; `x` has `N` inputs.
+/// `w` has the rows, `x` and `out` the inputs.
 #[inline(always)]
 unsafe fn strip<P: Product, const R: usize, const N: usize>(
     p: P,
     w: &[u8],
     cols: usize,
     x: &Inputs<P::X>,
-    out: &mut [&mut [f32]],
-    mut row: usize,
-    end: usize,
+    input: usize,
+    out: &mut ViewMut<'_, f32>,
+    rows: Range<usize>,
 ) {
     let s = p.floats();
     let stride = cols * P::BYTES;
@@ -326,23 +347,51 @@ unsafe fn strip<P: Product, const R: usize, const N: usize>(
         start: w.as_ptr().wrapping_add(row * stride),
         stride,
     };
-    let x = || Inputs { ..*x };
-    while row + R <= end {
-        // SAFETY: `row + R <= end`, and the caller vouches for `end` rows and `N` inputs.
-        let acc = unsafe { p.tile::<R, N>(at(row), x(), cols) };
-        for (acc, out) in acc.into_iter().zip(out.iter_mut()) {
-            let out = &mut out[row..row + R];
-            sums(s, acc, |r, sum| out[r] = sum);
+    let x = || Inputs {
+        start: x.start.wrapping_add(input * x.stride),
+        ..*x
+    };
+    let zero = s.splat(0.0);
+    let width = match N <= FEW {
+        true => cols,
+        false => INPUT_BYTES / size_of::<P::X>(),
+    };
+    let mut kept = [[[zero; R]; N]; GROUPS];
+    let mut k = 0..width.min(cols);
+    loop {
+        let is_last = k.end == cols;
+        let mut row = rows.start;
+        while row + R <= rows.end {
+            // All of k is one block where there may be more groups.
+            let group = (row - rows.start) / R % GROUPS;
+            let mut acc = match k.start {
+                0 => [[zero; R]; N],
+                _ => kept[group],
+            };
+            // SAFETY: `row + R` rows are there, and the caller vouches for `N` inputs.
+            unsafe { p.tile::<R, N>(at(row), x(), k.clone(), &mut acc) };
+            if is_last {
+                for (i, acc) in acc.into_iter().enumerate() {
+                    let out = &mut out.row(input + i)[row..row + R];
+                    sums(s, acc, |r, sum| out[r] = sum);
+                }
+            } else {
+                kept[group] = acc;
+            }
+            row += R;
         }
-        row += R;
+        if is_last {
+            break;
+        }
+        k = k.end..cols.min(k.end + width);
     }
-    while row < end {
+    for row in rows.end - rows.len() % R..rows.end {
+        let mut acc = [[zero]; N];
         // SAFETY: as above, with one row.
-        let acc = unsafe { p.tile::<1, N>(at(row), x(), cols) };
-        for (acc, out) in acc.into_iter().zip(out.iter_mut()) {
-            out[row] = s.sum(acc[0]);
+        unsafe { p.tile::<1, N>(at(row), x(), 0..cols, &mut acc) };
+        for (i, acc) in acc.into_iter().enumerate() {
+            out.row(input + i)[row] = s.sum(acc[0]);
         }
-        row += 1;
     }
 }
 
@@ -354,20 +403,25 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
         start: a.as_ptr().cast(),
         stride: 0,
     };
+    let x = Inputs {
+        start: b.as_ptr(),
+        stride: 0,
+    };
+    let mut acc = [[s.splat(0.0)]];
     // SAFETY: both have as many values.
-    let [[acc]] = unsafe { tile::<S, F32, 1, 1>(s, w, b.as_ptr(), a.len()) };
-    s.sum(acc)
+    unsafe { tile::<S, F32, 1, 1>(s, w, x, 0..a.len(), &mut acc) };
+    s.sum(acc[0][0])
 }
 
 /// See [`crate::dot_rows`].
 #[inline(always)]
 pub(crate) fn dot_rows<S: Simd>(
     s: S,
-    q: &[f32],
+    q: View<'_, f32>,
     rows: Vectors,
     stride: usize,
     scale: f32,
-    out: &mut [f32],
+    out: &mut ViewMut<'_, f32>,
 ) {
     match rows {
         Vectors::F32(_) => dot_rows_of::<S, F32>(s, q, rows.bytes(), stride, scale, out),
@@ -378,34 +432,68 @@ pub(crate) fn dot_rows<S: Simd>(
 #[inline(always)]
 fn dot_rows_of<S: Simd, E: Element>(
     s: S,
-    q: &[f32],
+    q: View<'_, f32>,
     rows: &[u8],
     stride: usize,
     scale: f32,
-    out: &mut [f32],
+    out: &mut ViewMut<'_, f32>,
 ) {
-    let d = q.len();
+    let m = q.shape().0;
+    let mut i = 0;
+    while i < m {
+        i += match m - i {
+            4.. => dot_rows_with::<S, E, 4>(s, q, i, rows, stride, scale, out),
+            2.. => dot_rows_with::<S, E, 2>(s, q, i, rows, stride, scale, out),
+            _ => dot_rows_with::<S, E, 1>(s, q, i, rows, stride, scale, out),
+        };
+    }
+}
+
+/// [`dot_rows`] for `N` vectors from `i` on. Returns `N`.
+#[inline(always)]
+fn dot_rows_with<S: Simd, E: Element, const N: usize>(
+    s: S,
+    q: View<'_, f32>,
+    i: usize,
+    rows: &[u8],
+    stride: usize,
+    scale: f32,
+    out: &mut ViewMut<'_, f32>,
+) -> usize {
+    let ((m, d), n) = (q.shape(), out.shape().1);
+    assert!(i + N <= m);
     let stride = stride * E::BYTES;
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    let mut at = 0;
-    for out in fours {
+    let x = || {
+        let (start, stride) = q.row_start(i);
+        Inputs { start, stride }
+    };
+    let mut j = 0;
+    while j + 4 <= n {
         let w = Rows {
-            start: rows[at..at + 3 * stride + d * E::BYTES].as_ptr(),
+            start: rows[j * stride..][..3 * stride + d * E::BYTES].as_ptr(),
             stride,
         };
-        // SAFETY: the slice above holds four rows of `d` values, `stride` bytes apart.
-        let [acc] = unsafe { tile::<S, E, 4, 1>(s, w, q.as_ptr(), d) };
-        *out = s.sum4(acc).map(|sum| scale * sum);
-        at += 4 * stride;
+        let mut acc = [[s.splat(0.0); 4]; N];
+        // SAFETY: the slice above holds four rows of `d` values, and there are `N` vectors of `d`.
+        unsafe { tile::<S, E, 4, N>(s, w, x(), 0..d, &mut acc) };
+        for (v, acc) in acc.into_iter().enumerate() {
+            let sums = s.sum4(acc).map(|sum| scale * sum);
+            out.row(i + v)[j..j + 4].copy_from_slice(&sums);
+        }
+        j += 4;
     }
-    for out in rest {
+    while j < n {
         let w = Rows {
-            start: rows[at..at + d * E::BYTES].as_ptr(),
+            start: rows[j * stride..][..d * E::BYTES].as_ptr(),
             stride,
         };
-        // SAFETY: the slice above holds a row of `d` values.
-        let [[acc]] = unsafe { tile::<S, E, 1, 1>(s, w, q.as_ptr(), d) };
-        *out = scale * s.sum(acc);
-        at += stride;
+        let mut acc = [[s.splat(0.0)]; N];
+        // SAFETY: the slice above holds a row of `d` values, and there are `N` vectors of `d`.
+        unsafe { tile::<S, E, 1, N>(s, w, x(), 0..d, &mut acc) };
+        for (v, [acc]) in acc.into_iter().enumerate() {
+            out.row(i + v)[j] = scale * s.sum(acc);
+        }
+        j += 1;
     }
+    N
 }

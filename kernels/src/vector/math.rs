@@ -3,7 +3,7 @@
 use super::linear::{Bf16, Element, F16, F32};
 use super::{Simd, dot, fold_vectors, for_vectors};
 use crate::scalar::{self, LANES};
-use crate::{Vectors, Weights};
+use crate::{Vectors, View, ViewMut, Weights};
 use half::f16;
 
 /// `e^x`, by the operations of [`scalar::exp`].
@@ -121,41 +121,14 @@ pub(crate) fn max_assign<S: Simd>(s: S, acc: &mut [f32], row: &[f32]) {
     for_vectors!(s, |v in acc, w in row| s.max_or_nan(w, v));
 }
 
-/// `N` vectors of columns of a weighted sum: their sums stay in registers over all the rows.
-#[inline(always)]
-fn weighted_columns<S: Simd, E: Element, const N: usize>(
-    s: S,
-    p: &[f32],
-    rows: &[u8],
-    stride: usize,
-    acc: &mut [[f32; LANES]],
-) {
-    let mut sums = [s.splat(0.0); N];
-    for (sum, acc) in sums.iter_mut().zip(&*acc) {
-        *sum = s.load_array(acc);
-    }
-    for (j, &p) in p.iter().enumerate() {
-        let p = s.splat(p);
-        let row = &rows[j * stride..][..N * LANES * E::BYTES];
-        for (i, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the slice above holds `N` vectors.
-            let row = unsafe { E::load(s, row.as_ptr().add(i * LANES * E::BYTES)) };
-            *sum = s.fma(p, row, *sum);
-        }
-    }
-    for (acc, sum) in acc.iter_mut().zip(sums) {
-        *acc = s.to_array(sum);
-    }
-}
-
 /// See [`crate::weighted_sum`].
 #[inline(always)]
 pub(crate) fn weighted_sum<S: Simd>(
     s: S,
-    p: &[f32],
+    p: View<'_, f32>,
     rows: Vectors,
     stride: usize,
-    acc: &mut [f32],
+    acc: &mut ViewMut<'_, f32>,
 ) {
     match rows {
         Vectors::F32(_) => weighted_sum_of::<S, F32>(s, p, rows.bytes(), stride, acc),
@@ -166,43 +139,95 @@ pub(crate) fn weighted_sum<S: Simd>(
 #[inline(always)]
 fn weighted_sum_of<S: Simd, E: Element>(
     s: S,
-    p: &[f32],
+    p: View<'_, f32>,
     rows: &[u8],
     stride: usize,
-    acc: &mut [f32],
+    acc: &mut ViewMut<'_, f32>,
 ) {
-    if p.is_empty() {
+    let ((m, n), d) = (p.shape(), acc.shape().1);
+    if n == 0 {
         return;
     }
     let stride = stride * E::BYTES;
-    let (mut vectors, tail) = acc.as_chunks_mut::<LANES>();
+    let whole = d - d % LANES;
     let mut c = 0;
-    while !vectors.is_empty() {
-        let n = match vectors.len() {
-            8.. => 8,
+    while c < whole {
+        let vectors = match (whole - c) / LANES {
             4.. => 4,
             2.. => 2,
             _ => 1,
         };
-        let (now, later) = vectors.split_at_mut(n);
-        match n {
-            8 => weighted_columns::<S, E, 8>(s, p, &rows[c..], stride, now),
-            4 => weighted_columns::<S, E, 4>(s, p, &rows[c..], stride, now),
-            2 => weighted_columns::<S, E, 2>(s, p, &rows[c..], stride, now),
-            _ => weighted_columns::<S, E, 1>(s, p, &rows[c..], stride, now),
+        let rows = &rows[c * E::BYTES..];
+        let mut i = 0;
+        while i < m {
+            i += match (vectors, m - i) {
+                (4, 4..) => weighted_columns::<S, E, 4, 4>(s, p, i, rows, stride, acc, c),
+                (4, _) => weighted_columns::<S, E, 1, 4>(s, p, i, rows, stride, acc, c),
+                (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, stride, acc, c),
+                _ => weighted_columns::<S, E, 1, 1>(s, p, i, rows, stride, acc, c),
+            };
         }
-        vectors = later;
-        c += n * LANES * E::BYTES;
+        c += vectors * LANES;
     }
-    if !tail.is_empty() {
-        let n = tail.len() * E::BYTES;
+    if whole == d {
+        return;
+    }
+    let bytes = (d - whole) * E::BYTES;
+    for i in 0..m {
+        let tail = &mut acc.row(i)[whole..];
         let mut sum = s.load_padded(tail, 0.0);
-        for (j, &p) in p.iter().enumerate() {
-            let row = E::load_padded(s, &rows[j * stride + c..][..n]);
+        for (j, &p) in p.row(i, 0, n).iter().enumerate() {
+            let row = E::load_padded(s, &rows[j * stride + whole * E::BYTES..][..bytes]);
             sum = s.fma(s.splat(p), row, sum);
         }
         s.store_first(tail, sum);
     }
+}
+
+/// `N` vectors from column `c` on of `M` weighted sums from `i` on: the sums stay in registers over all
+/// the rows. Returns `M`.
+#[inline(always)]
+fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
+    s: S,
+    p: View<'_, f32>,
+    i: usize,
+    rows: &[u8],
+    stride: usize,
+    acc: &mut ViewMut<'_, f32>,
+    c: usize,
+) -> usize {
+    let n = p.shape().1;
+    let width = N * LANES;
+    let mut sums = [[s.splat(0.0); N]; M];
+    for (m, sums) in sums.iter_mut().enumerate() {
+        let (acc, _) = acc.row(i + m)[c..c + width].as_chunks::<LANES>();
+        for (sum, acc) in sums.iter_mut().zip(acc) {
+            *sum = s.load_array(acc);
+        }
+    }
+    let weights: [&[f32]; M] = core::array::from_fn(|m| p.row(i + m, 0, n));
+    assert!(weights.iter().all(|w| w.len() == n));
+    for j in 0..n {
+        let row = &rows[j * stride..][..width * E::BYTES];
+        let mut values = [s.splat(0.0); N];
+        for (v, value) in values.iter_mut().enumerate() {
+            // SAFETY: the slice above holds `N` vectors.
+            *value = unsafe { E::load(s, row.as_ptr().add(v * LANES * E::BYTES)) };
+        }
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let p = s.splat(weights[m][j]);
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = s.fma(p, value, *sum);
+            }
+        }
+    }
+    for (m, sums) in sums.into_iter().enumerate() {
+        let (acc, _) = acc.row(i + m)[c..c + width].as_chunks_mut::<LANES>();
+        for (acc, sum) in acc.iter_mut().zip(sums) {
+            *acc = s.to_array(sum);
+        }
+    }
+    M
 }
 
 /// See [`crate::narrow`].

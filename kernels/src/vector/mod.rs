@@ -202,32 +202,43 @@ macro_rules! entry_points {
         pub(crate) fn product(
             s: $token,
             into: $crate::product::Into,
-            c: &mut $crate::product::ViewMut<'_, f32>,
+            c: &mut $crate::ViewMut<'_, f32>,
             scale: f32,
-            a: $crate::product::View<'_, f32>,
-            b: $crate::product::View<'_, f32>,
+            a: $crate::View<'_, f32>,
+            b: $crate::View<'_, f32>,
             packed: &mut $crate::product::Packed,
         ) {
             vector::product::<_, _, $wide>(s, vector::Whole, into, c, scale, a, b, packed)
         }
         $(#[$attr])*
-        pub(crate) fn linear_f32(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+        pub(crate) fn linear_f32(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {
             vector::linear::<_, vector::F32, $rows, $inputs, $alone>(s, w, cols, x, out)
         }
         $(#[$attr])*
-        pub(crate) fn linear_f16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+        pub(crate) fn linear_f16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {
             vector::linear::<_, vector::F16, $rows, $inputs, $alone>(s, w, cols, x, out)
         }
         $(#[$attr])*
-        pub(crate) fn linear_bf16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut [&mut [f32]]) {
+        pub(crate) fn linear_bf16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {
             vector::linear::<_, vector::Bf16, $rows, $inputs, $alone>(s, w, cols, x, out)
         }
         $crate::vector::entry_points! { $token, { $(#[$attr])* },
             fn dot(a: &[f32], b: &[f32]) -> f32;
-            fn dot_rows(q: &[f32], rows: $crate::Vectors, stride: usize, scale: f32, out: &mut [f32]) -> ();
-            fn weighted_sum(p: &[f32], rows: $crate::Vectors, stride: usize, acc: &mut [f32]) -> ();
+            fn dot_rows(
+                q: $crate::View<'_, f32>,
+                rows: $crate::Vectors,
+                stride: usize,
+                scale: f32,
+                out: &mut $crate::ViewMut<'_, f32>
+            ) -> ();
+            fn weighted_sum(
+                p: $crate::View<'_, f32>,
+                rows: $crate::Vectors,
+                stride: usize,
+                acc: &mut $crate::ViewMut<'_, f32>
+            ) -> ();
             fn round_row(x: &[f32], out: &mut [u16]) -> ();
-            fn linear_rounded(w: &[u8], x: &$crate::RoundedActivations, out: &mut [&mut [f32]]) -> ();
+            fn linear_rounded(w: &[u8], x: &$crate::RoundedActivations, out: &mut $crate::ViewMut<'_, f32>) -> ();
             fn narrow(x: &[f32], out: &mut [half::f16]) -> ();
             fn softmax(x: &mut [f32]) -> ();
             fn log_softmax_entropy(logits: &[f32]) -> f32;

@@ -15,8 +15,9 @@
 //! first. What is packed are words of 32 bits: an f32, or two bf16 that follow each other in k.
 
 use super::Simd;
-use crate::product::{Into, Packed, View, ViewMut};
+use crate::product::{Into, Packed};
 use crate::scalar::LANES;
+use crate::view::{View, ViewMut};
 
 /// Rows of a tile: with four vectors, 24 sums; enough to hide the latency of multiply-add, and few
 /// enough for 32 registers.

@@ -1,8 +1,11 @@
 //! bfloat16 weights times activations in bfloat16, written once over [`Pairs`]. The arithmetic is that
 //! of [`crate::rounded`].
 
+use core::ops::Range;
+
 use super::Simd;
-use super::linear::{Inputs, Product, Rows, multiply};
+use super::linear::{FEW, Inputs, Product, Rows, multiply};
+use crate::ViewMut;
 use crate::rounded::{RoundedActivations, VECTOR, round, stride};
 
 /// 16 pairs of bfloat16 numbers. A value of the implementing type proves that the CPU has the
@@ -68,21 +71,25 @@ impl<P: Pairs> Product for Rounded<P> {
         self,
         w: Rows,
         x: Inputs<u16>,
-        cols: usize,
-    ) -> [[<P::S as Simd>::V; R]; N] {
+        Range {
+            start: mut k,
+            end: cols,
+        }: Range<usize>,
+        acc: &mut [[<P::S as Simd>::V; R]; N],
+    ) {
         let (p, s) = (self.0, self.0.floats());
-        let mut acc = [[s.splat(0.0); R]; N];
-        let mut k = 0;
         while k + VECTOR <= cols {
             // SAFETY: `k + 32 <= cols`; the address asked for may be any.
             let weights: [P::P; R] = core::array::from_fn(|r| unsafe {
                 let row = w.start.wrapping_add(r * w.stride + 2 * k);
-                // One group of rows ahead.
-                s.prefetch(row.wrapping_add(R * w.stride));
+                if N <= FEW {
+                    // One group of rows ahead.
+                    s.prefetch(row.wrapping_add(R * w.stride));
+                }
                 p.load(row)
             });
             // SAFETY: as above.
-            unsafe { step::<P, R, N>(p, weights, &x, k, &mut acc) };
+            unsafe { step::<P, R, N>(p, weights, &x, k, acc) };
             k += VECTOR;
         }
         if k < cols {
@@ -97,9 +104,8 @@ impl<P: Pairs> Product for Rounded<P> {
                 }
             });
             // SAFETY: the inputs are padded to whole vectors.
-            unsafe { step::<P, R, N>(p, weights, &x, k, &mut acc) };
+            unsafe { step::<P, R, N>(p, weights, &x, k, acc) };
         }
-        acc
     }
 }
 
@@ -130,9 +136,9 @@ pub(crate) fn linear_pairs<P: Pairs, const R: usize, const N: usize, const A: us
     p: P,
     w: &[u8],
     x: &RoundedActivations,
-    out: &mut [&mut [f32]],
+    out: &mut ViewMut<'_, f32>,
 ) {
-    assert!(x.values.len() == x.n * stride(x.cols) && x.n == out.len());
+    assert!(x.values.len() == x.n * stride(x.cols) && x.n == out.shape().0);
     let inputs = Inputs {
         start: x.values.as_ptr(),
         stride: stride(x.cols),
@@ -147,7 +153,7 @@ pub(crate) fn linear_rounded<S: Simd>(
     s: S,
     w: &[u8],
     x: &RoundedActivations,
-    out: &mut [&mut [f32]],
+    out: &mut ViewMut<'_, f32>,
 ) {
     linear_pairs::<_, 2, 2, 2>(Widened(s), w, x, out)
 }

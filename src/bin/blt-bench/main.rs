@@ -20,7 +20,7 @@ use blt::cli::interrupt;
 use blt::cli::memory;
 use blt::cli::model::ModelArgs;
 use blt::cli::progress::Progress;
-use blt::cli::weights::Traffic;
+use blt::cli::weights::{self, Traffic};
 use measure::{Bench, Runs};
 use report::Report;
 
@@ -165,6 +165,11 @@ fn run(args: Args) -> Result<(), Failure> {
         bench.generate(args.n_bytes, context, done)
     })?;
     let peak_memory = memory::peak_bytes();
+    let cache_traffic = generate.as_ref().map_or(0.0, |runs| {
+        let (config, entropy) = (model.config(), bench.runs_entropy_model());
+        let halfway = context as f64 + args.n_bytes as f64 / 2.0;
+        weights::cache_traffic(config, args.kv, entropy, halfway, runs.patches_per_byte())
+    });
     let report = Report {
         peak_memory,
         path: choice.path()?,
@@ -177,6 +182,7 @@ fn run(args: Args) -> Result<(), Failure> {
         prompt,
         generate,
         traffic: Traffic::of(&checkpoint, bench.runs_entropy_model()),
+        cache_traffic,
         bandwidth: match model.gpu_bandwidth()? {
             Some(bandwidth) => bandwidth,
             None => bandwidth::read_bandwidth(model.compute().n_threads())?,

@@ -171,7 +171,7 @@ pub(crate) mod dot {
     crate::vector::int8_entry_points!(
         Dot,
         { #[target_feature(enable = "neon,dotprod")] },
-        inputs 4
+        tile 1 x 4
     );
 
     /// Adds sums of four products. The intrinsic is not stable yet.
@@ -206,7 +206,7 @@ pub(crate) mod plain {
     crate::vector::int8_entry_points!(
         Plain,
         { #[target_feature(enable = "neon")] },
-        inputs 4
+        tile 1 x 4
     );
 
     /// Adds sums of four products: products in 16 bits, pairs of them in 32.

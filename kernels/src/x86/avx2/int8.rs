@@ -10,7 +10,7 @@ use crate::vector::Int8;
 crate::vector::int8_entry_points!(
     Avx2,
     { #[target_feature(enable = "avx2,fma,f16c")] },
-    inputs 4
+    tile 1 x 4
 );
 
 /// 64 bytes, or 16 lanes of i32.

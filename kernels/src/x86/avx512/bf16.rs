@@ -5,6 +5,7 @@ use core::arch::x86_64::*;
 use crate::isa::Avx512;
 use crate::rounded::RoundedActivations;
 use crate::vector::{self, Pairs};
+use crate::view::ViewMut;
 
 /// A token that was checked for the dot product of bfloat16 numbers.
 #[derive(Clone, Copy)]
@@ -33,7 +34,12 @@ pub(crate) unsafe fn adds_odd_first() -> bool {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub(crate) fn linear_rounded(s: Bf16, w: &[u8], x: &RoundedActivations, out: &mut [&mut [f32]]) {
+pub(crate) fn linear_rounded(
+    s: Bf16,
+    w: &[u8],
+    x: &RoundedActivations,
+    out: &mut ViewMut<'_, f32>,
+) {
     vector::linear_pairs::<_, 4, 6, 8>(s, w, x, out)
 }
 

@@ -5,8 +5,9 @@ use core::mem::transmute;
 
 use super::bf16::Bf16;
 use crate::isa::Avx512;
-use crate::product::{Into, Packed, View, ViewMut};
+use crate::product::{Into, Packed};
 use crate::vector::{self, Words};
+use crate::view::{View, ViewMut};
 
 impl Words<Avx512> for Bf16 {
     const PER_WORD: usize = 2;

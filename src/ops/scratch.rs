@@ -1,0 +1,139 @@
+//! Memory for intermediate results: lent out, taken back, kept for the next operation, so that a byte
+//! read like the one before it allocates nothing.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Mutex;
+
+/// Memory that is not lent at the moment.
+#[derive(Default)]
+pub struct Scratch {
+    floats: Free<f32>,
+    indices: Free<usize>,
+    ranges: Free<Range<usize>>,
+}
+
+type Free<T> = Mutex<Vec<Vec<T>>>;
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scratch")
+    }
+}
+
+/// What there are buffers of.
+pub trait Pooled: Clone + Default + 'static {
+    /// Where its buffers go.
+    #[doc(hidden)]
+    fn free(scratch: &Scratch) -> &Free<Self>;
+}
+
+impl Pooled for f32 {
+    fn free(scratch: &Scratch) -> &Free<Self> {
+        &scratch.floats
+    }
+}
+
+impl Pooled for usize {
+    fn free(scratch: &Scratch) -> &Free<Self> {
+        &scratch.indices
+    }
+}
+
+impl Pooled for Range<usize> {
+    fn free(scratch: &Scratch) -> &Free<Self> {
+        &scratch.ranges
+    }
+}
+
+/// Borrowed memory: a slice that goes back when it is dropped.
+#[derive(Debug)]
+pub struct Buffer<'a, T: Pooled> {
+    data: Vec<T>,
+    home: &'a Scratch,
+}
+
+impl Scratch {
+    /// `n` elements of whatever an earlier use left.
+    pub(super) fn lend<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+        let mut buffer = self.best_for(n);
+        buffer.data.resize(n, T::default());
+        buffer
+    }
+
+    /// None yet, with room for `n`.
+    pub(super) fn lend_empty<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+        let mut buffer = self.best_for(n);
+        buffer.data.clear();
+        buffer.data.reserve(n);
+        buffer
+    }
+
+    /// The smallest free memory with room for `n` elements; if none has, the largest, to be grown.
+    fn best_for<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+        let mut free = T::free(self).lock().unwrap_or_else(|e| e.into_inner());
+        let fits = |v: &Vec<T>| match v.capacity() {
+            c if c >= n => (false, c),
+            c => (true, usize::MAX - c),
+        };
+        let best = (0..free.len()).min_by_key(|&i| fits(&free[i]));
+        let data = best.map_or_else(Vec::new, |i| free.swap_remove(i));
+        Buffer { data, home: self }
+    }
+}
+
+impl<T: Pooled> Buffer<'_, T> {
+    /// Appends what `items` gives.
+    pub fn extend(&mut self, items: impl IntoIterator<Item = T>) {
+        self.data.extend(items);
+    }
+}
+
+impl<T: Pooled> Drop for Buffer<'_, T> {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        let mut free = T::free(self.home).lock().unwrap_or_else(|e| e.into_inner());
+        free.push(data);
+    }
+}
+
+impl<T: Pooled> Deref for Buffer<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.data
+    }
+}
+
+impl<T: Pooled> DerefMut for Buffer<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_that_fits_is_lent_again() {
+        let scratch = Scratch::default();
+        let sizes = [100, 10, 1000];
+        drop(sizes.map(|n| scratch.lend::<f32>(n)));
+        let capacity = |n| scratch.lend::<f32>(n).data.capacity();
+        assert_eq!(
+            [5, 11, 100, 101, 900].map(capacity),
+            [10, 100, 100, 1000, 1000]
+        );
+        assert_eq!(capacity(2000), 2000);
+        assert_eq!(
+            scratch.floats.lock().unwrap().len(),
+            3,
+            "the largest has grown"
+        );
+        let mut collected = scratch.lend_empty(3);
+        collected.extend([3, 1, 2]);
+        assert_eq!(*collected, [3, 1, 2]);
+        assert_eq!(scratch.lend::<usize>(4).len(), 4);
+    }
+}
