@@ -9,6 +9,8 @@
 // 2. Device memory is full of NaN when it is allocated, and ends where the process may not read.
 // 3. Threads and blocks run in ascending order in one launch and in descending order in the next, so
 //    that a missing barrier or a block that reads what another writes gives different results.
+// 4. An address that is not aligned for what is read there, an index outside of an array in shared
+//    memory, and a division by zero end the program.
 //
 // Variables of the environment make it fail as drivers do:
 //

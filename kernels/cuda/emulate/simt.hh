@@ -17,10 +17,11 @@
 struct Place {
     unsigned x, y, z;
 };
-struct uint4 {
+// Aligned as on a GPU, which faults where an address is not; the build checks it.
+struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
 
