@@ -109,6 +109,18 @@ impl<'a, F> View<'a, F> {
         (start, self.row_stride)
     }
 
+    /// Elements from one row to the next.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// Everything from column `j` of row `i` on. The rows are dense.
+    #[inline(always)]
+    pub(crate) fn rows_from(&self, i: usize, j: usize) -> &'a [F] {
+        debug_assert!(self.has_dense_rows());
+        &self.data[i * self.row_stride + j..]
+    }
+
     /// Up to `n` values of row `i` from column `j` on; fewer at the end of the row, none beyond it or
     /// below the last row. The rows are dense.
     #[inline(always)]

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! for a block of columns of b, for a block of k:
-//!     pack that part of b: panels of VECS * 16 columns, k after k
+//!     pack that part of b: panels of up to VECS * 16 columns, k after k
 //!     for a block of rows of a:
-//!         pack that part of a
-//!         for 6 rows, for a panel:
+//!         pack that part of a, unless its words can be read where they are
+//!         for 6 rows (12 if b is narrow), for a panel:
 //!             acc[6][VECS] = 0                     in registers
 //!             for k: acc[i][v] += a[i][k] * b[k][v]
 //!             c = scale * acc, or c += scale * acc
@@ -13,6 +13,8 @@
 //!
 //! The packed block of b (512 KiB) stays in the second-level cache, six packed rows of a in the
 //! first. What is packed are words of 32 bits: an f32, or two bf16 that follow each other in k.
+
+use core::ops::Range;
 
 use super::Simd;
 use crate::product::{Into, Packed};
@@ -22,6 +24,8 @@ use crate::view::{View, ViewMut};
 /// Rows of a tile: with four vectors, 24 sums; enough to hide the latency of multiply-add, and few
 /// enough for 32 registers.
 const ROWS: usize = 6;
+/// Rows of a tile where b is one or two vectors wide and there are 32 registers.
+const MOST_ROWS: usize = 12;
 /// Words of k in a block.
 pub(crate) const BLOCK_WORDS: usize = 256;
 /// Columns of b in a block.
@@ -79,30 +83,10 @@ struct Part {
     n_words: usize,
 }
 
-/// 16 words along k of one row of `x` (outer, k), from word `word` of the part on.
+/// Up to 16 values of a row from `at` on, padded with zeros; none beyond its end.
 #[inline(always)]
-fn words_along<S: Simd, W: Words<S>>(s: S, w: W, x: View<'_, f32>, outer: usize, k: usize) -> S::V {
-    let first = load(s, x.row(outer, k, LANES));
-    match W::PER_WORD {
-        1 => w.along(s, first, first),
-        _ => w.along(s, first, load(s, x.row(outer, k + LANES, LANES))),
-    }
-}
-
-/// The words of 16 columns of `x` (k, outer) at `k`.
-#[inline(always)]
-fn words_across<S: Simd, W: Words<S>>(
-    s: S,
-    w: W,
-    x: View<'_, f32>,
-    outer: usize,
-    k: usize,
-) -> S::V {
-    let first = load(s, x.row(k, outer, LANES));
-    match W::PER_WORD {
-        1 => w.across(s, first, first),
-        _ => w.across(s, first, load(s, x.row(k + 1, outer, LANES))),
-    }
+fn piece<S: Simd>(s: S, row: &[f32], at: usize) -> S::V {
+    load(s, &row[at.min(row.len())..(at + LANES).min(row.len())])
 }
 
 #[inline(always)]
@@ -110,6 +94,39 @@ fn put<S: Simd>(s: S, out: &mut [f32], v: S::V) {
     let out: &mut [f32; LANES] = out.first_chunk_mut().expect("room for 16 words");
     // SAFETY: an array of 16 values.
     unsafe { s.store(out.as_mut_ptr(), v) }
+}
+
+/// The 16 words along k from word `word` of a row on.
+#[inline(always)]
+fn words_along<S: Simd, W: Words<S>>(s: S, w: W, row: &[f32], word: usize) -> S::V {
+    let at = word * W::PER_WORD;
+    let first = piece(s, row, at);
+    match W::PER_WORD {
+        1 => w.along(s, first, first),
+        _ => w.along(s, first, piece(s, row, at + LANES)),
+    }
+}
+
+/// Packs the words of a k: row `k` of `x` (k, outer), and the next one if a word is a pair, from
+/// column `col` on, as many as `out` holds.
+#[inline(always)]
+fn pack_across<S: Simd, W: Words<S>>(
+    s: S,
+    w: W,
+    x: View<'_, f32>,
+    k: usize,
+    col: usize,
+    out: &mut [f32],
+) {
+    let first = x.row(k, col, out.len());
+    let second = match W::PER_WORD {
+        1 => first,
+        _ => x.row(k + 1, col, out.len()),
+    };
+    for (i, out) in out.chunks_exact_mut(LANES).enumerate() {
+        let (first, second) = (piece(s, first, i * LANES), piece(s, second, i * LANES));
+        put(s, out, w.across(s, first, second));
+    }
 }
 
 /// Packs rows of a. Returns the distances of neighbouring rows and words in `out`.
@@ -122,77 +139,93 @@ fn pack_rows<S: Simd, W: Words<S>>(
     n_rows: usize,
     out: &mut Vec<f32>,
 ) -> (usize, usize) {
-    let (n_words, room) = (part.n_words, n_rows.next_multiple_of(ROWS * LANES));
+    let (n_words, room) = (part.n_words, n_rows.next_multiple_of(MOST_ROWS * LANES));
     if a.has_dense_rows() {
         let stride = n_words.next_multiple_of(LANES);
         out.resize(room * stride, 0.0);
-        for i in 0..n_rows {
-            let mut word = 0;
-            while word < n_words {
-                let v = words_along(s, w, a, part.first + i, part.k + word * W::PER_WORD);
-                put(s, &mut out[i * stride + word..], v);
-                word += LANES;
+        for (i, out) in out.chunks_exact_mut(stride).take(n_rows).enumerate() {
+            let row = a.row(part.first + i, part.k, n_words * W::PER_WORD);
+            for (i, out) in out.chunks_exact_mut(LANES).enumerate() {
+                put(s, out, words_along(s, w, row, i * LANES));
             }
         }
         (stride, 1)
     } else {
-        let a = a.t();
         out.resize(room * n_words, 0.0);
-        for word in 0..n_words {
-            let mut i = 0;
-            while i < n_rows {
-                let v = words_across(s, w, a, part.first + i, part.k + word * W::PER_WORD);
-                put(s, &mut out[word * room + i..], v);
-                i += LANES;
-            }
+        let used = n_rows.next_multiple_of(LANES);
+        for (word, out) in out.chunks_exact_mut(room).enumerate() {
+            let k = part.k + word * W::PER_WORD;
+            pack_across(s, w, a.t(), k, part.first, &mut out[..used]);
         }
         (1, room)
     }
 }
 
-/// Packs columns of b into panels of `width` columns; the last one is as wide as it must be.
+/// Where panels of up to `most` vectors, as equal as they can be, begin and end.
+struct Panels {
+    edges: [usize; BLOCK_COLS / LANES + 1],
+    n: usize,
+}
+
+impl Panels {
+    /// Of `room` columns, a whole number of vectors.
+    #[inline(always)]
+    fn new(room: usize, most: usize) -> Self {
+        let n_vectors = room / LANES;
+        let n = n_vectors.div_ceil(most);
+        let mut edges = [0; BLOCK_COLS / LANES + 1];
+        for (panel, edge) in edges.iter_mut().enumerate().take(n + 1) {
+            *edge = n_vectors * panel / n * LANES;
+        }
+        Panels { edges, n }
+    }
+
+    #[inline(always)]
+    fn iter(&self) -> impl Iterator<Item = Range<usize>> {
+        self.edges[..=self.n].windows(2).map(|e| e[0]..e[1])
+    }
+}
+
+/// Packs columns of b into panels.
 #[inline(always)]
 fn pack_cols<S: Simd, W: Words<S>>(
     s: S,
     w: W,
     b: View<'_, f32>,
     part: Part,
-    n_cols: usize,
-    width: usize,
+    panels: &Panels,
     out: &mut Vec<f32>,
 ) {
     let n_words = part.n_words;
-    let room = n_cols.next_multiple_of(LANES);
-    out.resize(room * n_words, 0.0);
-    let mut col = 0;
-    while col < room {
-        let panel_at = col - col % width;
-        let panel_width = width.min(room - panel_at);
-        let at = panel_at * n_words + col % width;
+    out.resize(panels.edges[panels.n] * n_words, 0.0);
+    for panel in panels.iter() {
+        let out = &mut out[panel.start * n_words..panel.end * n_words];
         if b.has_dense_rows() {
-            for word in 0..n_words {
+            for (word, out) in out.chunks_exact_mut(panel.len()).enumerate() {
                 let k = part.k + word * W::PER_WORD;
-                let v = words_across(s, w, b, part.first + col, k);
-                put(s, &mut out[at + word * panel_width..], v);
+                pack_across(s, w, b, k, part.first + panel.start, out);
             }
-        } else {
-            let b = b.t();
-            let mut word = 0;
-            while word < n_words {
-                let k = part.k + word * W::PER_WORD;
+            continue;
+        }
+        for col in (0..panel.len()).step_by(LANES) {
+            let mut rows = [&[][..]; LANES];
+            #[allow(clippy::needless_range_loop)] // a closure might not be inlined, here and below
+            for j in 0..LANES {
+                let outer = part.first + panel.start + col + j;
+                rows[j] = b.t().row(outer, part.k, n_words * W::PER_WORD);
+            }
+            for word in (0..n_words).step_by(LANES) {
                 let mut v = [s.splat(0.0); LANES];
-                #[allow(clippy::needless_range_loop)] // a closure might not be inlined
+                #[allow(clippy::needless_range_loop)]
                 for j in 0..LANES {
-                    v[j] = words_along(s, w, b, part.first + col + j, k);
+                    v[j] = words_along(s, w, rows[j], word);
                 }
                 let v = s.transpose(v);
                 for i in 0..LANES.min(n_words - word) {
-                    put(s, &mut out[at + (word + i) * panel_width..], v[i]);
+                    put(s, &mut out[(word + i) * panel.len() + col..], v[i]);
                 }
-                word += LANES;
             }
         }
-        col += LANES;
     }
 }
 
@@ -210,7 +243,7 @@ struct Tile<'a> {
 /// dropped.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, clippy::needless_range_loop)] // indices keep sums in registers
-fn tile<S: Simd, W: Words<S>, const V: usize>(
+fn tile<S: Simd, W: Words<S>, const R: usize, const V: usize>(
     s: S,
     w: W,
     tile: Tile<'_>,
@@ -227,9 +260,9 @@ fn tile<S: Simd, W: Words<S>, const V: usize>(
         b,
         n_words,
     } = tile;
-    assert!(n_words > 0 && (ROWS - 1) * row_stride + (n_words - 1) * word_stride < a.len());
+    assert!(n_words > 0 && (R - 1) * row_stride + (n_words - 1) * word_stride < a.len());
     assert!(n_words * V * LANES <= b.len());
-    let mut acc = [[s.splat(0.0); V]; ROWS];
+    let mut acc = [[s.splat(0.0); V]; R];
     let (mut pa, mut pb) = (a.as_ptr(), b.as_ptr());
     for _ in 0..n_words {
         let mut bv = [s.splat(0.0); V];
@@ -237,7 +270,7 @@ fn tile<S: Simd, W: Words<S>, const V: usize>(
             // SAFETY: word `n` of b is `V * 16` values at `n * V * 16`; all fit, see above.
             bv[v] = unsafe { s.load(pb.add(v * LANES)) };
         }
-        for r in 0..ROWS {
+        for r in 0..R {
             // SAFETY: the last word of the last row is inside `a`, see above.
             let av = s.splat(unsafe { *pa.add(r * row_stride) });
             for v in 0..V {
@@ -248,7 +281,7 @@ fn tile<S: Simd, W: Words<S>, const V: usize>(
         pb = pb.wrapping_add(V * LANES);
     }
     let (n_rows, n_cols) = c.shape();
-    for r in 0..ROWS.min(n_rows - i) {
+    for r in 0..R.min(n_rows - i) {
         let row = &mut c.row(i + r)[j..n_cols.min(j + V * LANES)];
         let mut rest = row;
         for v in 0..V {
@@ -280,14 +313,19 @@ pub(crate) fn product<S: Simd, W: Words<S>, const VECS: usize>(
     b: View<'_, f32>,
     packed: &mut Packed,
 ) {
-    let width = VECS * LANES;
     let ((n_rows, n_cols), k) = (c.shape(), a.shape().1);
     let scale = s.splat(scale);
+    // Words that are values of a row-major a need not be packed.
+    let in_place = W::PER_WORD == 1 && a.has_dense_rows();
     let n_words = k.div_ceil(W::PER_WORD);
     let block = n_words.div_ceil(n_words.div_ceil(BLOCK_WORDS)); // blocks of equal size
     let mut first_col = 0;
     while first_col < n_cols {
         let cols = BLOCK_COLS.min(n_cols - first_col);
+        let room = cols.next_multiple_of(LANES);
+        let panels = Panels::new(room, VECS);
+        let slim = VECS >= 4 && room <= 2 * LANES;
+        let step = if slim { MOST_ROWS } else { ROWS };
         let mut word = 0;
         while word < n_words {
             let into = if word == 0 { into } else { Into::Add };
@@ -297,34 +335,51 @@ pub(crate) fn product<S: Simd, W: Words<S>, const VECS: usize>(
                 n_words: block.min(n_words - word),
             };
             let n_words = part.n_words;
-            pack_cols(s, w, b, part, cols, width, &mut packed.b);
-            let room = cols.next_multiple_of(LANES);
+            pack_cols(s, w, b, part, &panels, &mut packed.b);
             let mut first_row = 0;
             while first_row < n_rows {
                 let rows = BLOCK_ROWS.min(n_rows - first_row);
-                part.first = first_row;
-                let (row_stride, word_stride) = pack_rows(s, w, a, part, rows, &mut packed.a);
+                let unpacked = if in_place { rows - rows % step } else { 0 };
+                let (mut row_stride, mut word_stride) = (0, 0);
+                if unpacked < rows {
+                    part.first = first_row + unpacked;
+                    (row_stride, word_stride) =
+                        pack_rows(s, w, a, part, rows - unpacked, &mut packed.a);
+                }
                 let mut i = 0;
                 while i < rows {
-                    let mut col = 0;
-                    while col < room {
+                    let (a, row_stride, word_stride) = match i < unpacked {
+                        true => (a.rows_from(first_row + i, part.k), a.row_stride(), 1),
+                        false => {
+                            let at = (i - unpacked) * row_stride;
+                            (&packed.a[at..], row_stride, word_stride)
+                        }
+                    };
+                    for panel in panels.iter() {
                         let t = Tile {
-                            a: &packed.a[i * row_stride..],
+                            a,
                             row_stride,
                             word_stride,
-                            b: &packed.b[col * n_words..],
+                            b: &packed.b[panel.start * n_words..],
                             n_words,
                         };
-                        let (i, j) = (first_row + i, first_col + col);
-                        match width.min(room - col) / LANES {
-                            4 if VECS >= 4 => tile::<S, W, 4>(s, w, t, into, c, scale, i, j),
-                            3 if VECS >= 3 => tile::<S, W, 3>(s, w, t, into, c, scale, i, j),
-                            2 if VECS >= 2 => tile::<S, W, 2>(s, w, t, into, c, scale, i, j),
-                            _ => tile::<S, W, 1>(s, w, t, into, c, scale, i, j),
+                        let (i, j) = (first_row + i, first_col + panel.start);
+                        match (panel.len() / LANES, slim) {
+                            (2, true) => tile::<S, W, 12, 2>(s, w, t, into, c, scale, i, j),
+                            (_, true) => tile::<S, W, 12, 1>(s, w, t, into, c, scale, i, j),
+                            (4, _) if VECS >= 4 => {
+                                tile::<S, W, 6, 4>(s, w, t, into, c, scale, i, j)
+                            }
+                            (3, _) if VECS >= 3 => {
+                                tile::<S, W, 6, 3>(s, w, t, into, c, scale, i, j)
+                            }
+                            (2, _) if VECS >= 2 => {
+                                tile::<S, W, 6, 2>(s, w, t, into, c, scale, i, j)
+                            }
+                            _ => tile::<S, W, 6, 1>(s, w, t, into, c, scale, i, j),
                         }
-                        col += width;
                     }
-                    i += ROWS;
+                    i += step;
                 }
                 first_row += BLOCK_ROWS;
             }
