@@ -54,7 +54,7 @@ pub static CUDA_FATBIN: &[u8] = include_bytes!("../cuda/blt.fatbin");
 
 pub use block::{BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};
-pub use product::{Into, Precision, product, vectorized};
+pub use product::{Into, Precision, multiply_adds, product, vectorized};
 pub use rounded::RoundedActivations;
 pub use team::Team;
 pub use vectors::Vectors;

@@ -102,6 +102,30 @@ pub fn product(
     PACKED.set(packed);
 }
 
+/// Does nothing but the multiply-adds of [`product`], `rounds` times two dozen vectors or so, and returns
+/// how many operations that was: what a core can do at most.
+///
+/// # Panics
+/// If the precision is not available.
+pub fn multiply_adds(isa: Isa, precision: Precision, rounds: usize) -> u64 {
+    assert!(
+        precision.is_available(isa),
+        "products in {precision:?} on {}",
+        isa.name()
+    );
+    let (n, sum) = match (precision, isa) {
+        #[cfg(target_arch = "x86_64")]
+        (Precision::Bf16, Isa::Avx512(token)) => {
+            let words = x86::avx512::bf16::Bf16::new(token).expect("checked above");
+            // SAFETY: the tokens prove that the CPU has the features.
+            unsafe { x86::avx512::product::multiply_adds_bf16(token, words, rounds) }
+        }
+        _ => dispatch!(isa, multiply_adds(rounds)),
+    };
+    core::hint::black_box(sum);
+    n
+}
+
 /// Runs `f` compiled for the instructions of a path. What `f` calls must be inlined into it to profit.
 pub fn vectorized<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     dispatch!(isa, f(), run(f))

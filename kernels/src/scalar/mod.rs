@@ -11,7 +11,7 @@ mod quantized;
 mod rounded;
 
 pub(crate) use linear::linear;
-pub(crate) use product::product;
+pub(crate) use product::{multiply_adds, product};
 pub(crate) use quantized::{linear_quantized, quantize_row};
 pub(crate) use rounded::{linear_rounded, round_row};
 

@@ -27,3 +27,10 @@ pub(crate) fn product(
         }
     }
 }
+
+pub(crate) fn multiply_adds(rounds: usize) -> (u64, f32) {
+    let sum = (0..rounds).fold(0.0f32, |sum, _| {
+        core::hint::black_box(0.5f32).mul_add(0.25, sum)
+    });
+    (2 * rounds as u64, sum)
+}

@@ -17,7 +17,7 @@ mod rounded;
 pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
-pub(crate) use product::{BLOCK_WORDS, Whole, Words, product};
+pub(crate) use product::{BLOCK_WORDS, Whole, Words, multiply_adds, product};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use rounded::{Pairs, linear_pairs};
 pub(crate) use rounded::{linear_rounded, round_row};
@@ -209,6 +209,10 @@ macro_rules! entry_points {
             packed: &mut $crate::product::Packed,
         ) {
             vector::product::<_, _, $wide>(s, vector::Whole, into, c, scale, a, b, packed)
+        }
+        $(#[$attr])*
+        pub(crate) fn multiply_adds(s: $token, rounds: usize) -> (u64, f32) {
+            vector::multiply_adds::<_, _, $wide>(s, vector::Whole, rounds)
         }
         $(#[$attr])*
         pub(crate) fn linear_f32(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {

@@ -14,6 +14,7 @@
 //! The packed block of b (512 KiB) stays in the second-level cache, six packed rows of a in the
 //! first. What is packed are words of 32 bits: an f32, or two bf16 that follow each other in k.
 
+use core::hint::black_box;
 use core::ops::Range;
 
 use super::Simd;
@@ -298,6 +299,33 @@ fn tile<S: Simd, W: Words<S>, const R: usize, const V: usize>(
             }
         }
     }
+}
+
+/// `rounds` times the multiply-adds of a word of the largest tile, in registers alone. Returns how many
+/// operations that was, and what came of them.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices keep sums in registers
+pub(crate) fn multiply_adds<S: Simd, W: Words<S>, const VECS: usize>(
+    s: S,
+    w: W,
+    rounds: usize,
+) -> (u64, f32) {
+    let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
+    let mut acc = [[s.splat(0.0); VECS]; ROWS];
+    for r in 0..ROWS {
+        for v in 0..VECS {
+            acc[r][v] = s.splat(black_box(0.0));
+        }
+    }
+    for _ in 0..rounds {
+        for r in 0..ROWS {
+            for v in 0..VECS {
+                acc[r][v] = w.multiply_add(s, a, b, acc[r][v]);
+            }
+        }
+    }
+    let sum = (acc.iter().flatten()).fold(0.0, |sum, &acc| sum + s.sum(acc));
+    ((2 * rounds * ROWS * VECS * LANES * W::PER_WORD) as u64, sum)
 }
 
 /// `c = scale * a b` or `c += scale * a b`, with tiles of up to `VECS` (at most 4) vectors.

@@ -53,3 +53,8 @@ pub(crate) fn product_bf16(
 ) {
     vector::product::<_, _, 4>(s, words, into, c, scale, a, b, packed)
 }
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+pub(crate) fn multiply_adds_bf16(s: Avx512, words: Bf16, rounds: usize) -> (u64, f32) {
+    vector::multiply_adds::<_, _, 4>(s, words, rounds)
+}
