@@ -542,11 +542,7 @@ fn grad_goes_through_dropout_ties_and_adapters() {
     let merged = Params::new(
         &config,
         |n| !n.starts_with("entropy."),
-        |name, _| {
-            Ok(Value::Owned(
-                params.saved_values(name).unwrap().into_owned(),
-            ))
-        },
+        |name, _| Ok(Value::Owned(params.saved_values(name).unwrap().to_vec())),
     )
     .unwrap();
     let (apart, merged) = (run(&params, None, 0.0, 0.0), run(&merged, None, 0.0, 0.0));

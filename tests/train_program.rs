@@ -40,16 +40,7 @@ impl Drop for Temp {
 fn program(temp: &Temp, stage: &[&str], out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
     command.args(stage).current_dir(&temp.0);
-    command.args([
-        "--data",
-        "text.txt",
-        "--preset",
-        "toy",
-        "--patching",
-        "space",
-        "--out",
-        out,
-    ]);
+    command.args(["--data", "text.txt", "--patching", "space", "--out", out]);
     command.args([
         "--seq-len",
         "256",
@@ -60,6 +51,9 @@ fn program(temp: &Temp, stage: &[&str], out: &str, more: &[&str]) -> Command {
         "--threads",
         "2",
     ]);
+    if stage[0] != "finetune" {
+        command.args(["--preset", "toy"]);
+    }
     command.args(more);
     command
 }
@@ -525,6 +519,24 @@ fn quantised_weights_are_refused_or_widened() {
 }
 
 #[test]
+fn bench_measures_training_beside_the_peak() {
+    let temp = Temp::new("bench");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
+    command.args(["bench", "--preset", "toy", "--steps", "2"]);
+    command.args(["--batch", "512", "--seq-len", "128"]);
+    command.current_dir(&temp.0);
+    let output = succeed(command);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let row = text.lines().find(|line| line.starts_with("f32")).unwrap();
+    let numbers = row.split_whitespace().filter_map(|word| word.parse().ok());
+    let numbers: Vec<f64> = numbers.collect(); // bytes/s, GFLOP/s, peak, three shares
+    assert_eq!(numbers.len(), 6, "{row}");
+    assert!(numbers[..2].iter().all(|&x| x > 0.0), "{row}");
+    assert!(numbers[1] < numbers[2], "{row}");
+    assert_eq!(std::fs::read_dir(&temp.0).unwrap().count(), 1); // text.txt
+}
+
+#[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
     let temp = Temp::new("usage");
     for (args, expected) in [
@@ -533,6 +545,11 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (&["main", "--dance", "1"], "dance"),
         (&["main", "--steps"], "after --steps"),
         (&["main", "--steps", "x"], "steps"),
+        (
+            &["finetune", "model", "--diff-attention", "all"],
+            "--diff-attention: finetune takes the sizes from the checkpoint",
+        ),
+        (&["finetune", "model", "--preset", "tiny"], "--preset: "),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
         let output = command.args(args).current_dir(&temp.0).output().unwrap();

@@ -2,14 +2,17 @@
 """Trains one model with transformers' BLT class in PyTorch and with blt-train: bytes per second.
 
     pip install torch transformers safetensors
-    python examples/python/train_compare.py MODEL TEXT [STEPS] [THREADS]
+    python examples/python/train_compare.py MODEL TEXT [STEPS] [THREADS] [REPEATS]
 
 MODEL is a folder in the layout of transformers, TEXT any text. Both read batches of 8 x 512 ids, cut
 patches with the model's own entropy model, and take full AdamW steps; the first step, which warms up, is
-not counted. Each runs in f32 and in bf16 (autocast, --precision bf16), in turn. blt-train is taken from target/release.
+not counted. Each runs in f32 and in bf16 (autocast, --precision bf16), in turn, REPEATS times; figures are
+medians. blt-train is taken from target/release; the peaks that shares are of are those of blt-train bench,
+and PyTorch's share counts the operations that blt-train needs for as many bytes.
 """
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ import time
 model_path, text_path = sys.argv[1], sys.argv[2]
 steps = int(sys.argv[3]) if len(sys.argv) > 3 else 5
 threads = int(sys.argv[4]) if len(sys.argv) > 4 else os.cpu_count()
+repeats = int(sys.argv[5]) if len(sys.argv) > 5 else 3
 ROWS, LENGTH = 8, 512
 root = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
@@ -62,11 +66,34 @@ def with_blt(precision):
             check=True)
         lines = [json.loads(line) for line in open(os.path.join(out, "log.jsonl"))]
         lines = [line for line in lines if "bytes_per_second" in line][1:]
-        return len(lines) / sum(1 / line["bytes_per_second"] for line in lines), lines[-1]["loss"], lines[-1]["gflops"]
+        return len(lines) / sum(1 / line["bytes_per_second"] for line in lines), lines[-1]["loss"], lines[-1]["gflops"] / lines[-1]["bytes_per_second"]
 
 
-for precision, autocast in [("f32", False), ("bf16", True)]:
-    ours, loss, gflops = with_blt(precision)
-    print(f"blt-train, {precision:4}  {ours:8.0f} bytes/s   loss {loss:.3f}   {gflops:.0f} GFLOP/s", flush=True)
-    theirs, loss = with_torch(autocast)
-    print(f"PyTorch, {precision:4}    {theirs:8.0f} bytes/s   loss {loss:.3f}   blt-train is {ours / theirs:.1f} times as fast", flush=True)
+def peaks():
+    """GFLOP/s of multiply-adds alone, by precision."""
+    out = subprocess.run(
+        [os.path.join(root, "target/release/blt-train"), "bench", "--preset", "toy", "--threads", str(threads)],
+        check=True, capture_output=True, text=True).stdout
+    rows = [line.split() for line in out.splitlines()]
+    return {row[0]: float(row[3]) for row in rows if row[0] in ("f32", "bf16")}
+
+
+runs = {"f32": [], "bf16": []}
+peak = {"f32": [], "bf16": []}
+for _ in range(repeats):
+    for precision, autocast in [("f32", False), ("bf16", True)]:
+        ours, ours_loss, gflop_a_byte = with_blt(precision)
+        theirs, theirs_loss = with_torch(autocast)
+        print(f"{precision:4}  blt-train {ours:.0f} bytes/s (loss {ours_loss:.3f}), PyTorch {theirs:.0f} "
+              f"(loss {theirs_loss:.3f}), {ours / theirs:.2f} times", flush=True)
+        runs[precision].append((ours, theirs, ours / theirs, gflop_a_byte))
+    for precision, rate in peaks().items():
+        peak[precision].append(rate)
+print("\nmedians:        bytes/s   GFLOP/s   share of the measured peak")
+for precision, rows in runs.items():
+    ours, theirs, ratio, gflop_a_byte = map(statistics.median, zip(*rows))
+    best = statistics.median(peak[precision])
+    for name, rate in [("blt-train", ours), ("PyTorch", theirs)]:
+        gflops = rate * gflop_a_byte
+        print(f"{name:9} {precision:4} {rate:8.0f} {gflops:9.0f} {100 * gflops / best:6.0f} % of {best:.0f}")
+    print(f"blt-train in {precision} is {ratio:.2f} times as fast")

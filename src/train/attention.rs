@@ -15,7 +15,7 @@
 use std::ops::Range;
 
 use super::buffer::Buffer;
-use super::float::{Float, axpy, dot, sum_of, vectorized};
+use super::float::{Float, axpy, dot, max_of, sum_of, vectorized};
 use super::matmul::{How, Into, Precision, View, ViewMut, product};
 use crate::ops::Heads;
 
@@ -124,6 +124,7 @@ impl Causal<'_> {
         let mut o = Buffer::any(q.len() * self.shares);
         let mut lse = Buffer::any(self.visible_from.len() * n_softmaxes);
         let mut p = Vec::new();
+        let mut scales = [F::ZERO; TILE]; // of the tile's rows: 1 / denominator
         self.for_each_tile(|softmax, tile| {
             tile.scores(q, k, &mut p);
             let n_keys = tile.keys.len();
@@ -136,24 +137,22 @@ impl Causal<'_> {
                         let (row, after) = rest.split_at_mut(seen.len());
                         before.fill(F::ZERO);
                         after.fill(F::ZERO);
-                        let mut max = F::NEG_INFINITY;
-                        for &s in row.iter() {
-                            max = max.larger(s);
-                        }
-                        for s in row.iter_mut() {
-                            *s = (*s - max).exp();
-                        }
+                        let max = max_of(row);
+                        row.iter_mut().for_each(|s| *s = (*s - max).exp());
                         let sum = sum_of(row.len(), |j| row[j]);
-                        let scale = F::ONE / sum;
-                        row.iter_mut().for_each(|s| *s *= scale);
+                        scales[i] = F::ONE / sum;
                         let at = (tile.queries.start + i) * n_softmaxes + softmax;
                         lse[at] = max + F::of(sum.f64().ln());
                     }
                 },
             );
-            let o = tile.o.of_mut(&mut o);
+            let rows = tile.o.of_mut(&mut o);
             let p = View::dense(&p, n_keys);
-            product(Into::Set, o, F::ONE, p, tile.v.of(v), tile.how);
+            product(Into::Set, rows, F::ONE, p, tile.v.of(v), tile.how);
+            let mut rows = tile.o.of_mut(&mut o);
+            for (i, &scale) in scales[..tile.queries.len()].iter().enumerate() {
+                rows.row(i).iter_mut().for_each(|o| *o *= scale);
+            }
         });
         (o, lse)
     }

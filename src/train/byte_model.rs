@@ -3,7 +3,7 @@
 use super::batch::ByteBatch;
 use super::block::{Pass, Stack};
 use super::buffer::Buffer;
-use super::float::{Float, vectorized};
+use super::float::{Float, max_of, sum_of, vectorized};
 use super::grads::Grads;
 use super::matmul::Into;
 use super::ops::{Score, cross_entropy, rms_norm};
@@ -39,26 +39,20 @@ impl ByteModel {
         }
         let norm = pass.params.get(self.norm).value.values();
         let (h, _) = rms_norm(&x, &norm, self.layers.config().norm_eps);
-        let logits = pass.linear(self.output, &h);
-        let entropy = |row: &[F]| {
+        let mut logits = pass.linear(self.output, &h);
+        let entropy = |row: &mut [F]| {
             vectorized(
                 #[inline(always)]
                 || {
-                    let mut max = F::NEG_INFINITY;
-                    for &l in row {
-                        max = max.larger(l);
-                    }
-                    let (mut sum, mut weighted) = (F::ZERO, F::ZERO);
-                    for &l in row {
-                        let e = (l - max).exp();
-                        sum += e;
-                        weighted += e * (l - max);
-                    }
+                    let max = max_of(row);
+                    row.iter_mut().for_each(|l| *l -= max);
+                    let sum = sum_of(row.len(), |i| row[i].exp());
+                    let weighted = sum_of(row.len(), |i| row[i].exp() * row[i]);
                     (sum.f64().ln() - (weighted / sum).f64()) as f32
                 },
             )
         };
-        logits.chunks_exact(VOCAB_SIZE).map(entropy).collect()
+        logits.chunks_exact_mut(VOCAB_SIZE).map(entropy).collect()
     }
 
     fn embed<F: Float>(&self, pass: Pass<'_, F>, batch: &ByteBatch<F>) -> Buffer<F> {

@@ -1,57 +1,132 @@
 //! Trained weights as files that inference opens.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::params::Params;
-use crate::checkpoint::{expected_tensors, write_native};
+use crate::checkpoint::{
+    HfLayout, SafetensorsWriter, TensorSpec, expected_tensors, hf_layout, native_file,
+};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// `values` as a tensor of this type, rounded to the nearest, ties to even.
+/// One tensor of a model as it is saved, adapters merged, from the first of `sources` that has it: as
+/// it lies in its checkpoint if nothing has changed it.
 ///
 /// # Errors
-/// [`Error::Argument`] if the shape does not fit.
-pub fn tensor(dtype: DType, shape: &[usize], values: &[f32]) -> Result<Tensor> {
-    match dtype {
-        DType::Bf16 => {
-            let bits = |v: &f32| {
-                let bits = v.to_bits();
-                let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-                (rounded as u16).to_le_bytes()
-            };
-            let bytes = values.iter().flat_map(bits).collect();
-            Tensor::from_bytes(DType::Bf16, shape.to_vec(), bytes)
-        }
-        _ => Tensor::from_f32(shape.to_vec(), values.to_vec()),
+/// [`Error::Tensor`] if none has it.
+pub fn saved(
+    name: &str,
+    shape: &[usize],
+    sources: &[&Params<f32>],
+    dtype: DType,
+) -> Result<Tensor> {
+    let unchanged = sources.iter().find_map(|p| p.unchanged(name));
+    if let Some(unchanged) = unchanged.filter(|t| t.dtype() == dtype) {
+        return Ok(unchanged.clone());
+    }
+    let values = sources.iter().find_map(|p| p.saved_values(name));
+    let missing = || Error::tensor(name, "expected it among the trained tensors");
+    Tensor::from_values(dtype, shape.to_vec(), &values.ok_or_else(missing)?)
+}
+
+/// Writes the native file, tensor by tensor; norms stay f32.
+///
+/// # Errors
+/// As [`native_file`], [`saved`] and [`SafetensorsWriter`].
+pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
+    let typed = |(name, shape): (String, Vec<usize>)| {
+        let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
+        (name, (dtype, shape))
+    };
+    let types: HashMap<_, _> = expected_tensors(config).into_iter().map(typed).collect();
+    let list = types
+        .iter()
+        .map(|(name, (t, shape))| (name.clone(), *t, shape.clone()));
+    let (metadata, specs) = native_file(config, list)?;
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let mut writer = SafetensorsWriter::create(path, &metadata, specs)?;
+    for name in &names {
+        let (dtype, shape) = &types[name];
+        writer.write(name, saved(name, shape, sources, *dtype)?.bytes())?;
+    }
+    writer.finish()
+}
+
+/// The layout of transformers for a model; what transformers cannot express is refused rather than
+/// dropped.
+///
+/// # Errors
+/// [`Error::Unsupported`] naming it.
+pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
+    let layout = hf_layout(config, dtype)?;
+    match layout.lost.is_empty() {
+        true => Ok(layout),
+        false => Err(Error::Unsupported(format!(
+            "the HF layout cannot say what the configuration has for {}; the native file can",
+            layout.lost.join(", ")
+        ))),
     }
 }
 
-/// All tensors of a model, adapters merged, from the first of `sources` that has each. Norms stay
-/// f32.
+/// Writes the folder that `BltForCausalLM.from_pretrained` loads: all tensors in one type.
 ///
 /// # Errors
-/// [`Error::Tensor`] for one that none has.
-pub fn tensors(
-    config: &Config,
-    sources: &[&Params<f32>],
-    dtype: DType,
-) -> Result<Vec<(String, Tensor)>> {
-    (expected_tensors(config).into_iter())
-        .map(|(name, shape)| {
-            let values = sources.iter().find_map(|p| p.saved_values(&name));
-            let values = values
-                .ok_or_else(|| Error::tensor(&name, "expected it among the trained tensors"))?;
-            let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
-            Ok((name, tensor(dtype, &shape, &values)?))
-        })
-        .collect()
+/// As [`hf_layout_of`] and [`native`].
+pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
+    let layout = hf_layout_of(config, dtype)?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let shapes: HashMap<_, _> = expected_tensors(config).into_iter().collect();
+    let specs = (layout.tensors.iter())
+        .map(|tensor| TensorSpec::typed(&tensor.name, dtype, &tensor.shape))
+        .collect::<Result<_>>()?;
+    let metadata = [("format".to_string(), "pt".to_string())];
+    let path = folder.join("model.safetensors");
+    let mut writer = SafetensorsWriter::create(&path, &metadata, specs)?;
+    for tensor in &layout.tensors {
+        for part in &tensor.parts {
+            let saved = saved(part, &shapes[part], sources, dtype)?;
+            writer.write(&tensor.name, saved.bytes())?;
+        }
+    }
+    writer.finish()?;
+    let path = folder.join("config.json");
+    std::fs::write(&path, layout.config).map_err(|e| Error::io(&path, e))
 }
 
-/// Writes the native file.
-///
-/// # Errors
-/// As [`write_native`].
-pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
-    write_native(path, config, tensors(config, sources, dtype)?)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Checkpoint, OpenOptions};
+    use crate::config::{DifferentialConfig, PatchingMode};
+    use crate::train::init::random;
+    use crate::train::presets::preset;
+
+    #[test]
+    fn the_folder_opens_as_the_same_model() {
+        for n_functions in [1, 2] {
+            let mut config = preset("toy").unwrap();
+            config.patcher.mode = PatchingMode::Entropy;
+            config.hash.n_functions = n_functions;
+            let params = random(&config, |_| true, 1).unwrap();
+            let folder = std::env::temp_dir().join(format!("blt-hf-{}", std::process::id()));
+            hf(&folder, &config, &[&params], DType::F32).unwrap();
+            let found = Checkpoint::open(&folder, &OpenOptions::default()).unwrap();
+            assert_eq!(*found.config(), config);
+            for (name, tensor) in found.tensors() {
+                let want = params.saved_values(name).unwrap();
+                assert_eq!(tensor.to_f32_vec(), *want, "{name}");
+            }
+            std::fs::remove_dir_all(&folder).unwrap();
+        }
+        let mut config = preset("toy").unwrap();
+        let refusal = |config: &Config| hf_layout_of(config, DType::Bf16).unwrap_err().to_string();
+        config.patcher.mode = PatchingMode::Space;
+        assert!(refusal(&config).contains("patcher.mode"));
+        config.patcher.mode = PatchingMode::Entropy;
+        config.decoder.differential = Some(DifferentialConfig { head_norm: true });
+        let message = refusal(&config);
+        assert!(message.contains("no differential attention"), "{message}");
+    }
 }

@@ -214,6 +214,22 @@ pub fn sum_of<F: Float>(n: usize, f: impl Fn(usize) -> F) -> F {
     lanes[0]
 }
 
+/// The largest of some numbers, NaN passed over; negative infinity of none.
+#[inline(always)]
+pub fn max_of<F: Float>(x: &[F]) -> F {
+    let mut lanes = [F::NEG_INFINITY; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane = x.larger(*lane);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = x.larger(*lane);
+    }
+    lanes.iter().fold(F::NEG_INFINITY, |max, &x| x.larger(max))
+}
+
 /// The dot product of two vectors of equal length.
 #[inline(always)]
 pub fn dot<F: Float>(a: &[F], b: &[F]) -> F {
@@ -261,8 +277,13 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_all_lengths_are_right() {
+    fn sums_and_maxima_of_all_lengths_are_right() {
         for n in 0..70 {
+            let mut x: Vec<f32> = (0..n).map(|i| (i * 29 % 70) as f32).collect();
+            let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(max_of(&x), max);
+            x.insert(n / 2, f32::NAN);
+            assert_eq!(max_of(&x), max);
             assert_eq!(
                 sum_of(n, |i| i as f64),
                 (n * n.saturating_sub(1) / 2) as f64

@@ -20,7 +20,6 @@ pub mod differential;
 pub mod export;
 pub mod float;
 pub mod grads;
-pub mod hf;
 pub mod init;
 pub mod matmul;
 pub mod ops;

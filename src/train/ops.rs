@@ -3,7 +3,7 @@
 //! Rows are flat: x (n, dim). Each function states what it keeps for the way back.
 
 use super::buffer::Buffer;
-use super::float::{Float, dot, sum_of, vectorized};
+use super::float::{Float, dot, max_of, sum_of, vectorized};
 use super::rng::mix;
 use crate::vocab::{Id, VOCAB_SIZE};
 
@@ -274,10 +274,7 @@ pub fn cross_entropy<F: Float>(logits: &mut [F], targets: &[Id], weight: f64) ->
         let (max, sum, shifted) = vectorized(
             #[inline(always)]
             || {
-                let mut max = F::NEG_INFINITY;
-                for &l in row.iter() {
-                    max = max.larger(l);
-                }
+                let max = max_of(row);
                 let shifted = row[target] - max;
                 for l in row.iter_mut() {
                     *l = (*l - max).exp();
@@ -285,7 +282,7 @@ pub fn cross_entropy<F: Float>(logits: &mut [F], targets: &[Id], weight: f64) ->
                 (max, sum_of(row.len(), |i| row[i]), shifted)
             },
         );
-        // A NaN among the logits is passed over by `larger`, but reaches the sum.
+        // A NaN among the logits is passed over by `max_of`, but reaches the sum.
         score.nats += sum.f64().ln() - shifted.f64() + 0.0 * max.f64();
         score.n += 1;
         score.n_bytes += usize::from(target >= usize::from(crate::vocab::BYTE_OFFSET));

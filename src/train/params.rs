@@ -4,8 +4,8 @@
 //! A tensor is either held in the training precision or frozen, as it lies in a mapped file, and
 //! then widened whenever it is used. A low-rank adapter (LoRA) on a matrix is two more tensors.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Deref;
 
 use super::buffer::Buffer;
 use super::float::{Float, axpy};
@@ -54,16 +54,48 @@ struct Adapter {
     scale: f64,
 }
 
+/// The numbers of a tensor, to be read.
+#[derive(Debug)]
+pub enum Values<'a, F: Float> {
+    /// As they are held.
+    Held(&'a [F]),
+    /// Widened, or changed by an adapter.
+    Copied(Buffer<F>),
+}
+
+impl<F: Float> Deref for Values<'_, F> {
+    type Target = [F];
+    fn deref(&self) -> &[F] {
+        match self {
+            Values::Held(values) => values,
+            Values::Copied(values) => values,
+        }
+    }
+}
+
+/// Elements widened at a time: few enough for the first-level cache.
+const WIDENED: usize = 1 << 12;
+
 impl<F: Float> Value<F> {
     /// The numbers, widened if they are frozen.
-    pub fn values(&self) -> Cow<'_, [F]> {
-        match self {
-            Value::Owned(v) => Cow::Borrowed(v),
-            Value::Frozen(t) => {
-                let wide = t.to_f32_vec().into_iter();
-                Cow::Owned(wide.map(|x| F::of(x.into())).collect())
+    pub fn values(&self) -> Values<'_, F> {
+        let tensor = match self {
+            Value::Owned(values) => return Values::Held(values),
+            Value::Frozen(tensor) => tensor,
+        };
+        let mut wide = Buffer::any(tensor.n_elements());
+        let (n_rows, cols) = (tensor.rows(), tensor.cols().max(1));
+        let tensor = (tensor.reshape(vec![n_rows, cols])).expect("as many elements");
+        let step = (WIDENED / cols).max(1);
+        let step = step.next_multiple_of(tensor.dtype().row_multiple(cols));
+        for (i, wide) in wide.chunks_mut(step * cols).enumerate() {
+            let rows = i * step..((i + 1) * step).min(n_rows);
+            let rows = tensor.slice_rows(rows).expect("rows of the tensor");
+            for (wide, x) in wide.iter_mut().zip(rows.to_f32_vec()) {
+                *wide = F::of(x.into());
             }
         }
+        Values::Copied(wide)
     }
 }
 
@@ -135,14 +167,17 @@ impl<F: Float> Params<F> {
     /// # Panics
     /// If there is none.
     pub fn id(&self, name: &str) -> ParamId {
-        let name = if self.tied && name == TIED.1 {
-            TIED.0
-        } else {
-            name
-        };
-        match self.by_name.get(name) {
-            Some(&id) => id,
+        match self.find(self.real_name(name)) {
+            Some(id) => id,
             None => panic!("no tensor {name}"),
+        }
+    }
+
+    /// The name of the tensor that stands for the one of this name.
+    fn real_name<'a>(&self, name: &'a str) -> &'a str {
+        match self.tied && name == TIED.1 {
+            true => TIED.0,
+            false => name,
         }
     }
 
@@ -194,28 +229,37 @@ impl<F: Float> Params<F> {
         self.tied
     }
 
+    /// The tensor `name` of the checkpoint that the weights came from, if it is to be saved as it is.
+    pub fn unchanged(&self, name: &str) -> Option<&Tensor> {
+        let param = self.get(self.find(self.real_name(name))?);
+        match (&param.value, param.adapter) {
+            (Value::Frozen(tensor), None) => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// The values under which `name` is to be saved: of a tied output, the embedding's.
-    pub fn saved_values(&self, name: &str) -> Option<Cow<'_, [F]>> {
-        let name = if self.tied && name == TIED.1 {
-            TIED.0
-        } else {
-            name
-        };
-        let param = self.get(self.find(name)?);
+    pub fn saved_values(&self, name: &str) -> Option<Values<'_, F>> {
+        let param = self.get(self.find(self.real_name(name))?);
         let mut values = param.value.values();
         if let Some(adapter) = param.adapter {
+            let mut merged = match values {
+                Values::Held(values) => Buffer::from(values),
+                Values::Copied(values) => values,
+            };
             let cols = param.shape[1];
             let a = self.get(adapter.a).value.values(); // (rank, in)
             let b = self.get(adapter.b).value.values(); // (out, rank)
             let rank = a.len() / cols;
             product(
                 Into::Add,
-                ViewMut::dense(values.to_mut(), cols),
+                ViewMut::dense(&mut merged, cols),
                 F::of(adapter.scale),
                 View::dense(&b, rank),
                 View::dense(&a, cols),
                 How::default(),
             );
+            values = Values::Copied(merged);
         }
         Some(values)
     }

@@ -235,6 +235,7 @@ settings! {
     patch_size: Option<usize> = None;
     /// Longest patch; 0: no limit.
     max_patch_length: Option<usize> = None;
+    // From here on to the end: the model's shape, see `changed_shape`.
     /// Width of the local encoder and decoder.
     local_dim: Option<usize> = None;
     /// Heads of the local encoder and decoder.
@@ -407,6 +408,17 @@ impl Settings {
             ));
         }
         self.schedule().map(|_| ())
+    }
+
+    /// The first setting of a shape (or of the threshold) that is not at its default: a model that
+    /// exists has its own.
+    pub fn changed_shape(&self) -> Option<&'static str> {
+        const FIRST: &str = "local_dim";
+        let (now, default) = (self.to_json(), Settings::default().to_json());
+        let names = || Settings::list().into_iter().map(|(name, ..)| name);
+        let of_shape = names().skip_while(|&name| name != FIRST);
+        (["preset", "patch_length"].into_iter().chain(of_shape))
+            .find(|&name| now[name] != default[name])
     }
 
     /// The architecture: the preset's, changed by the settings.

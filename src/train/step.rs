@@ -48,17 +48,18 @@ fn shards(sequences: &[Sequence], n_shards: usize) -> Vec<Vec<&Sequence>> {
 }
 
 /// Runs of sequences of about [`CHUNK`] positions.
-fn chunks<'a, 'b>(shard: &'b [&'a Sequence]) -> Vec<&'b [&'a Sequence]> {
+fn chunks<'b, T: ?Sized>(all: &'b [&T], n_positions: impl Fn(&T) -> usize) -> Vec<&'b [&'b T]> {
     let (mut chunks, mut first, mut n) = (Vec::new(), 0, 0);
-    for (i, sequence) in shard.iter().enumerate() {
-        if n > 0 && n + sequence.n() > CHUNK {
-            chunks.push(&shard[first..i]);
+    for (i, one) in all.iter().enumerate() {
+        let more = n_positions(one);
+        if n > 0 && n + more > CHUNK {
+            chunks.push(&all[first..i]);
             (first, n) = (i, 0);
         }
-        n += sequence.n();
+        n += more;
     }
-    if first < shard.len() {
-        chunks.push(&shard[first..]);
+    if first < all.len() {
+        chunks.push(&all[first..]);
     }
     chunks
 }
@@ -109,7 +110,7 @@ impl Network {
         let of_shard = |(number, shard): (usize, Vec<&Sequence>)| {
             let mut grads = params.new_grads();
             let mut score = Score::default();
-            for (c, chunk) in chunks(&shard).into_iter().enumerate() {
+            for (c, chunk) in chunks(&shard, Sequence::n).into_iter().enumerate() {
                 let dropout = dropout.map(|d| Dropout {
                     seed: mix(d.seed ^ mix((number as u64) << 32 | c as u64)),
                     ..d
@@ -153,7 +154,7 @@ impl Network {
         sequences: &[Sequence],
     ) -> Result<Score> {
         let all: Vec<&Sequence> = sequences.iter().collect();
-        let parts: Vec<Result<Score>> = (chunks(&all).into_par_iter())
+        let parts: Vec<Result<Score>> = (chunks(&all, Sequence::n).into_par_iter())
             .map(|chunk| self.run(config, plain(params), chunk, 1.0, None))
             .collect();
         let mut sum = Score::default();
@@ -180,12 +181,17 @@ pub fn entropies(
     texts: &[Vec<Id>],
 ) -> Vec<Vec<f32>> {
     let config = config.entropy.as_ref().expect("an entropy model");
-    (texts.par_iter())
-        .map(|ids| {
-            let batch = ByteBatch::new(config, [&ids[..]]);
-            model.entropies(plain(params), &batch)
-        })
-        .collect()
+    let n = |ids: &[Id]| ids.len() - 1;
+    let texts: Vec<&[Id]> = texts.iter().map(|ids| &ids[..]).collect();
+    let of_chunk = |chunk: &[&[Id]]| -> Vec<Vec<f32>> {
+        let batch = ByteBatch::new(config, chunk.iter().copied());
+        let all = model.entropies(plain(params), &batch);
+        let mut rest = &all[..];
+        let of_text = |ids: &&[Id]| rest.split_off(..n(ids)).expect("one a position").to_vec();
+        chunk.iter().map(of_text).collect()
+    };
+    let parts: Vec<_> = (chunks(&texts, n).into_par_iter()).map(of_chunk).collect();
+    parts.into_iter().flatten().collect()
 }
 
 /// Cuts a text into patches as inference does. `entropies` is empty if the patcher needs none.

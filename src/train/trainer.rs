@@ -16,7 +16,7 @@ use super::schedule::Schedule;
 use super::settings::Settings;
 use super::state::{Position, Saved, save};
 use super::step::{Network, cut, entropies};
-use super::{export, hf, matmul};
+use super::{export, matmul};
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
@@ -42,6 +42,10 @@ pub struct Report {
     pub lr: f64,
     /// Seconds it took, patching included.
     pub seconds: f64,
+    /// Of these, seconds in which patches were cut.
+    pub patching: f64,
+    /// Of these, seconds in which the optimiser changed the weights.
+    pub optimiser: f64,
     /// Floating-point operations in matrix products.
     pub flops: u64,
 }
@@ -255,10 +259,13 @@ impl Trainer {
         let step = self.position.step;
         let mut score = Score::default();
         let mut sum = None;
+        let mut patching = 0.0;
         for micro in 0..self.settings.accumulate {
             let pieces = self.draw();
             let (config, train) = (&self.config, &self.train);
+            let before = Instant::now();
             let sequences = (self.cutter).sequences(self.stage, config, train, false, &pieces)?;
+            patching += before.elapsed().as_secs_f64();
             let (p, hash) = (self.settings.dropout, self.settings.hash_dropout);
             let dropout = (p > 0.0 || hash > 0.0).then(|| Dropout {
                 p,
@@ -293,7 +300,9 @@ impl Trainer {
         }
         let lr = self.schedule.at(step);
         let grads = sum.expect("at least one micro-batch");
+        let before = Instant::now();
         let norm = self.optimiser.step(&mut self.params, &grads, lr);
+        let optimiser = before.elapsed().as_secs_f64();
         if !norm.is_finite() {
             return Err(not_finite("gradient", norm));
         }
@@ -306,6 +315,8 @@ impl Trainer {
             norm,
             lr,
             seconds,
+            patching,
+            optimiser,
             flops: matmul::flops() - flops,
         })
     }
@@ -371,10 +382,10 @@ impl Trainer {
     /// Writes the model in the layout of transformers (main stage).
     ///
     /// # Errors
-    /// As [`hf::write`].
+    /// As [`export::hf`].
     pub fn export_hf(&self, folder: &Path) -> Result<()> {
         let (config, sources, dtype) = self.exported();
-        hf::write(folder, &config, &sources, dtype)
+        export::hf(folder, &config, &sources, dtype)
     }
 
     fn exported(&self) -> (Config, Vec<&Params<f32>>, DType) {

@@ -26,14 +26,15 @@ pub struct Args {
     pub config: Vec<String>,
 }
 
-const STAGES: [&str; 3] = ["entropy", "main", "finetune"];
+const STAGES: [&str; 4] = ["entropy", "main", "finetune", "bench"];
 
 fn help() -> String {
     let mut text = String::from(
-        "Usage: blt-train entropy|main [--SETTING VALUE ...]\n       \
+        "Usage: blt-train entropy|main|bench [--SETTING VALUE ...]\n       \
          blt-train finetune MODEL [--SETTING VALUE ...]\n\n\
          Trains a Byte Latent Transformer on the CPU. First its entropy model (entropy), then all the\n\
-         rest with that (main --entropy-model RUN); or goes on from any checkpoint (finetune).\n\n\
+         rest with that (main --entropy-model RUN); or goes on from any checkpoint (finetune). bench\n\
+         measures a few steps of main on made-up text, beside what the CPU can do at most.\n\n\
          Options:\n  \
          --config FILE     settings from a .toml or JSON file; flags win\n  \
          --resume          go on with the run in --out\n  \

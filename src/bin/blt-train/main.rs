@@ -1,6 +1,8 @@
-//! blt-train: trains the entropy model, then the rest; or goes on from any checkpoint.
+//! blt-train: trains the entropy model, then the rest; or goes on from any checkpoint; or measures how
+//! fast that is here.
 
 mod args;
+mod bench;
 mod start;
 mod work;
 

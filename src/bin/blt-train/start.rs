@@ -17,6 +17,9 @@ use blt::cli::args::Failure;
 /// The settings: those of the run to be resumed, then files, then flags.
 pub fn settings(args: &Args) -> Result<Settings, Failure> {
     let mut settings = Settings::default();
+    if args.stage == "bench" {
+        settings.steps = 8;
+    }
     let apply = |settings: &mut Settings| -> Result<(), Failure> {
         for path in &args.config {
             settings.set_file(path.as_ref())?;
@@ -40,19 +43,13 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
 fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
     let state = path.join("state.safetensors");
     let wanted = |name: &str| name.starts_with("entropy.");
-    let frozen = |params: &mut Params<f32>| {
-        for param in params.list_mut() {
-            param.trained = false;
-        }
-    };
     if path.is_dir() && state.is_file() && !path.join("config.json").exists() {
         let saved = Saved::open(&state)?;
         let config = saved.config.clone();
-        let mut params = Params::new(&config, wanted, |name, shape| {
+        let params = Params::new(&config, wanted, |name, shape| {
             Ok(Value::Owned(saved.param(name, shape)?))
         })?;
-        frozen(&mut params);
-        return Ok((config, params));
+        return Ok((config, frozen(params)));
     }
     let checkpoint = Checkpoint::open(path, &OpenOptions::default())?;
     let config = checkpoint.config().clone();
@@ -62,11 +59,18 @@ fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
             path.display()
         )));
     }
-    let mut params = Params::new(&config, wanted, |name, shape| {
+    let params = Params::new(&config, wanted, |name, shape| {
         Ok(Value::Owned(checkpoint.tensor(name, shape)?.to_f32_vec()))
     })?;
-    frozen(&mut params);
-    Ok((config, params))
+    Ok((config, frozen(params)))
+}
+
+/// The same, none of it to be trained.
+fn frozen(mut params: Params<f32>) -> Params<f32> {
+    for param in params.list_mut() {
+        param.trained = false;
+    }
+    params
 }
 
 /// Makes the run that the arguments ask for.
@@ -77,7 +81,7 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
             let params = init::random(&config, |n| n.starts_with("entropy."), settings.seed)?;
             Trainer::new(Stage::Entropy, settings, config, params, None)?
         }
-        "main" => {
+        "main" | "bench" => {
             let mut config = settings.architecture()?;
             let mut entropy = None;
             if config.patcher.mode == PatchingMode::Entropy {
@@ -114,6 +118,13 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
 }
 
 fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
+    if let Some(name) = settings.changed_shape() {
+        return Err(Failure::usage(format!(
+            "--{}: finetune takes the sizes from the checkpoint; leave it out, or train a new model \
+             with blt-train main",
+            name.replace('_', "-")
+        )));
+    }
     let path = Path::new(args.model.as_deref().unwrap_or_default());
     let patching = settings.patching.as_deref().map(str::parse).transpose()?;
     let options = OpenOptions {
@@ -151,9 +162,11 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
     let entropy = (config.entropy.is_some())
         .then(|| {
             let of_entropy = |n: &str| n.starts_with("entropy.");
-            Params::new(&config, of_entropy, |name, shape| {
-                Ok(Value::Frozen(checkpoint.tensor(name, shape)?))
-            })
+            // Widened once: it reads every text.
+            let params = Params::new(&config, of_entropy, |name, shape| {
+                Ok(Value::Owned(checkpoint.tensor(name, shape)?.to_f32_vec()))
+            });
+            params.map(frozen)
         })
         .transpose()?;
     Ok(Trainer::new(

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use blt::Error;
+use blt::tensor::DType;
 use blt::train::ops::Score;
 use blt::train::trainer::{Report, Trainer};
-use blt::train::{hf, plot};
+use blt::train::{export, plot};
 use serde_json::json;
 
 use super::args::Args;
-use super::start;
+use super::{bench, start};
 use blt::cli::args::Failure;
 use blt::cli::{interrupt, memory};
 
@@ -25,13 +26,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
     }
     let pool = pool.build().map_err(Failure::failed)?;
     interrupt::watch()?;
-    pool.install(|| train(&args, settings))
+    pool.install(|| match args.stage.as_str() {
+        "bench" => bench::run(&args, settings),
+        _ => train(&args, settings),
+    })
 }
 
 fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Failure> {
     let mut trainer = start::trainer(args, settings)?;
     if args.hf.is_some() {
-        hf::check(&trainer.config)?;
+        export::hf_layout_of(&trainer.config, DType::Bf16)?;
     }
     let log_path = match &args.log {
         Some(path) => PathBuf::from(path),
