@@ -29,6 +29,8 @@ pub struct Runs {
     pub times: Vec<Duration>,
     /// Patches begun in all runs.
     pub patches: usize,
+    /// Bytes that the caches of one session hold in the end.
+    pub cache_bytes: usize,
 }
 
 impl Runs {
@@ -111,6 +113,7 @@ impl Bench<'_> {
             session.feed(&text)?;
             runs.times.push(start.elapsed());
             runs.patches += patches_in(&session, 1);
+            runs.cache_bytes = session.cache_bytes();
             done(run + 1);
             if interrupt::requested() {
                 break;
@@ -140,6 +143,7 @@ impl Bench<'_> {
             generate(&mut session, n_bytes, run as u64)?;
             runs.times.push(start.elapsed());
             runs.patches += patches_in(&session, base.len());
+            runs.cache_bytes = session.cache_bytes();
             done(run + 1);
             if interrupt::requested() {
                 break;

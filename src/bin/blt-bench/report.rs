@@ -198,6 +198,7 @@ fn test(runs: &Runs) -> Value {
         "slowest": slowest,
         "fastest": fastest,
         "mean_patch_length": mean_patch_length(runs),
+        "cache_bytes": runs.cache_bytes,
         "seconds": seconds,
     })
 }

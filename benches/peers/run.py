@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Times blt beside other engines, in turn, in one run: benches/peers/run.py FOLDER PART...
+
+FOLDER holds what benches/peers/setup.sh put into FOLDER/peers, and the models that benches/report.sh makes.
+A round measures the machine's limits, ours and theirs one after the other; ratios are medians of the rounds'
+own ratios, since the rate of a shared machine's memory changes from minute to minute.
+
+  generate      a byte at a time with the blt-1b shape, against llama.cpp's parts put together
+  prompt        512 bytes, against transformers and llama.cpp's parts
+  transformers  a byte at a time after 64, 256 and 512 bytes, against transformers
+  matmul        matrices of that shape times 1, 128 and 512 vectors, against candle and PyTorch
+
+llama.cpp has no BLT. Its time for a byte is put together of what Llama models of the same shapes need: one step
+each of entropy model, encoder and decoder, and a step of the global transformer every fourth byte, after as much
+context. Cross-attention, hash tables and pooling, which it would also need, cost it nothing.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from common import ROOT, Table, bench_program, blt_bench, limits, main, median, percent, run, spread
+
+PATCH = 4
+CONTEXT = 64
+PROMPT = 512
+# Our format, llama.cpp's format, operations it is limited by.
+FORMATS = {"bf16": ("bf16", "bf16"), "q8_0": ("q8_0", "int8"), "q4_k": ("q4_0", "int8")}
+SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632), (1024, 2816)]
+# Weights that every byte and every patch is multiplied with, of the 1b shape (million).
+PER_BYTE, PER_PATCH = 246.9e6, 1313.9e6
+
+
+def model(args, name: str) -> pathlib.Path:
+    return args.folder / ("1b.safetensors" if name == "bf16" else f"1b.{name}.safetensors")
+
+
+class Peer:
+    """A program that answers each line with a number of seconds."""
+
+    def __init__(self, *command, **environment) -> None:
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | environment,
+        )
+
+    def ask(self, *words) -> float:
+        print(*words, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.process.args[0]}: no answer to {' '.join(map(str, words))}")
+        return float(answer)
+
+
+def torch(args) -> Peer:
+    return Peer(args.folder / "peers/py/bin/python", ROOT / "benches/peers/torch_peer.py", os.cpu_count())
+
+
+class Llama:
+    """A BLT made of llama.cpp's parts."""
+
+    # How many bytes each takes a step for.
+    STACKS = {"entropy": 1, "encoder": 1, "decoder": 1, "global": PATCH}
+
+    def __init__(self, args) -> None:
+        self.models = args.folder / "peers/gguf"
+        self.peer = Peer(args.folder / "peers/llama_peer", os.cpu_count())
+
+    def prompt(self, name: str, n: int) -> float:
+        """Bytes per second."""
+        return n / sum(self.peer.ask("prompt", self.models / f"{stack}.{name}.gguf", n // step) for stack, step in self.STACKS.items())
+
+    def generate(self, name: str, context: int, n: int) -> float:
+        """Bytes per second."""
+        ask = lambda stack, step: self.peer.ask("generate", self.models / f"{stack}.{name}.gguf", context // step, n)
+        return 1 / sum(ask(stack, step) / step for stack, step in self.STACKS.items())
+
+
+def generate(args) -> Table:
+    rows, llama = [], Llama(args)
+    for ours, (theirs, _) in FORMATS.items():
+        rounds = []
+        for _ in range(args.rounds):
+            allowed = limits()
+            blt = blt_bench(model(args, ours), "-p", 0, "-n", 64, "-r", 1, "--context", CONTEXT, "--patch-length", PATCH)
+            llama_rate = llama.generate(theirs, CONTEXT, 64)
+            allowed = [allowed["read"], limits()["read"]]
+            rounds.append((blt, llama_rate, sum(allowed) / 2))
+        rates = [blt["generate"]["bytes_per_second"] for blt, *_ in rounds]
+        per_byte = rounds[0][0]["weight_bytes_per_generated_byte"]
+        rows.append([
+            f"{ours} (llama.cpp {theirs})",
+            spread(rates),
+            spread([theirs for _, theirs, _ in rounds]),
+            f"{median(rate / theirs for rate, (_, theirs, _) in zip(rates, rounds)):.2f}",
+            f"{per_byte / 1e6:.0f}",
+            spread([read for *_, read in rounds]),
+            percent(median(rate * per_byte / read / 1e9 for rate, (*_, read) in zip(rates, rounds))),
+        ])
+    return Table(
+        f"Generating, bytes/s: blt-1b shape, {CONTEXT} bytes of context, patches of {PATCH}",
+        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "share of it"],
+        rows,
+        "benches/peers/run.py FOLDER generate",
+    )
+
+
+def prompt(args) -> Table:
+    peer, llama = torch(args), Llama(args)
+    ours = {name: (name, []) for name in FORMATS} | {"bf16, fast profile": ("bf16", ["--profile", "fast"])}
+    rounds = []
+    for _ in range(args.rounds):
+        allowed = limits()
+        rates = {
+            label: blt_bench(model(args, name), "-p", PROMPT, "-n", 0, "-r", 1, "--patch-length", PATCH, *options)["prompt"]["bytes_per_second"]
+            for label, (name, options) in ours.items()
+        }
+        rates["PyTorch"] = PROMPT / peer.ask("prompt", PROMPT)
+        for name, (theirs, _) in FORMATS.items():
+            rates[f"llama {name}"] = llama.prompt(theirs, PROMPT)
+        rounds.append((rates, allowed))
+    operations = 2 * (PER_BYTE + PER_PATCH / PATCH)
+    rows = []
+    for label, (name, _) in ours.items():
+        unit = {"bf16": "f32", "bf16, fast profile": "bf16"}.get(label, "int8")
+        ratio = lambda other: f"{median(rates[label] / rates[other] for rates, _ in rounds):.2f}"
+        share = "-" if rounds[0][1][unit] is None else percent(median(rates[label] * operations / 1e9 / allowed[unit] for rates, allowed in rounds))
+        rows.append([
+            label,
+            spread([rates[label] for rates, _ in rounds]),
+            ratio("PyTorch"),
+            ratio(f"llama {name}"),
+            f"{median(rates[label] for rates, _ in rounds) * operations / 1e9:.0f}",
+            f"{share} of {unit}",
+        ])
+    for label, title in [("PyTorch", "transformers, bf16")] + [(f"llama {name}", f"llama.cpp's parts, {FORMATS[name][0]}") for name in FORMATS]:
+        rows.append([title, spread([rates[label] for rates, _ in rounds]), "", "", f"{median(rates[label] for rates, _ in rounds) * operations / 1e9:.0f}", ""])
+    return Table(
+        f"A prompt of {PROMPT} bytes, bytes/s: blt-1b shape, patches of {PATCH}",
+        ["", "bytes/s", "to transformers", "to llama.cpp", "GOP/s", "share of the peak"],
+        rows,
+        "benches/peers/run.py FOLDER prompt",
+    )
+
+
+def transformers(args) -> Table:
+    peer = torch(args)
+    rows = []
+    for context in (64, 256, 512):
+        rates = {}
+        for name in FORMATS:
+            options = ["-p", 0, "-n", 32, "-r", 1, "--context", context, "--patch-length", PATCH]
+            rates[name] = blt_bench(model(args, name), *options)["generate"]["bytes_per_second"]
+        theirs = 1 / peer.ask("generate", context, 3)
+        rows.append([str(context), f"{theirs:.2f}", *(f"{rate:.1f} ({rate / theirs:.0f} times)" for rate in rates.values())])
+    return Table(
+        "Generating beside transformers (PyTorch, bf16), bytes/s: blt-1b shape",
+        ["bytes of context", "transformers", *FORMATS],
+        rows,
+        "benches/peers/run.py FOLDER transformers",
+        "Transformers reads the whole text again for every byte, blt only the new byte.",
+    )
+
+
+def matmul(args) -> Table:
+    linear = bench_program("blt-kernels", "linear")
+    pytorch = torch(args)
+    candle = Peer(args.folder / "peers/candle/target/release/candle-peer", RAYON_NUM_THREADS=str(os.cpu_count()))
+    rows = []
+    for n in (1, 128, 512):
+        for name, unit in [("bf16fast", "bf16"), ("q8_0", "int8"), ("q4_k", "int8")]:
+            for shape in SHAPES:
+                out = run(linear, name, f"{shape[0]}x{shape[1]}", f"n={n}", f"threads={os.cpu_count()}")
+                rate = float(re.search(r": +([\d.]+) G", out)[1])
+                if name == "bf16fast":
+                    seconds, bits = pytorch.ask("matmul", "bf16", *shape, n), 16
+                else:
+                    seconds, bits = candle.ask(name, *shape, n), {"q8_0": 8.5, "q4_k": 4.5}[name]
+                weights = shape[0] * shape[1]
+                theirs = weights * bits / 8 / seconds / 1e9 if n == 1 else 2 * n * weights / seconds / 1e9
+                allowed = limits()
+                limit = allowed["read"] if n == 1 else allowed[unit]
+                rows.append([
+                    f"{name.removesuffix('fast')}, {shape[0]} x {shape[1]}, {n}",
+                    f"{rate:.0f}" if n > 1 else f"{rate:.1f}",
+                    f"{theirs:.0f}" if n > 1 else f"{theirs:.1f}",
+                    f"{rate / theirs:.2f}",
+                    f"{limit:.0f}" if limit else "-",
+                    percent(rate / limit) if limit else "-",
+                ])
+    return Table(
+        "Matrices times vectors: GB/s of weights for one vector, GOP/s for more",
+        ["type, shape, vectors", "blt", "candle, PyTorch for bf16", "ratio", "limit", "share of it"],
+        rows,
+        "benches/peers/run.py FOLDER matmul",
+    )
+
+
+if __name__ == "__main__":
+    main(__doc__, {f.__name__: f for f in (generate, prompt, transformers, matmul)})

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Measures blt alone, and writes the README's performance section: benches/report.py FOLDER PART...
+
+FOLDER keeps the models (the blt-1b shape with random weights, 9.3 GB, and 8- and 4-bit copies; made when
+missing) and the results of each part, so that parts can be measured one at a time. `--write FILE` puts the tables
+of parts, those of benches/peers/run.py too, where `<!-- figures: PART... -->` asks for them.
+
+  convert    the 9.3 GB file to 8 and 4 bits: time, memory
+  opening    from the start of the program to the first byte, and the memory it takes
+  memory     resident memory after a prompt, beside what it has to be
+  cold       a prompt from a file of which nothing is in memory; a row of a hash table
+  context    speed after so much context, and the share of the global attention
+  default    the model that comes with the source
+  quality    what quantising costs trained models (--models, --text)
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import re
+import tempfile
+
+from common import BIN, ROOT, Table, bench_program, blt_bench, limits, main, measured, median, percent, run, spread
+
+SMALL = ["q8_0", "q4_k"]
+
+
+def model(args, name: str = "bf16") -> pathlib.Path:
+    """The blt-1b shape in some format, made if it is missing."""
+    path = args.folder / ("1b.safetensors" if name == "bf16" else f"1b.{name}.safetensors")
+    with open(args.folder / "1b.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() and name == "bf16":
+            run(BIN / "examples/synthetic", path, "1b")
+        elif not path.exists():
+            run(BIN / "blt-quantize", model(args), path, "--type", name, "--quiet")
+    return path
+
+
+def mb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e6:.0f}"
+
+
+def convert(args) -> Table:
+    rows, source = [], model(args)
+    for name in SMALL:
+        out = args.folder / f"1b.{name}.safetensors"
+        seconds, memory = measured(BIN / "blt-quantize", source, out, "--type", name, "--quiet")
+        rows.append([name, f"{seconds:.0f}", mb(source.stat().st_size / seconds), f"{out.stat().st_size / 1e9:.2f}", mb(memory)])
+    return Table(
+        f"Converting the blt-1b shape ({source.stat().st_size / 1e9:.1f} GB)",
+        ["to", "seconds", "MB read per second", "GB written", "peak memory, MB"],
+        rows,
+        "blt-quantize 1b.safetensors OUT --type q4_k",
+    )
+
+
+def opening(args) -> Table:
+    rows = []
+    for name in ["bf16", *reversed(SMALL)]:
+        command = [BIN / "blt-run", model(args, name), "-p", "", "-n", "1", "--temp", "0", "--quiet"]
+        measured(*command)  # brings the pages into the cache
+        runs = [measured(*command) for _ in range(5)]
+        rows.append([name, spread([seconds for seconds, _ in runs]), mb(median(memory for _, memory in runs))])
+    return Table(
+        "From the start of the program to the first byte, file in the page cache: blt-1b shape",
+        ["weights", "seconds", "resident, MB"],
+        rows,
+        "time blt-run MODEL -p '' -n 1",
+    )
+
+
+def memory(args) -> Table:
+    rows = []
+    for name in ["bf16", *SMALL]:
+        path = model(args, name)
+        report = blt_bench(path, "-p", 512, "-n", 0, "-r", 1, "--patch-length", 4)
+        info = json.loads(run(BIN / "blt-info", path, "--json"))
+        dense, caches = info["memory"]["resident_weight_bytes"], report["prompt"]["cache_bytes"]
+        tables = info["config"]["hash"]
+        row = info["parts"]["hash_tables"]["bytes"] / tables["vocab"] / len(tables["group_sizes"])
+        # Each lies on one page, or on one more than its whole pages.
+        page = os.sysconf("SC_PAGE_SIZE")
+        touched = 512 * len(tables["group_sizes"]) * ((row - 1) // page + 1 + (row - 1) % page / page) * page
+        expected = dense + caches + touched
+        found = report["peak_memory_bytes"]
+        rows.append([name, *map(mb, (dense, caches, touched, expected, found)), f"{100 * (found / expected - 1):+.1f} %"])
+    return Table(
+        "Memory of a prompt of 512 bytes, MB: blt-1b shape",
+        ["weights", "weights but for hash tables", "caches", "pages of hash rows", "sum", "peak resident", ""],
+        rows,
+        "blt-bench MODEL -p 512 -n 0 -r 1 --patch-length 4",
+    )
+
+
+def drop_pages(path: pathlib.Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def cold(args) -> Table:
+    rows = []
+    text = (ROOT / "README.md").read_bytes()[:512]
+    with tempfile.NamedTemporaryFile() as prompt:
+        prompt.write(text)
+        prompt.flush()
+        for name in ["bf16", "q4_k"]:
+            path = model(args, name)
+            command = [BIN / "blt-run", path, "-f", prompt.name, "-n", "1", "--temp", "0", "--patching", "static", "--quiet"]
+            times = {"cold": [], "warm": []}
+            for _ in range(3):
+                drop_pages(path)
+                times["cold"].append(measured(*command)[0])
+                times["warm"].append(measured(*command)[0])
+            rows.append([f"512 bytes and one more, {name}, seconds", spread(times["cold"]), "", spread(times["warm"])])
+    out = run(bench_program("blt", "cold_rows"), model(args), cwd=ROOT)
+    runs = [list(map(float, line.split())) for line in out.splitlines() if re.fullmatch(r"[\d. ]+", line)]
+    asked, plain, warm = ([times[i] for times in runs] for i in range(3))
+    rows.append(["a row of a hash table, µs", spread(asked), spread(plain), spread(warm)])
+    return Table(
+        "From a file of which nothing is in memory: blt-1b shape",
+        ["", "cold, asked for ahead", "cold, one by one", "in the page cache"],
+        rows,
+        "cargo bench --bench cold_rows -- MODEL",
+        "The prompts are cut into patches of 4 without the entropy model, and are a start of the program each.",
+    )
+
+
+def context(args) -> Table:
+    path, rows, base = model(args, "q4_k"), [], None
+    for n in (64, 512, 4000, 16000):
+        rates = []
+        # Patches of 4; and one patch without end, which leaves the byte models alone.
+        for length in (4, 10**6):
+            report = blt_bench(path, "-p", 0, "-n", 32, "-r", 3, "--context", n, "--patch-length", length)
+            rates.append(report["generate"]["bytes_per_second"])
+        whole, local = (1000 / rate for rate in rates)
+        # Of the global transformer's time, what grows with the patches is its attention.
+        base = whole - local if base is None else base
+        rows.append([str(n), str(n // 4), f"{rates[0]:.1f}", f"{whole:.1f}", f"{local:.1f}", f"{whole - local:.1f}", percent(max(0, whole - local - base) / whole)])
+    return Table(
+        "Generating after so much context: blt-1b shape, q4_k, patches of 4",
+        ["bytes", "patches", "bytes/s", "ms a byte", "of it the byte models", "the rest", "share of global attention"],
+        rows,
+        "blt-bench MODEL -p 0 -n 32 --context BYTES --patch-length 4",
+        "The byte models' time is that with one patch without end. Global attention is counted as what the rest has grown by since 64 bytes.",
+    )
+
+
+def default(args) -> Table:
+    path, rows = ROOT / "models/default.safetensors", []
+    report = blt_bench(path, "-p", 512, "-n", 512, "-r", 9)
+    allowed = limits()
+    share = report["generate"]["bytes_per_second"] * report["weight_bytes_per_generated_byte"] / allowed["read"] / 1e9
+    for what in ("prompt", "generate"):
+        seconds = report[what]["seconds"]
+        rows.append([
+            {"prompt": "a prompt of 512 bytes", "generate": "generating 512 bytes after it"}[what],
+            spread([report[what]["bytes"] / s for s in seconds]),
+            "-" if what == "prompt" else f"{percent(share)} of {allowed['read']:.0f} GB/s (weights fit the caches)",
+        ])
+    return Table("The default model, bytes/s", ["", "bytes/s", "share of the memory's rate"], rows, "blt-bench -p 512 -n 512 -r 9")
+
+
+def quality(args) -> Table:
+    shared = ROOT.parent / "shared"
+    text = pathlib.Path(os.environ.get("BLT_TEXT", shared / "data/tinystories.valid.txt"))
+    models = {"default": ROOT / "models/default.safetensors", "stories": pathlib.Path(os.environ.get("BLT_MODELS", shared / "models")) / "stories"}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for label, path in models.items():
+            for name in ["--to bf16", "--type q8_0", "--type q6_k", "--type q4_k", "--type q4_0"]:
+                out = pathlib.Path(folder) / "out.safetensors"
+                printed = run(BIN / "blt-quantize", path, out, *name.split(), "--eval", text, "--quiet")
+                value = lambda title: re.search(rf"^{title} +(.*)$", printed, re.M)[1]
+                bits = re.search(r"^all .*?([\d.]+) +[\d.]+ %", printed, re.M)[1]
+                rows.append([label, name.split()[1], mb(out.stat().st_size), bits]
+                    + [value(title) for title in ("bits per byte after", "divergence of next-byte guesses", "patch boundaries unchanged", "greedy bytes unchanged")])
+    return Table(
+        "What quantising costs trained models, on 65,536 bytes of held-out children's stories",
+        ["model", "type", "MB", "bits a weight", "bits per byte", "divergence", "patch starts kept", "best next byte kept"],
+        rows,
+        "blt-quantize MODEL OUT --type q4_k --eval TEXT",
+        "Each beside the model as it is, in windows of 512 bytes.",
+    )
+
+
+if __name__ == "__main__":
+    main(__doc__, {f.__name__: f for f in (convert, opening, memory, cold, context, default, quality)})
