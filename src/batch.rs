@@ -57,11 +57,20 @@ pub fn feed_ids(feeds: &mut [(&mut Session, &[Id])]) -> Vec<Result<()>> {
 fn run<'a>(readings: impl Iterator<Item = Reading<'a>>) -> Vec<Result<()>> {
     let mut readings: Vec<Reading<'_>> = readings.collect();
     run_together(&mut readings);
-    readings.into_iter().map(Reading::finish).collect()
+    let finished = readings.into_iter().map(Reading::finish);
+    finished.map(|result| result.map(|_| ())).collect()
 }
 
 /// The next byte of each generator, as its [`Iterator::next`]: `None` once it has ended, an error
 /// once if its session fails. The bytes chosen before are read together.
 pub fn next_bytes(generators: &mut [&mut Generator<'_>]) -> Vec<Option<Result<u8>>> {
     Generator::next_of_all(generators).into_iter().collect()
+}
+
+/// Lets each session read the byte that its generator chose last, as [`Generator::finish`] does.
+///
+/// # Errors
+/// As [`feed`].
+pub fn finish(generators: Vec<Generator<'_>>) -> Vec<Result<()>> {
+    Generator::finish_all(generators)
 }

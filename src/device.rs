@@ -17,6 +17,36 @@ pub enum Device {
     Auto,
 }
 
+/// Where the tables of a model on a GPU are: six of half a million rows in the published models. A byte
+/// reads one row of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TablePlace {
+    /// On the GPU if its memory has room for them and 2 GiB more, or else in that of the host.
+    #[default]
+    Auto,
+    /// In the memory of the host, which gathers the rows. The GPU then waits for it once more per byte.
+    Host,
+    /// On the GPU.
+    Device,
+}
+
+impl FromStr for TablePlace {
+    type Err = Error;
+
+    /// `auto`, `host` or `device`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "auto" => Ok(TablePlace::Auto),
+            "host" => Ok(TablePlace::Host),
+            "device" => Ok(TablePlace::Device),
+            _ => Err(Error::argument(
+                "tables",
+                format!("expected auto, host or device, found \"{text}\""),
+            )),
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = Error;
 

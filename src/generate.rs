@@ -121,10 +121,6 @@ impl Generator<'_> {
     /// # Errors
     /// As [`Session::feed_ids`].
     pub fn finish(mut self) -> Result<()> {
-        self.read_chosen()
-    }
-
-    fn read_chosen(&mut self) -> Result<()> {
         match self.unread.take() {
             Some(id) => self.session.feed_ids(&[id]),
             None => Ok(()),
@@ -141,11 +137,8 @@ impl Generator<'_> {
         needs
     }
 
-    /// Chooses the next id.
-    fn choose(&mut self) {
-        let id = self
-            .sampler
-            .sample(self.session.logits(), self.session.ids());
+    /// Takes the id chosen next.
+    fn add(&mut self, id: Id) {
         if id == EOS {
             return self.end(FinishReason::Eos, 0);
         }
@@ -158,6 +151,20 @@ impl Generator<'_> {
             Stop::Held(n) => self.ready = self.held.len() - n,
             Stop::Found { len, .. } => self.end(FinishReason::StopString, len),
         }
+    }
+
+    /// [`Generator::finish`] of all. The sessions read together.
+    pub(crate) fn finish_all(generators: Vec<Generator<'_>>) -> Vec<Result<()>> {
+        let (mut sessions, unread): (Vec<_>, Vec<_>) = (generators.into_iter())
+            .map(|g| (g.session, g.unread))
+            .unzip();
+        let readings = sessions.iter_mut().zip(&unread);
+        let mut readings: Vec<Reading<'_>> = readings
+            .map(|(session, id)| Reading::new(session, id.as_slice()))
+            .collect();
+        run_together(&mut readings);
+        let finished = readings.into_iter().map(Reading::finish);
+        finished.map(|result| result.map(|_| ())).collect()
     }
 
     /// The next byte of each, as [`Iterator::next`]. The sessions read together.
@@ -175,13 +182,14 @@ impl Generator<'_> {
             let unread: Few<Option<Id>> = unread.collect();
             let readings = going.iter_mut().zip(&*unread);
             let mut readings: Few<Reading<'_>> = readings
-                .map(|((g, _), id)| Reading::new(g.session, id.as_slice()))
+                .map(|((g, _), id)| Reading::new(g.session, id.as_slice()).choosing(&mut g.sampler))
                 .collect();
             run_together(&mut readings);
-            let results: Few<Result<()>> = readings.into_iter().map(Reading::finish).collect();
+            let results: Few<Result<Option<Id>>> =
+                readings.into_iter().map(Reading::finish).collect();
             for ((generator, error), result) in going.into_iter().zip(results) {
                 match result {
-                    Ok(()) => generator.choose(),
+                    Ok(id) => generator.add(id.expect("there is a sampler")),
                     Err(e) => {
                         generator.failed = true;
                         *error = Some(e);

@@ -32,6 +32,11 @@
 //! the text came, on any number of threads ([`ops::Compute`]), and on every instruction set's path
 //! but the portable one (which cannot rely on fused multiply-add).
 //!
+//! # Several sessions
+//!
+//! [`batch`] lets sessions of one model read and generate together: weights are read once for all, and
+//! each session keeps the bits it has alone.
+//!
 //! # Threads
 //!
 //! A [`Model`] is `Send + Sync` and cheap to clone; it owns its threads and leaves the global pool
@@ -48,7 +53,7 @@
 //! # Features
 //!
 //! - `cli` (default): the programs; turn it off to use the library alone.
-//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Unfinished, and never yet run on one.
+//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Tested on an emulation, never yet run on one.
 //! - `train` (default): training, in the module `train`, and the program blt-train.
 //! - `capi`: the C functions of libblt.
 
@@ -62,7 +67,6 @@ pub mod cli;
 mod codec;
 pub mod config;
 #[cfg(feature = "cuda")]
-#[allow(dead_code)]
 mod cuda;
 mod device;
 pub mod error;
@@ -88,7 +92,7 @@ pub use cache::KvType;
 pub use cancel::Canceller;
 #[cfg(feature = "cuda")]
 pub use cuda::{DeviceInfo, devices};
-pub use device::Device;
+pub use device::{Device, TablePlace};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator};
 pub use model::Model;

@@ -70,6 +70,34 @@ impl Sampler {
         id.unwrap_or_else(|| self.lowest_allowed(logits.len()))
     }
 
+    /// What a GPU needs to choose as [`sample`](Self::sample) would next; `None` if that takes more than
+    /// the logits.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn choice(&self, n_logits: usize) -> Option<crate::cuda::Choice> {
+        let config = &self.config;
+        if config.repeat_penalty != 1.0 {
+            return None;
+        }
+        let all = u32::try_from(n_logits).ok()?;
+        let banned = (0..BYTE_OFFSET).filter(|&id| !self.is_allowed(id));
+        Some(crate::cuda::Choice {
+            draw: self.random.clone().unit(),
+            temperature: config.temperature.into(),
+            top_p: config.top_p.unwrap_or(1.0).into(),
+            least: config.min_p.unwrap_or(0.0).into(),
+            top_k: (config.top_k).map_or(all, |k| u32::try_from(k).unwrap_or(all).min(all)),
+            banned: banned.fold(0, |bits, id| bits | 1 << id),
+            fallback: self.lowest_allowed(n_logits).into(),
+        })
+    }
+
+    /// Takes the random number of a choice that was made elsewhere.
+    pub(crate) fn skip(&mut self) {
+        if self.config.temperature != 0.0 {
+            self.random.unit();
+        }
+    }
+
     /// Probability of each id (one per logit, sum 1) of being chosen by [`sample`](Self::sample).
     /// Empty for no logits.
     pub fn distribution(&self, logits: &[f32], history: &[Id]) -> Vec<f64> {

@@ -1,53 +1,148 @@
 // Softmax attention of query rows over ranges of cached keys: windowed and full self-attention, and
 // both cross-attentions.
 //
-// Keys and values are rings: position p lies in row p % capacity. Row i sees from[i]..to[i], not empty.
-// A block takes one head of one row, 128 positions at a time, with a running maximum and sum:
+// Row i sees the positions from..to of its sequence, not none. A block takes one head of one row. Keys are
+// dealt out to groups of lanes, each lane with a few columns of the head, so that a group reads a key and
+// a value in a row. Every group keeps a maximum and sums of its own, which are joined at the end:
 //
-//     score one key per thread; m' = max(m, scores); acc *= exp(m - m'); acc += exp(score - m') v
+//     m' = max(m, scores); sum = sum exp(m - m') + exp(score - m'); acc likewise, with the values
 #include "common.cuh"
 
-constexpr unsigned KEYS = 128;      // threads of the block, one key each
-constexpr unsigned MAX_HEAD = 256;  // widest head
+constexpr unsigned ATTENTION_WARPS = 8;  // of a block
+constexpr unsigned MAX_HEAD = 256;       // widest head
+constexpr unsigned AT_ONCE = 4;          // keys of a group that are loaded before the first is used
 
-// Grid (n_heads, n): q and out (n, n_heads * head_dim), k and v (capacity, n_kv_heads * head_dim).
-KERNEL(attention)
-(const float *q, const float *k, const float *v, const unsigned *from, const unsigned *to, float *out,
- unsigned n_kv_heads, unsigned head_dim, unsigned capacity) {
-    __shared__ float query[MAX_HEAD], weights[KEYS];
-    unsigned n_heads = gridDim.x, head = blockIdx.x, row = blockIdx.y, t = threadIdx.x;
-    size_t stride = (size_t)n_kv_heads * head_dim;
-    q += ((size_t)row * n_heads + head) * head_dim;
-    out += ((size_t)row * n_heads + head) * head_dim;
-    k += head / (n_heads / n_kv_heads) * head_dim;
-    v += head / (n_heads / n_kv_heads) * head_dim;
+// exp(x - max), also where there is nothing yet and both are -infinity.
+DEVICE float share(float x, float max) { return x == -INFINITY ? 0 : expf(x - max); }
+
+// Four columns of a row of a head from `d` on, zeros past its end.
+DEVICE float4 columns(const float *row, unsigned d, unsigned head_dim) {
+    if (head_dim % 4 == 0 && d < head_dim) return *(const float4 *)(row + d);
+    float4 x;
+    x.x = d < head_dim ? row[d] : 0, x.y = d + 1 < head_dim ? row[d + 1] : 0;
+    x.z = d + 2 < head_dim ? row[d + 2] : 0, x.w = d + 3 < head_dim ? row[d + 3] : 0;
+    return x;
+}
+
+// C: how many times four columns of a head a lane has.
+template <unsigned C>
+DEVICE void attend(const float *query, const float *k, const float *v, const Row &row, size_t stride,
+                   unsigned head_dim, float *out) {
+    __shared__ float maxima[ATTENTION_WARPS], sums[ATTENTION_WARPS], accs[ATTENTION_WARPS][MAX_HEAD];
+    unsigned lanes_per_key = 1;
+    while (lanes_per_key < WARP && lanes_per_key * 4 < head_dim) lanes_per_key *= 2;
+    unsigned group = threadIdx.x / lanes_per_key, groups = blockDim.x / lanes_per_key;
+    unsigned lane = threadIdx.x % lanes_per_key;
     float scale = 1 / sqrtf((float)head_dim);
-    for (unsigned d = t; d < head_dim; d += KEYS) query[d] = q[d];
-    float acc[MAX_HEAD / KEYS] = {0, 0};  // of the columns t, t + KEYS
+    float4 q[C], acc[C];
+    for (unsigned c = 0; c < C; c++) {
+        q[c] = columns(query, (c * lanes_per_key + lane) * 4, head_dim);
+        acc[c].x = acc[c].y = acc[c].z = acc[c].w = 0;
+    }
     float max = -INFINITY, sum = 0;
-    for (unsigned first = from[row]; first < to[row]; first += KEYS) {
-        unsigned n = to[row] - first < KEYS ? to[row] - first : KEYS;
-        __syncthreads();  // the query is there; the weights before are used up
-        float score = -INFINITY;
-        if (t < n) {
-            const float *key = k + (first + t) % capacity * stride;
-            float dot = 0;
-            for (unsigned d = 0; d < head_dim; d++) dot = fmaf(query[d], key[d], dot);
-            score = dot * scale;
+    for (unsigned first = row.from; first < row.to; first += groups * AT_ONCE) {
+        float4 keys[AT_ONCE][C], values[AT_ONCE][C];
+        float scores[AT_ONCE], new_max = max;
+        UNROLL
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            unsigned position = first + i * groups + group;
+            size_t at = position % row.capacity * stride;
+            for (unsigned c = 0; c < C; c++) {
+                // Past the end of the head there are no columns to read.
+                unsigned d = position < row.to ? (c * lanes_per_key + lane) * 4 : head_dim;
+                keys[i][c] = columns(k + at, d, head_dim);
+                values[i][c] = columns(v + at, d, head_dim);
+            }
         }
-        float new_max = fmaxf(max, block_max(score));
-        float weight = t < n ? expf(score - new_max) : 0;
-        weights[t] = weight;
-        float shrink = expf(max - new_max);
-        sum = sum * shrink + block_sum(weight);  // its barriers also show all weights
+        UNROLL
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            float dot = 0;
+            for (unsigned c = 0; c < C; c++) {
+                dot = fmaf(q[c].x, keys[i][c].x, dot), dot = fmaf(q[c].y, keys[i][c].y, dot);
+                dot = fmaf(q[c].z, keys[i][c].z, dot), dot = fmaf(q[c].w, keys[i][c].w, dot);
+            }
+            for (unsigned mask = lanes_per_key / 2; mask > 0; mask /= 2) dot += warp_xor(dot, mask);
+            scores[i] = first + i * groups + group < row.to ? dot * scale : -INFINITY;
+            new_max = fmaxf(new_max, scores[i]);
+        }
+        float shrink = share(max, new_max);
+        sum *= shrink;
+        for (unsigned c = 0; c < C; c++) acc[c].x *= shrink, acc[c].y *= shrink, acc[c].z *= shrink, acc[c].w *= shrink;
+        UNROLL
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            float weight = share(scores[i], new_max);
+            sum += weight;
+            for (unsigned c = 0; c < C; c++) {
+                acc[c].x = fmaf(weight, values[i][c].x, acc[c].x), acc[c].y = fmaf(weight, values[i][c].y, acc[c].y);
+                acc[c].z = fmaf(weight, values[i][c].z, acc[c].z), acc[c].w = fmaf(weight, values[i][c].w, acc[c].w);
+            }
+        }
         max = new_max;
-        for (unsigned i = 0; i < MAX_HEAD / KEYS; i++) {
-            unsigned d = t + i * KEYS;
-            if (d >= head_dim) break;
-            acc[i] *= shrink;
-            for (unsigned j = 0; j < n; j++) acc[i] = fmaf(weights[j], v[(first + j) % capacity * stride + d], acc[i]);
+    }
+    // The groups of a warp, then the warps.
+    for (unsigned mask = lanes_per_key; mask < WARP; mask *= 2) {
+        float new_max = fmaxf(max, warp_xor(max, mask)), shrink = share(max, new_max);
+        max = new_max;
+        sum *= shrink, sum += warp_xor(sum, mask);
+        for (unsigned c = 0; c < C; c++) {
+            acc[c].x *= shrink, acc[c].x += warp_xor(acc[c].x, mask);
+            acc[c].y *= shrink, acc[c].y += warp_xor(acc[c].y, mask);
+            acc[c].z *= shrink, acc[c].z += warp_xor(acc[c].z, mask);
+            acc[c].w *= shrink, acc[c].w += warp_xor(acc[c].w, mask);
         }
     }
-    for (unsigned i = 0; i < MAX_HEAD / KEYS; i++)
-        if (t + i * KEYS < head_dim) out[t + i * KEYS] = acc[i] / sum;
+    unsigned warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    if (threadIdx.x % WARP < lanes_per_key) {
+        maxima[warp] = max, sums[warp] = sum;
+        for (unsigned c = 0; c < C; c++) {
+            float *to = accs[warp] + (c * lanes_per_key + lane) * 4;
+            to[0] = acc[c].x, to[1] = acc[c].y, to[2] = acc[c].z, to[3] = acc[c].w;
+        }
+    }
+    __syncthreads();
+    float of_all = maxima[0], total = 0;
+    for (unsigned i = 1; i < warps; i++) of_all = fmaxf(of_all, maxima[i]);
+    for (unsigned i = 0; i < warps; i++) total += sums[i] * share(maxima[i], of_all);
+    for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) {
+        float x = 0;
+        for (unsigned i = 0; i < warps; i++) x += accs[i][d] * share(maxima[i], of_all);
+        out[d] = x / total;
+    }
+}
+
+// Grid (n_heads, n), 32 to 256 threads. q: rows of `q_stride`, of which the first n_heads * head_dim are
+// queries; out (n, n_heads * head_dim). Keys are side `side` of the memory, values the next one.
+//
+// With `angles` (n, head_dim: cosines, then sines) the rows are of different sequences, and their own
+// keys and values follow the queries: they are entered first, queries and keys turned, as rope_append
+// would. Heads that share a key enter it alike.
+KERNEL(attention)
+(const float *q, const Row *rows, const float *angles, float *out, unsigned q_stride, unsigned side,
+ unsigned n_kv_heads, unsigned head_dim) {
+    __shared__ __align__(16) float query[MAX_HEAD];
+    unsigned n_heads = gridDim.x, head = blockIdx.x, kv_head = head / (n_heads / n_kv_heads);
+    Row row = rows[blockIdx.y];
+    size_t stride = (size_t)n_kv_heads * head_dim;
+    float *k = row.memory + (size_t)side * row.capacity * stride + kv_head * head_dim;
+    float *v = k + (size_t)row.capacity * stride;
+    q += (size_t)blockIdx.y * q_stride;
+    const float *own = q + (size_t)n_heads * head_dim + kv_head * head_dim;  // key; the value is `stride` on
+    q += head * head_dim;
+    size_t at = row.position % row.capacity * stride;
+    if (angles) {
+        const float *cos = angles + (size_t)blockIdx.y * head_dim, *sin = cos + head_dim / 2;
+        for (unsigned i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
+            rotate(q + 2 * i, query + 2 * i, cos[i], sin[i]);
+            rotate(own + 2 * i, k + at + 2 * i, cos[i], sin[i]);
+        }
+        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) v[at + d] = own[stride + d];
+    } else {
+        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) query[d] = q[d];
+    }
+    __syncthreads();
+    out += ((size_t)blockIdx.y * n_heads + head) * head_dim;
+    if (head_dim <= 4 * WARP)
+        attend<1>(query, k, v, row, stride, head_dim, out);
+    else
+        attend<2>(query, k, v, row, stride, head_dim, out);
 }

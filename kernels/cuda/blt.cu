@@ -1,5 +1,8 @@
 // All kernels, for one fatbin.
-#include "attention.cu"
-#include "linear.cu"
 #include "rope.cu"
+//
+#include "attention.cu"
+#include "embedding.cu"
+#include "linear.cu"
 #include "rows.cu"
+#include "sample.cu"

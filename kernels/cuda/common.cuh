@@ -12,6 +12,7 @@ typedef signed char int8_t;
 typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
 #define INFINITY __int_as_float(0x7f800000)
 #else
 #include <math.h>
@@ -23,6 +24,7 @@ typedef unsigned int uint32_t;
 #include <mma.h>
 #define KERNEL(name) extern "C" __global__ void name
 #define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 
 DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
@@ -37,6 +39,35 @@ DEVICE float warp_reduce(float x, Op op) {
 #else
 #include "emulate/simt.hh"
 #endif
+
+// Products and sums that are not fused, for results that are the CPU's bit for bit.
+#ifdef __CUDACC__
+DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
+DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
+DEVICE double bits_double(uint64_t bits) { return __longlong_as_double((long long)bits); }
+DEVICE uint64_t double_bits(double x) { return (uint64_t)__double_as_longlong(x); }
+#else
+DEVICE double mul(double a, double b) { return a * b; }
+DEVICE double add(double a, double b) { return a + b; }
+DEVICE double bits_double(uint64_t bits) {
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+DEVICE uint64_t double_bits(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, 8);
+    return bits;
+}
+#endif
+
+// Where a row of a pass stands: its sequence's memory in a stack of layers, and what it sees there. The
+// memory is one ring of `capacity` rows per layer and side (keys, values); position p lies in row
+// p % capacity of each. The same structure in src/cuda/ops.rs.
+struct Row {
+    float *memory;
+    unsigned capacity, position, from, to;
+};
 
 constexpr unsigned WARP = 32;
 // Threads of the kernels that work on one row with a block.

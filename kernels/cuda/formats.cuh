@@ -2,7 +2,7 @@
 // block formats in tiles of 16 rows as kernels/src/block lays them out (layout version 1).
 #pragma once
 
-#include "common.cuh"
+#include "mma.cuh"
 
 constexpr unsigned TILE_ROWS = 16;
 
@@ -26,6 +26,40 @@ struct Bf16 {
 template <class F>
 struct Plain : F {
     using Element = typename F::Element;
+    static constexpr unsigned SCALES = 0;
+    // Rows g and g + 8 of a tile at a lane's 8 columns of a run of 32: 8 t .. 8 t + 8, half of them per step.
+    struct Run {
+        union {
+            uint4 all[sizeof(Element) / 2];
+            Element e[8];
+        } rows[2];
+        float scale[2][2], minimum[2][2];
+    };
+    DEVICE static unsigned column(unsigned step, unsigned t) { return 8 * t + 4 * step; }
+    DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, unsigned tile, unsigned number, unsigned g,
+                          unsigned t) {
+        Run run;
+        unsigned col = number * 32 + 8 * t;
+        for (unsigned i = 0; i < 2; i++) {
+            unsigned row = tile * 16 + g + 8 * i;
+            const Element *from = (const Element *)w + (size_t)row * cols + col;
+            if (row < rows && col + 8 <= cols && cols % 8 == 0) {
+                for (unsigned j = 0; j < sizeof(Element) / 2; j++) run.rows[i].all[j] = ((const uint4 *)from)[j];
+            } else {
+                for (unsigned j = 0; j < 8; j++) run.rows[i].e[j] = row < rows && col + j < cols ? from[j] : 0;
+            }
+        }
+        return run;
+    }
+    DEVICE static void step(const Run &run, unsigned step, uint32_t high[4], uint32_t low[4]) {
+        for (unsigned i = 0; i < 4; i++) {
+            const Element *pair = run.rows[i % 2].e + 4 * step + i / 2 * 2;
+            if (F::LOW_PART)
+                split_pair(F::value(pair[0]), F::value(pair[1]), high[i], low[i]);
+            else
+                high[i] = (uint32_t)pair[0] | (uint32_t)pair[1] << 16;
+        }
+    }
     // Weights (row, col..col + 4) of a (rows, cols) matrix; zero outside.
     DEVICE static void load4(const uint8_t *w, unsigned cols, unsigned row, unsigned col, float out[4]) {
         const Element *from = (const Element *)w + (size_t)row * cols + col;
@@ -41,64 +75,106 @@ DEVICE uint32_t nibbles(const uint8_t *quants, unsigned row, unsigned group) {
     return group < 4 ? bytes & 0x0f0f0f0f : bytes >> 4 & 0x0f0f0f0f;
 }
 
+// Block formats: a weight is scale * (byte - ZERO) - minimum. `bytes`: the four of group `group` (of 4 columns)
+// of a row of a chunk. SCALES: 1 if there is no minimum, 2 if there is one.
 struct Q8_0 {
-    static constexpr unsigned COLS = 64, CHUNK = 1088;
-    // The four weights of group `group` of a row of a chunk.
-    DEVICE static void group4(const uint8_t *chunk, unsigned row, unsigned group, float out[4]) {
-        unsigned block = group / 8;
-        float d = half_at(chunk + (block * TILE_ROWS + row) * 2);
-        uint32_t q = *(const uint32_t *)(chunk + 64 + block * 512 + (group % 8 * TILE_ROWS + row) * 4);
-        for (int i = 0; i < 4; i++) out[i] = d * ((int)(q >> 8 * i & 255) - 128);
+    static constexpr unsigned COLS = 64, CHUNK = 1088, ZERO = 128, SCALES = 1;
+    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
+        return *(const uint32_t *)(chunk + 64 + group / 8 * 512 + (group % 8 * TILE_ROWS + row) * 4);
+    }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &) {
+        scale = half_at(chunk + (group / 8 * TILE_ROWS + row) * 2);
     }
 };
 
 struct Q4_0 {
-    static constexpr unsigned COLS = 64, CHUNK = 576;
-    DEVICE static void group4(const uint8_t *chunk, unsigned row, unsigned group, float out[4]) {
-        unsigned block = group / 8;
-        float d = half_at(chunk + (block * TILE_ROWS + row) * 2);
-        uint32_t q = nibbles(chunk + 64 + block * 256, row, group % 8);
-        for (int i = 0; i < 4; i++) out[i] = d * ((int)(q >> 8 * i & 15) - 8);
+    static constexpr unsigned COLS = 64, CHUNK = 576, ZERO = 8, SCALES = 1;
+    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
+        return nibbles(chunk + 64 + group / 8 * 256, row, group % 8);
+    }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &) {
+        scale = half_at(chunk + (group / 8 * TILE_ROWS + row) * 2);
     }
 };
 
 struct Q4K {
-    static constexpr unsigned COLS = 256, CHUNK = 2304;
+    static constexpr unsigned COLS = 256, CHUNK = 2304, ZERO = 0, SCALES = 2;
     // The 6-bit number of a row: scales are blocks 0..8, minimums 8..16.
     DEVICE static unsigned six(const uint8_t *chunk, unsigned row, unsigned block) {
         const uint8_t *bytes = chunk + 64 + block / 4 * 48 + row;
         if (block % 4 < 3) return bytes[block % 4 * 16] & 63;
         return bytes[0] >> 6 | bytes[16] >> 6 << 2 | bytes[32] >> 6 << 4;
     }
-    DEVICE static void group4(const uint8_t *chunk, unsigned row, unsigned group, float out[4]) {
-        unsigned block = group / 8;
-        float scale = half_at(chunk + row * 2) * six(chunk, row, block);
-        float minimum = half_at(chunk + 32 + row * 2) * six(chunk, row, block + 8);
-        uint32_t q = nibbles(chunk + 256 + block * 256, row, group % 8);
-        for (int i = 0; i < 4; i++) out[i] = scale * (q >> 8 * i & 15) - minimum;
+    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
+        return nibbles(chunk + 256 + group / 8 * 256, row, group % 8);
+    }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &minimum) {
+        scale = half_at(chunk + row * 2) * six(chunk, row, group / 8);
+        minimum = half_at(chunk + 32 + row * 2) * six(chunk, row, group / 8 + 8);
     }
 };
 
 struct Q6K {
-    static constexpr unsigned COLS = 256, CHUNK = 3392;
-    DEVICE static void group4(const uint8_t *chunk, unsigned row, unsigned group, float out[4]) {
-        unsigned block = group / 8, half = group / 4;
-        float scale = half_at(chunk + row * 2) * (int8_t)chunk[64 + half * TILE_ROWS + row];
-        uint32_t low = nibbles(chunk + 320 + block * 256, row, group % 8);
-        uint32_t high = *(const uint32_t *)(chunk + 2368 + (half * TILE_ROWS + row) * 4);
-        high = high >> group % 4 * 2 & 0x03030303;
-        for (int i = 0; i < 4; i++)
-            out[i] = scale * ((int)((low >> 8 * i & 15) | (high >> 8 * i & 3) << 4) - 32);
+    static constexpr unsigned COLS = 256, CHUNK = 3392, ZERO = 32, SCALES = 1;
+    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
+        uint32_t low = nibbles(chunk + 320 + group / 8 * 256, row, group % 8);
+        uint32_t high = *(const uint32_t *)(chunk + 2368 + (group / 4 * TILE_ROWS + row) * 4);
+        return low | (high >> group % 4 * 2 & 0x03030303) << 4;
+    }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &) {
+        scale = half_at(chunk + row * 2) * (int8_t)chunk[64 + group / 4 * TILE_ROWS + row];
     }
 };
 
+// Four whole numbers of a byte each, less `zero`, as bfloat16: exactly. 0x4b000000 is 2^23, whose last bit counts
+// ones.
+DEVICE void whole_numbers(uint32_t bytes, float zero, uint32_t pairs[2]) {
+    float v[4];
+    for (unsigned i = 0; i < 4; i++) v[i] = bits_float(0x4b000000 | (bytes >> 8 * i & 255)) - (8388608 + zero);
+    pairs[0] = bf16_pair(v[0], v[1]), pairs[1] = bf16_pair(v[2], v[3]);
+}
+
 template <class F>
 struct Tiles : F {
+    // That of `load4`; in a run there is none.
     static constexpr bool LOW_PART = true;
+    // Rows g and g + 8 of a tile: in a step of 16 columns a lane has the four of group t.
+    struct Run {
+        uint32_t bytes[2][2];  // step, row
+        float scale[2][2], minimum[2][2];
+    };
+    DEVICE static unsigned column(unsigned step, unsigned t) { return 16 * step + 4 * t; }
+    DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, unsigned tile, unsigned number, unsigned g,
+                          unsigned t) {
+        Run run;
+        unsigned chunks = (cols + F::COLS - 1) / F::COLS, block = number % (F::COLS / 32);
+        w += ((size_t)tile * chunks + number / (F::COLS / 32)) * F::CHUNK;
+        for (unsigned step = 0; step < 2; step++)
+            for (unsigned i = 0; i < 2; i++) {
+                unsigned row = g + 8 * i, group = block * 8 + step * 4 + t;
+                run.bytes[step][i] = F::bytes(w, row, group);
+                F::scales(w, row, group, run.scale[step][i], run.minimum[step][i]);
+            }
+        return run;
+    }
+    DEVICE static void step(const Run &run, unsigned step, uint32_t high[4], uint32_t *) {
+        for (unsigned i = 0; i < 2; i++) {
+            uint32_t pairs[2];
+            whole_numbers(run.bytes[step][i], F::ZERO, pairs);
+            high[i] = pairs[0], high[i + 2] = pairs[1];
+        }
+    }
+    // The four weights of a group of a row of a chunk.
+    DEVICE static void group4(const uint8_t *chunk, unsigned row, unsigned group, float out[4]) {
+        float scale, minimum = 0;
+        F::scales(chunk, row, group, scale, minimum);
+        uint32_t q = F::bytes(chunk, row, group);
+        for (int i = 0; i < 4; i++) out[i] = scale * ((int)(q >> 8 * i & 255) - (int)F::ZERO) - minimum;
+    }
     // Weights (row, col..col + 4), col a multiple of 4; padding is zero.
     DEVICE static void load4(const uint8_t *w, unsigned cols, unsigned row, unsigned col, float out[4]) {
         unsigned chunks = (cols + F::COLS - 1) / F::COLS;
         size_t chunk = (size_t)(row / TILE_ROWS) * chunks + col / F::COLS;
-        F::group4(w + chunk * F::CHUNK, row % TILE_ROWS, col % F::COLS / 4, out);
+        group4(w + chunk * F::CHUNK, row % TILE_ROWS, col % F::COLS / 4, out);
     }
 };

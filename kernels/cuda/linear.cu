@@ -1,10 +1,10 @@
-// y = x W^T for x (n, cols), W (rows, cols), y (n, rows): weights as they lie in the file, activations
-// and sums in f32.
+// y = x W^T for x (n, cols), W (rows, cols), y (n, rows of `stride`): weights as they lie in the file,
+// activations and sums in f32.
 //
-// `matvec_*` is for few rows of x and bound by the bytes of W, which are widened in registers.
-// `matmul_*` is for many and uses the tensor cores: every f32 is cut into two bfloat16, high + low, and
-// the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
-// bfloat16 have no low part and save a third of it.
+// `narrow_*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all
+// rows. `matmul_*` is for more. Both use the tensor cores: every f32 is cut into two bfloat16, high + low,
+// and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
+// bfloat16, or small whole numbers times a scale, have no low part and save a third of it.
 //
 // `mode`: 0: y = x W^T, 1: y += x W^T (residual), 2: y = 2 y + x W^T (the double residual around
 // cross-attentions).
@@ -15,65 +15,89 @@ DEVICE void finish(float *y, float sum, unsigned mode) {
     *y = mode == 0 ? sum : mode == 1 ? *y + sum : 2 * *y + sum;
 }
 
-// A warp per output; grid (rows / 8, n), 256 threads.
-template <class F>
-DEVICE void matvec_plain(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned mode) {
-    using Element = typename F::Element;
-    constexpr unsigned V = 16 / sizeof(Element);  // weights of one load
-    unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    if (row >= rows) return;
-    x += (size_t)blockIdx.y * cols;
-    const Element *r = (const Element *)w + (size_t)row * cols;
-    float sum = 0;
-    if (cols % V == 0) {
-        for (unsigned k = lane * V; k < cols; k += WARP * V) {
-            union {
-                uint4 all;
-                Element e[V];
-            } weights;
-            weights.all = *(const uint4 *)(r + k);
-            for (unsigned i = 0; i < V; i += 4) {
-                float4 v = *(const float4 *)(x + k + i);
-                sum = fmaf(F::value(weights.e[i]), v.x, sum);
-                sum = fmaf(F::value(weights.e[i + 1]), v.y, sum);
-                sum = fmaf(F::value(weights.e[i + 2]), v.z, sum);
-                sum = fmaf(F::value(weights.e[i + 3]), v.w, sum);
-            }
-        }
-    } else {
-        for (unsigned k = lane; k < cols; k += WARP) sum = fmaf(F::value(r[k]), x[k], sum);
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) finish(y + (size_t)blockIdx.y * rows + row, sum, mode);
+constexpr unsigned NARROW_WARPS = 8;  // of a block
+
+// x[row][col..col + 4]; zero outside.
+DEVICE float4 load_x(const float *x, unsigned cols, unsigned n, unsigned row, unsigned col) {
+    x += (size_t)row * cols + col;
+    if (row < n && col + 4 <= cols && cols % 4 == 0) return *(const float4 *)x;
+    float4 v;
+    v.x = row < n && col < cols ? x[0] : 0, v.y = row < n && col + 1 < cols ? x[1] : 0;
+    v.z = row < n && col + 2 < cols ? x[2] : 0, v.w = row < n && col + 3 < cols ? x[3] : 0;
+    return v;
 }
 
-// A block per tile of 16 outputs; grid (rows / 16, n), 256 threads. A warp takes every 8th chunk; its
-// two halves take turns at the groups of 4 columns, so that it reads 128 bytes in a row.
-template <class F>
-DEVICE void matvec_tiles(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned mode) {
-    __shared__ float parts[8][TILE_ROWS];
-    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, row = lane % TILE_ROWS;
-    unsigned chunks = (cols + F::COLS - 1) / F::COLS;
-    x += (size_t)blockIdx.y * cols;
-    w += (size_t)blockIdx.x * chunks * F::CHUNK;
-    float sum = 0;
-    for (unsigned chunk = warp; chunk < chunks; chunk += blockDim.x / WARP) {
-        for (unsigned group = lane / TILE_ROWS; group < F::COLS / 4; group += 2) {
-            unsigned col = chunk * F::COLS + group * 4;
-            float weights[4];
-            F::group4(w + (size_t)chunk * F::CHUNK, row, group, weights);
-            for (unsigned i = 0; i < 4; i++)
-                if (col + i < cols) sum = fmaf(weights[i], x[col + i], sum);
+// 16 outputs per block for up to 8 * N rows of x; grid (rows / 16), 256 threads. A warp takes every 8th run of 32
+// columns, in two steps of 16; F says which columns of the run a lane has in which step (any order of the
+// columns is right, as long as weights and x have the same), how they are read, and what is multiplied to
+// the sums of a step.
+template <class F, unsigned N>
+DEVICE void narrow(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,
+                   unsigned mode) {
+    __shared__ float parts[NARROW_WARPS][16][8 * N];
+    unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    float sums[N][4];
+    for (auto &sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+    unsigned runs = (cols + 31) / 32;
+    // All that several runs need is asked for before the first is worked on.
+    constexpr unsigned AHEAD = N == 1 ? 4 : 2;
+    for (unsigned first = warp; first < runs; first += NARROW_WARPS * AHEAD) {
+        typename F::Run weights[AHEAD];
+        float4 inputs[AHEAD][2][N];
+        UNROLL
+        for (unsigned r = 0; r < AHEAD; r++) {
+            unsigned run = first + r * NARROW_WARPS;
+            if (run >= runs) break;
+            weights[r] = F::run(w, rows, cols, blockIdx.x, run, g, t);
+            UNROLL
+            for (unsigned step = 0; step < 2; step++)
+                for (unsigned i = 0; i < N; i++)
+                    inputs[r][step][i] = load_x(x, cols, n, 8 * i + g, run * 32 + F::column(step, t));
+        }
+        UNROLL
+        for (unsigned r = 0; r < AHEAD; r++) {
+            if (first + r * NARROW_WARPS >= runs) break;
+            UNROLL
+            for (unsigned step = 0; step < 2; step++) {
+                uint32_t a_high[4], a_low[4];
+                F::step(weights[r], step, a_high, a_low);
+                UNROLL
+                for (unsigned i = 0; i < N; i++) {
+                    uint32_t high[2], low[2];
+                    split_pair(inputs[r][step][i].x, inputs[r][step][i].y, high[0], low[0]);
+                    split_pair(inputs[r][step][i].z, inputs[r][step][i].w, high[1], low[1]);
+                    if (F::SCALES == 0) {
+                        mma(sums[i], a_high, low);
+                        if (F::LOW_PART) mma(sums[i], a_low, high);
+                        mma(sums[i], a_high, high);
+                        continue;
+                    }
+                    float c[4] = {0, 0, 0, 0};
+                    mma(c, a_high, low);
+                    mma(c, a_high, high);
+                    for (unsigned j = 0; j < 4; j++)
+                        sums[i][j] = fmaf(weights[r].scale[step][j / 2], c[j], sums[i][j]);
+                    if (F::SCALES == 2) {
+                        // What a minimum is multiplied with: the sum of x.
+                        const uint32_t ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+                        float of_x[4] = {0, 0, 0, 0};
+                        mma(of_x, ones, low);
+                        mma(of_x, ones, high);
+                        for (unsigned j = 0; j < 4; j++)
+                            sums[i][j] = fmaf(-weights[r].minimum[step][j / 2], of_x[j], sums[i][j]);
+                    }
+                }
+            }
         }
     }
-    sum += warp_xor(sum, TILE_ROWS);
-    if (lane < TILE_ROWS) parts[warp][lane] = sum;
+    for (unsigned i = 0; i < N; i++)
+        for (unsigned j = 0; j < 4; j++) parts[warp][g + j / 2 * 8][8 * i + 2 * t + j % 2] = sums[i][j];
     __syncthreads();
-    unsigned out = blockIdx.x * TILE_ROWS + threadIdx.x;
-    if (threadIdx.x < TILE_ROWS && out < rows) {
-        float total = 0;
-        for (unsigned i = 0; i < blockDim.x / WARP; i++) total += parts[i][threadIdx.x];
-        finish(y + (size_t)blockIdx.y * rows + out, total, mode);
+    for (unsigned i = threadIdx.x; i < 16 * 8 * N; i += blockDim.x) {
+        unsigned out = i % 16, row = i / 16, at = blockIdx.x * 16 + out;
+        float sum = 0;
+        for (unsigned j = 0; j < NARROW_WARPS; j++) sum += parts[j][out][row];
+        if (row < n && at < rows) finish(y + (size_t)row * stride + at, sum, mode);
     }
 }
 
@@ -89,7 +113,8 @@ DEVICE void put_split(Bf16Bits *high, Bf16Bits *low, unsigned at, float x) {
 
 // 64 x 64 outputs per block; grid (rows / 64, n / 64), 128 threads: 2 x 2 warps of 32 x 32 each.
 template <class F>
-DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned n, unsigned mode) {
+DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols,
+                   unsigned stride, unsigned n, unsigned mode) {
     __shared__ __align__(32) Bf16Bits x_high[SIDE * STRIDE], x_low[SIDE * STRIDE];
     __shared__ __align__(32) Bf16Bits w_high[SIDE * STRIDE], w_low[SIDE * STRIDE];
     __shared__ __align__(32) float out[SIDE * SIDE];
@@ -137,23 +162,31 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
     __syncthreads();
     for (unsigned i = threadIdx.x; i < SIDE * SIDE; i += blockDim.x) {
         unsigned row = first_x + i / SIDE, col = first_w + i % SIDE;
-        if (row < n && col < rows) finish(y + (size_t)row * rows + col, out[i], mode);
+        if (row < n && col < rows) finish(y + (size_t)row * stride + col, out[i], mode);
     }
 }
 
-#define LINEAR(name, LAYOUT, FORMAT, matvec)                                                                       \
-    KERNEL(matvec_##name)(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned mode) { \
-        matvec<LAYOUT<FORMAT>>(w, x, y, rows, cols, mode);                                                         \
-    }                                                                                                              \
-    KERNEL(matmul_##name)                                                                                          \
-    (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned n, unsigned mode) {        \
-        matmul<LAYOUT<FORMAT>>(w, x, y, rows, cols, n, mode);                                                      \
+#define LINEAR(name, LAYOUT, FORMAT)                                                                              \
+    KERNEL(narrow8_##name)                                                                                        \
+    (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
+     unsigned mode) {                                                                                             \
+        narrow<LAYOUT<FORMAT>, 1>(w, x, y, rows, cols, stride, n, mode);                                          \
+    }                                                                                                             \
+    KERNEL(narrow32_##name)                                                                                       \
+    (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
+     unsigned mode) {                                                                                             \
+        narrow<LAYOUT<FORMAT>, 4>(w, x, y, rows, cols, stride, n, mode);                                          \
+    }                                                                                                             \
+    KERNEL(matmul_##name)                                                                                         \
+    (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
+     unsigned mode) {                                                                                             \
+        matmul<LAYOUT<FORMAT>>(w, x, y, rows, cols, stride, n, mode);                                             \
     }
 
-LINEAR(f32, Plain, F32, matvec_plain)
-LINEAR(f16, Plain, F16, matvec_plain)
-LINEAR(bf16, Plain, Bf16, matvec_plain)
-LINEAR(q8_0, Tiles, Q8_0, matvec_tiles)
-LINEAR(q4_0, Tiles, Q4_0, matvec_tiles)
-LINEAR(q4_k, Tiles, Q4K, matvec_tiles)
-LINEAR(q6_k, Tiles, Q6K, matvec_tiles)
+LINEAR(f32, Plain, F32)
+LINEAR(f16, Plain, F16)
+LINEAR(bf16, Plain, Bf16)
+LINEAR(q8_0, Tiles, Q8_0)
+LINEAR(q4_0, Tiles, Q4_0)
+LINEAR(q4_k, Tiles, Q4K)
+LINEAR(q6_k, Tiles, Q6K)

@@ -1,4 +1,4 @@
-// Rotary positions on interleaved pairs, and the entry of keys and values into their ring.
+// Rotary positions on interleaved pairs, and rows on their way into and out of a sequence's memory.
 #include "common.cuh"
 
 DEVICE void rotate(const float *from, float *to, float cos, float sin) {
@@ -7,22 +7,44 @@ DEVICE void rotate(const float *from, float *to, float cos, float sin) {
     to[1] = a * sin + b * cos;
 }
 
-// One block per row: q (n, q_dim) is turned in place, k (n, kv_dim) into row (first + i) % capacity of
-// k_ring, v likewise as it is. cos and sin: (n, half), half of a head.
+// One block per row. qkv: queries (q_dim), key and value (kv_dim each) of each row. Queries are turned in
+// place, the key goes turned to side `side` of the memory, the value as it is to the next. angles (n, 2 *
+// half): cosines, then sines, of half a head.
 KERNEL(rope_append)
-(float *q, const float *k, const float *v, const float *cos, const float *sin, float *k_ring, float *v_ring,
- unsigned q_dim, unsigned kv_dim, unsigned half, unsigned first, unsigned capacity) {
-    size_t row = blockIdx.x, to = (first + blockIdx.x) % capacity;
-    q += row * q_dim, k += row * kv_dim, v += row * kv_dim, cos += row * half, sin += row * half;
-    k_ring += to * kv_dim, v_ring += to * kv_dim;
+(float *qkv, const Row *rows, const float *angles, unsigned side, unsigned q_dim, unsigned kv_dim, unsigned half) {
+    Row row = rows[blockIdx.x];
+    float *q = qkv + blockIdx.x * (size_t)(q_dim + 2 * kv_dim), *k = q + q_dim, *v = k + kv_dim;
+    const float *cos = angles + blockIdx.x * (size_t)(2 * half), *sin = cos + half;
+    float *k_ring = row.memory + ((size_t)side * row.capacity + row.position % row.capacity) * kv_dim;
+    float *v_ring = k_ring + (size_t)row.capacity * kv_dim;
     for (unsigned i = threadIdx.x; i < q_dim / 2; i += blockDim.x) rotate(q + 2 * i, q + 2 * i, cos[i % half], sin[i % half]);
     for (unsigned i = threadIdx.x; i < kv_dim / 2; i += blockDim.x) rotate(k + 2 * i, k_ring + 2 * i, cos[i % half], sin[i % half]);
     for (unsigned i = threadIdx.x; i < kv_dim; i += blockDim.x) v_ring[i] = v[i];
 }
 
-// One block per row: row i of x (n, dim) to row (first + i) % capacity of the ring.
-KERNEL(append)(const float *x, float *ring, unsigned dim, unsigned first, unsigned capacity) {
-    const float *from = x + (size_t)blockIdx.x * dim;
-    float *to = ring + (size_t)((first + blockIdx.x) % capacity) * dim;
-    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) to[i] = from[i];
+// One block per row: `sides` pieces of `dim` of row i of x go to the sides from `side` on.
+KERNEL(put_rows)(const float *x, const Row *rows, unsigned side, unsigned sides, unsigned dim) {
+    Row row = rows[blockIdx.x];
+    for (unsigned i = threadIdx.x; i < sides * dim; i += blockDim.x) {
+        size_t at = (size_t)(side + i / dim) * row.capacity + row.position % row.capacity;
+        row.memory[at * dim + i % dim] = x[(size_t)blockIdx.x * sides * dim + i];
+    }
+}
+
+// One block per row: row i of x (n, dim) from side `side`.
+KERNEL(take_rows)(float *x, const Row *rows, unsigned side, unsigned dim) {
+    Row row = rows[blockIdx.x];
+    size_t at = (size_t)side * row.capacity + row.position % row.capacity;
+    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = row.memory[at * dim + i];
+}
+
+// One block per row: row i of x (n, dim) = elementwise maximum of the positions it sees in side `side`.
+KERNEL(max_rows)(float *x, const Row *rows, unsigned side, unsigned dim) {
+    Row row = rows[blockIdx.x];
+    const float *memory = row.memory + (size_t)side * row.capacity * dim;
+    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) {
+        float max = -INFINITY;
+        for (unsigned p = row.from; p < row.to; p++) max = fmaxf(max, memory[(size_t)(p % row.capacity) * dim + i]);
+        x[(size_t)blockIdx.x * dim + i] = max;
+    }
 }

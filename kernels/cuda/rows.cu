@@ -1,4 +1,4 @@
-// Work on rows by themselves: norm, gate, pooling, entropy. One block per row, ROW_THREADS threads.
+// Work on rows by themselves: norm, gate, entropy. One block per row, ROW_THREADS threads.
 #include "common.cuh"
 
 // RMSNorm: x and y (n, dim), weight (dim).
@@ -10,20 +10,11 @@ KERNEL(rms_norm)(const float *x, const float *weight, float *y, unsigned dim, fl
     for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) y[i] = x[i] * scale * weight[i];
 }
 
-// gate = silu(gate) * up, both (n, dim).
-KERNEL(swiglu)(float *gate, const float *up, unsigned dim) {
-    gate += (size_t)blockIdx.x * dim, up += (size_t)blockIdx.x * dim;
-    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
-}
-
-// out[p] = elementwise maximum of the rows starts[p]..starts[p + 1] of x; rows have `dim` elements.
-KERNEL(max_rows)(const float *x, const unsigned *starts, float *out, unsigned dim) {
-    unsigned from = starts[blockIdx.x], to = starts[blockIdx.x + 1];
-    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) {
-        float max = x[(size_t)from * dim + i];
-        for (unsigned row = from + 1; row < to; row++) max = fmaxf(max, x[(size_t)row * dim + i]);
-        out[(size_t)blockIdx.x * dim + i] = max;
-    }
+// gate_up (n, 2 * dim): gates, then ups; out (n, dim) = silu(gate) * up.
+KERNEL(swiglu)(const float *gate_up, float *out, unsigned dim) {
+    const float *gate = gate_up + (size_t)blockIdx.x * 2 * dim, *up = gate + dim;
+    out += (size_t)blockIdx.x * dim;
+    for (unsigned i = threadIdx.x; i < dim; i += blockDim.x) out[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
 }
 
 // Entropy in nats of the distribution that a row of logits (n, vocab) stands for; NaN if one is.

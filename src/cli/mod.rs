@@ -7,6 +7,7 @@ pub mod memory;
 pub mod model;
 pub mod output;
 pub mod progress;
+pub mod synthetic;
 pub mod terminal;
 pub mod units;
 pub mod weights;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::{Config, PatcherConfig, PatchingMode};
-use crate::device::Device;
+use crate::device::{Device, TablePlace};
 use crate::model::Model;
 use crate::ops::{Compute, Profile};
 use blt_kernels::Isa;
@@ -30,6 +30,8 @@ pub struct ModelArgs<'a> {
     pub profile: Profile,
     /// What computes.
     pub device: Device,
+    /// Where a GPU's embedding tables are.
+    pub tables: TablePlace,
 }
 
 impl ModelArgs<'_> {
@@ -42,9 +44,9 @@ impl ModelArgs<'_> {
     pub fn take(&self, checkpoint: &Checkpoint) -> Result<Model, Failure> {
         let model = Model::load(checkpoint, self.compute()?)?;
         if self.device != Device::Auto {
-            return Ok(model.on_device(self.device)?);
+            return Ok(model.on_device_with(self.device, self.tables)?);
         }
-        match model.on_device(Device::Cuda(0)) {
+        match model.on_device_with(Device::Cuda(0), self.tables) {
             Ok(on_gpu) => {
                 eprintln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
                 Ok(on_gpu)

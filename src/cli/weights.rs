@@ -99,13 +99,17 @@ pub fn by_part(checkpoint: &Checkpoint) -> Vec<(Part, PartWeights)> {
     parts.into_iter().filter(|(_, w)| w.tensors > 0).collect()
 }
 
-/// Bytes of weights that generation reads.
+/// Weights that generation reads, and what is computed with them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Traffic {
-    /// For every byte of text.
+    /// Bytes for every byte of text.
     pub per_byte: u64,
-    /// For every patch, on top of that.
+    /// Bytes for every patch, on top of that.
     pub per_patch: u64,
+    /// Operations of products for every byte of text: two for each number of a matrix.
+    pub operations_per_byte: u64,
+    /// The same for every patch.
+    pub operations_per_patch: u64,
 }
 
 impl Traffic {
@@ -114,10 +118,21 @@ impl Traffic {
         let mut traffic = Traffic::default();
         for (name, tensor) in checkpoint.tensors() {
             let part = Part::of(name);
+            // Embeddings are looked up, and norms cost next to nothing.
+            let operations = match tensor.shape().len() {
+                2 if !name.contains("_embeddings") => 2 * tensor.n_elements() as u64,
+                _ => 0,
+            };
             match (part, reads(name, tensor)) {
                 (Part::Entropy, _) if !runs_entropy => {}
-                (_, Reads::PerByte(bytes)) => traffic.per_byte += bytes,
-                (_, Reads::PerPatch(bytes)) => traffic.per_patch += bytes,
+                (_, Reads::PerByte(bytes)) => {
+                    traffic.per_byte += bytes;
+                    traffic.operations_per_byte += operations;
+                }
+                (_, Reads::PerPatch(bytes)) => {
+                    traffic.per_patch += bytes;
+                    traffic.operations_per_patch += operations;
+                }
             }
         }
         traffic

@@ -255,14 +255,29 @@ impl Gpu {
     }
 
     /// As [`check`], naming the device.
-    fn check(&self, result: CUresult, what: &str) -> Result<()> {
+    pub(super) fn check(&self, result: CUresult, what: &str) -> Result<()> {
         match result {
             CUresult::CUDA_SUCCESS => Ok(()),
             _ => check(result, &format!("{}: {what}", self.info)),
         }
     }
 
-    fn make_current(&self) -> Result<()> {
+    /// What all work goes through.
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Bytes of its memory that are free, and all of them.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: see the top of this file; the context is current.
+        let result = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        self.check(result, "how much memory is free")?;
+        Ok((free, total))
+    }
+
+    pub(super) fn make_current(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
         self.check(unsafe { sys::cuCtxSetCurrent(self.context) }, "its context")
     }
@@ -289,9 +304,7 @@ impl Gpu {
         // SAFETY: see the top of this file; the context is current.
         let result = unsafe { sys::cuMemAlloc_v2(&mut address, n_bytes) };
         if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (mut free, mut total) = (0, 0);
-            // SAFETY: see the top of this file; the context is current.
-            let _ = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+            let (free, total) = self.memory().unwrap_or_default();
             return Err(Error::Device(format!(
                 "memory of {}: expected {n_bytes} bytes in one piece, found {free} of {total} free; \
                  use a smaller format or the CPU",
@@ -312,35 +325,33 @@ impl Gpu {
     /// As [`Gpu::alloc`].
     pub fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<Buffer> {
         let buffer = self.alloc(bytes.len())?;
-        self.write(&buffer, bytes)?;
+        self.write((&buffer, 0), bytes)?;
         Ok(buffer)
     }
 
-    /// Writes the first bytes of a buffer.
-    pub fn write(&self, to: &Buffer, bytes: &[u8]) -> Result<()> {
-        assert!(bytes.len() <= to.n_bytes, "write past the end of a buffer");
+    /// Writes bytes of a buffer, from byte `at` on.
+    pub fn write(&self, (to, at): (&Buffer, usize), bytes: &[u8]) -> Result<()> {
+        assert!(
+            bytes.len() <= to.n_bytes - at,
+            "write past the end of a buffer"
+        );
         if bytes.is_empty() {
             return Ok(());
         }
         self.make_current()?;
+        let address = to.address + at as u64;
         // SAFETY: both sides have that many bytes. `bytes` is pageable memory, of which the driver takes
         // a copy before it returns.
         let result = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to.address, bytes.as_ptr().cast(), bytes.len(), self.stream)
+            sys::cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), bytes.len(), self.stream)
         };
         self.check(result, "copy to it")
-    }
-
-    /// Writes floats, as [`Gpu::write`].
-    pub fn write_f32s(&self, to: &Buffer, values: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.write(to, &bytes)
     }
 
     /// Writes numbers, as [`Gpu::write`].
     pub fn write_u32s(&self, to: &Buffer, values: &[u32]) -> Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.write(to, &bytes)
+        self.write((to, 0), &bytes)
     }
 
     /// The first `n` floats of a buffer, once all work so far is done.
@@ -348,10 +359,17 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] also for whatever went wrong in that work.
     pub fn read_f32s(&self, from: &Buffer, n: usize) -> Result<Vec<f32>> {
+        Ok((self.read_u32s(from, n)?.into_iter())
+            .map(f32::from_bits)
+            .collect())
+    }
+
+    /// The first `n` four-byte numbers of a buffer, as [`Gpu::read_f32s`].
+    pub fn read_u32s(&self, from: &Buffer, n: usize) -> Result<Vec<u32>> {
         assert!(n * 4 <= from.n_bytes, "read past the end of a buffer");
         self.make_current()?;
-        let mut values = vec![0f32; n];
-        // SAFETY: both sides have that many bytes, any bits are a float, and `values` is left alone until
+        let mut values = vec![0; n];
+        // SAFETY: both sides have that many bytes, any bits are a number, and `values` is left alone until
         // the stream has been waited for.
         unsafe {
             let to = values.as_mut_ptr().cast();
@@ -363,16 +381,21 @@ impl Gpu {
         Ok(values)
     }
 
-    /// Copies the first `n_bytes` from one buffer to another.
-    pub fn copy(&self, from: &Buffer, to: &Buffer, n_bytes: usize) -> Result<()> {
+    /// Copies `n_bytes` from one buffer to another, each from a byte on.
+    pub fn copy(
+        &self,
+        (from, skip): (&Buffer, usize),
+        (to, at): (&Buffer, usize),
+        n_bytes: usize,
+    ) -> Result<()> {
         assert!(
-            n_bytes <= from.n_bytes && n_bytes <= to.n_bytes,
+            skip + n_bytes <= from.n_bytes && at + n_bytes <= to.n_bytes,
             "copy past the end of a buffer"
         );
         self.make_current()?;
+        let (from, to) = (from.address + skip as u64, to.address + at as u64);
         // SAFETY: both buffers have that many bytes and are different allocations.
-        let result =
-            unsafe { sys::cuMemcpyDtoDAsync_v2(to.address, from.address, n_bytes, self.stream) };
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, n_bytes, self.stream) };
         self.check(result, "copy on it")
     }
 
@@ -460,6 +483,11 @@ impl Buffer {
     /// The device.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
     }
 
     /// Bytes of the buffer.

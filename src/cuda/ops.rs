@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use super::Rows;
+use super::Row;
 use super::driver::{Arg, Buffer, Gpu, Kernel};
 use crate::error::Result;
-use crate::ops::Heads;
-use crate::ops::Matrix;
+use crate::ops::{Heads, Matrix};
 use crate::tensor::DType;
+use blt_kernels::BlockFormat;
 
 /// Widest head of the attention kernel.
 pub const MAX_HEAD_DIM: usize = 256;
-
-/// From so many rows on the tensor cores take over: below, the weights' bytes are the limit.
-const MATMUL_ROWS: usize = 8;
+/// Most logits of a row that are sampled from.
+pub const MAX_VOCAB: usize = 512;
+/// Most tables of an embedding.
+pub const MAX_TABLES: usize = 256;
 
 /// Most rows of one launch: the limit of a grid's second side.
 const MAX_ROWS: usize = 65535;
@@ -30,15 +31,27 @@ pub enum Mode {
     DoubleAdd,
 }
 
-/// A matrix on the device.
+/// Part of a buffer: so many four-byte numbers from its start.
+pub type At<'a> = (&'a Buffer, usize);
+
+/// Matrices of one input width on the device, their outputs side by side.
 #[derive(Debug)]
 pub struct Linear {
-    weights: Buffer,
-    n_bytes: usize,
+    parts: Vec<Part>,
     rows: usize,
     cols: usize,
-    tile_rows: usize,
-    matvec: Kernel,
+}
+
+/// Matrices of one type.
+#[derive(Debug)]
+struct Part {
+    weights: Buffer,
+    n_bytes: usize,
+    /// Its first output.
+    first: usize,
+    rows: usize,
+    narrow8: Kernel,
+    narrow32: Kernel,
     matmul: Kernel,
 }
 
@@ -47,29 +60,57 @@ fn u32_arg(n: usize) -> Arg {
 }
 
 impl Linear {
-    /// Copies a matrix to the device as it lies in the file.
+    /// Copies matrices to the device as they lie in the file.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if the memory does not suffice.
-    pub fn new(gpu: &Arc<Gpu>, matrix: &Matrix) -> Result<Linear> {
-        let tensor = matrix.tensor();
-        let (format, tile_rows) = match tensor.dtype() {
-            DType::Tiles(format) => (format.name().to_owned(), 16),
-            DType::Table(_) => panic!("a table is for lookups"),
-            float => (float.name().to_lowercase(), 1),
-        };
-        Ok(Linear {
-            weights: gpu.upload(tensor.bytes())?,
-            n_bytes: tensor.bytes().len(),
-            rows: matrix.rows(),
-            cols: matrix.cols(),
-            tile_rows,
-            matvec: gpu.kernel(&format!("matvec_{format}"))?,
-            matmul: gpu.kernel(&format!("matmul_{format}"))?,
-        })
+    pub fn new(gpu: &Arc<Gpu>, matrices: &[&Matrix]) -> Result<Linear> {
+        let cols = matrices[0].cols();
+        let mut parts: Vec<Part> = Vec::new();
+        let mut rows = 0;
+        let mut left = matrices;
+        while let Some(&matrix) = left.first() {
+            let dtype = matrix.tensor().dtype();
+            let (format, tile_rows) = match dtype {
+                DType::Tiles(format) => (format.name().to_owned(), 16),
+                DType::Table(_) => panic!("a table is for lookups"),
+                float => (float.name().to_lowercase(), 1),
+            };
+            // Those that follow in the same type go into the same launch, as long as tiles are full.
+            let mut n = 1;
+            while n < left.len()
+                && left[n].tensor().dtype() == dtype
+                && left[n - 1].rows().is_multiple_of(tile_rows)
+            {
+                n += 1;
+            }
+            let (now, later) = left.split_at(n);
+            left = later;
+            assert!(now.iter().all(|m| m.cols() == cols), "columns");
+            let n_bytes = now.iter().map(|m| m.tensor().bytes().len()).sum();
+            let weights = gpu.alloc(n_bytes)?;
+            let mut at = 0;
+            for matrix in now {
+                let bytes = matrix.tensor().bytes();
+                gpu.write((&weights, at), bytes)?;
+                at += bytes.len();
+            }
+            let of_part: usize = now.iter().map(|m| m.rows()).sum();
+            parts.push(Part {
+                weights,
+                n_bytes,
+                first: rows,
+                rows: of_part,
+                narrow8: gpu.kernel(&format!("narrow8_{format}"))?,
+                narrow32: gpu.kernel(&format!("narrow32_{format}"))?,
+                matmul: gpu.kernel(&format!("matmul_{format}"))?,
+            });
+            rows += of_part;
+        }
+        Ok(Linear { parts, rows, cols })
     }
 
-    /// Output width.
+    /// Output width: of all matrices together.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -79,53 +120,113 @@ impl Linear {
         self.cols
     }
 
-    /// Bytes on the device.
-    pub fn n_bytes(&self) -> usize {
-        self.n_bytes
-    }
-
     /// The product with x (n, cols) into y (n, rows).
-    pub fn apply(&self, n: usize, x: &Buffer, y: &Buffer, mode: Mode) -> Result<()> {
-        self.apply_at(n, (x, 0), y, mode)
-    }
-
-    /// As [`Linear::apply`]; x begins `skip` floats into its buffer.
-    pub fn apply_at(
-        &self,
-        n: usize,
-        (x, skip): (&Buffer, usize),
-        y: &Buffer,
-        mode: Mode,
-    ) -> Result<()> {
-        const MATVEC_THREADS: usize = 256;
-        let gpu = self.weights.gpu();
-        let (rows, cols) = (self.rows, self.cols);
+    pub fn apply(&self, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
         for first in (0..n).step_by(MAX_ROWS) {
             let n = MAX_ROWS.min(n - first);
-            let weights = self.weights.holding_bytes(self.n_bytes);
-            let x = x.after(skip + first * cols, n * cols);
-            let y = y.after(first * rows, n * rows);
-            let mode = Arg::U32(mode as u32);
-            // SAFETY: the arguments of `matvec_*` and `matmul_*` in linear.cu; `after` checked x and y, the
-            // weights are a whole matrix of that shape.
-            unsafe {
-                if n < MATMUL_ROWS {
-                    let per_block = match self.tile_rows {
-                        1 => MATVEC_THREADS / 32,
-                        tile => tile,
-                    };
-                    let args = [weights, x, y, u32_arg(rows), u32_arg(cols), mode];
-                    let grid = [rows.div_ceil(per_block), n];
-                    gpu.launch(self.matvec, grid, MATVEC_THREADS, &args)?;
-                } else {
-                    let sizes = [u32_arg(rows), u32_arg(cols), u32_arg(n)];
-                    let args = [weights, x, y, sizes[0], sizes[1], sizes[2], mode];
-                    let grid = [rows.div_ceil(64), n.div_ceil(64)];
-                    gpu.launch(self.matmul, grid, 128, &args)?;
-                }
+            for part in &self.parts {
+                let x = (x.0, x.1 + first * self.cols);
+                let y = (y.0, y.1 + first * self.rows);
+                self.launch(part, n, x, y, mode)?;
             }
         }
         Ok(())
+    }
+
+    fn launch(&self, part: &Part, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
+        let gpu = part.weights.gpu();
+        let args = [
+            part.weights.holding_bytes(part.n_bytes),
+            x.0.after(x.1, n * self.cols),
+            y.0.after(y.1 + part.first, n * self.rows - part.first),
+            u32_arg(part.rows),
+            u32_arg(self.cols),
+            u32_arg(self.rows),
+            u32_arg(n),
+            Arg::U32(mode as u32),
+        ];
+        let narrow = [part.rows.div_ceil(16), 1];
+        let (kernel, grid, threads) = match n {
+            0..=8 => (part.narrow8, narrow, 256),
+            9..=32 => (part.narrow32, narrow, 256),
+            _ => (part.matmul, [part.rows.div_ceil(64), n.div_ceil(64)], 128),
+        };
+        // SAFETY: the arguments of `narrow8_*`, `narrow32_*` and `matmul_*` in linear.cu; `after` checked x
+        // and y, the weights are whole matrices of that shape.
+        unsafe { gpu.launch(kernel, grid, threads, &args) }
+    }
+}
+
+/// Tables of one width, of whose rows an embedding is the sum.
+#[derive(Debug)]
+pub struct Tables {
+    /// (n_tables), as `Table` in embedding.cu.
+    list: Buffer,
+    n: usize,
+    /// Ids that a lookup reads, the own one included.
+    window: usize,
+    cols: usize,
+    _memory: Vec<Buffer>,
+}
+
+/// Number of an element type in embedding.cu.
+fn table_type(dtype: DType) -> u32 {
+    let format = |format| match format {
+        BlockFormat::Q8_0 => 0,
+        BlockFormat::Q4_0 => 1,
+        BlockFormat::Q4K => 2,
+        BlockFormat::Q6K => 3,
+        other => unreachable!("no tables of {other:?}"),
+    };
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Bf16 => 2,
+        DType::Table(f) => 3 + format(f),
+        DType::Tiles(f) => 7 + format(f),
+    }
+}
+
+impl Tables {
+    /// Copies tables to the device: one whose row is the id, then those of n-grams, each with the powers
+    /// that its ids are multiplied with, oldest id first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] if the memory does not suffice.
+    pub fn new(gpu: &Arc<Gpu>, ids: &Matrix, ngrams: &[(&Matrix, &[i64])]) -> Result<Tables> {
+        let (mut list, mut memory) = (Vec::new(), Vec::new());
+        let all = [(ids, &[][..])];
+        let all = all.iter().chain(ngrams);
+        for (matrix, powers) in all {
+            let rows = gpu.upload(matrix.tensor().bytes())?;
+            let bytes: Vec<u8> = powers.iter().flat_map(|p| p.to_le_bytes()).collect();
+            let powers_at = gpu.upload(&bytes)?;
+            let n = |n: usize| u32::try_from(n).expect("lengths of n-grams fit 32 bits");
+            list.extend(rows.address().to_le_bytes());
+            list.extend(powers_at.address().to_le_bytes());
+            list.extend(table_type(matrix.tensor().dtype()).to_le_bytes());
+            list.extend(n(powers.len()).to_le_bytes());
+            list.extend((matrix.rows() as u64).to_le_bytes());
+            memory.extend([rows, powers_at]);
+        }
+        let n = 1 + ngrams.len();
+        assert!(n <= MAX_TABLES, "tables of an embedding");
+        Ok(Tables {
+            list: gpu.upload(&list)?,
+            n,
+            window: (ngrams.iter())
+                .map(|(_, p)| p.len())
+                .max()
+                .unwrap_or(1)
+                .max(1),
+            cols: ids.cols(),
+            _memory: memory,
+        })
+    }
+
+    /// Ids that a lookup reads, the own one included.
+    pub fn window(&self) -> usize {
+        self.window
     }
 }
 
@@ -137,26 +238,30 @@ pub struct Ops {
     max_rows: Kernel,
     entropy: Kernel,
     rope_append: Kernel,
-    append: Kernel,
+    put_rows: Kernel,
+    take_rows: Kernel,
     attention: Kernel,
+    embed: Kernel,
+    sample: Kernel,
 }
 
 /// Threads of a kernel that gives each row a block.
 const ROW_THREADS: usize = 256;
 
-/// What an attention reads.
+/// What an attention does with its rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
     /// Head counts and width.
     pub heads: Heads,
-    /// Keys, (capacity, n_kv_heads * head_dim): position p in row `p % capacity`.
-    pub k: &'a Buffer,
-    /// Values, laid out like the keys.
-    pub v: &'a Buffer,
-    /// Rows of `k` and `v`.
-    pub capacity: usize,
-    /// First visible position of each row, then one past the last of each.
-    pub visible: &'a Buffer,
+    /// (n, [`Row::UNITS`]).
+    pub rows: At<'a>,
+    /// The side of the keys; values are in the next.
+    pub side: usize,
+    /// Width of the rows that begin with the queries.
+    pub q_stride: usize,
+    /// Rotary angles, if keys and values that follow the queries are to be entered first: for rows of
+    /// different sequences.
+    pub angles: Option<At<'a>>,
 }
 
 impl Ops {
@@ -168,146 +273,254 @@ impl Ops {
             max_rows: gpu.kernel("max_rows")?,
             entropy: gpu.kernel("entropy")?,
             rope_append: gpu.kernel("rope_append")?,
-            append: gpu.kernel("append")?,
+            put_rows: gpu.kernel("put_rows")?,
+            take_rows: gpu.kernel("take_rows")?,
             attention: gpu.kernel("attention")?,
+            embed: gpu.kernel("embed")?,
+            sample: gpu.kernel("sample")?,
         })
     }
 
-    /// RMSNorm of x (n, dim), which begins `skip` floats into its buffer, into y (n, dim).
+    /// RMSNorm of x (n, dim) into y (n, dim).
     pub fn rms_norm(
         &self,
         n: usize,
-        (x, skip): (&Buffer, usize),
+        x: At<'_>,
         (weight, dim): (&Buffer, usize),
         eps: f32,
-        y: &Buffer,
+        y: At<'_>,
     ) -> Result<()> {
-        let (x, y) = (x.after(skip, n * dim), y.holding(n * dim));
+        let (x, y) = (x.0.after(x.1, n * dim), y.0.after(y.1, n * dim));
         let args = [x, weight.holding(dim), y, u32_arg(dim), Arg::F32(eps)];
+        let gpu = weight.gpu();
         // SAFETY: the arguments of `rms_norm` in rows.cu, sizes checked.
-        unsafe {
-            weight
-                .gpu()
-                .launch(self.rms_norm, [n, 1], ROW_THREADS, &args)
-        }
+        unsafe { gpu.launch(self.rms_norm, [n, 1], ROW_THREADS, &args) }
     }
 
-    /// `gate = silu(gate) * up`, both (n, dim).
-    pub fn swiglu(&self, n: usize, dim: usize, gate: &Buffer, up: &Buffer) -> Result<()> {
-        let args = [gate.holding(n * dim), up.holding(n * dim), u32_arg(dim)];
-        // SAFETY: the arguments of `swiglu` in rows.cu, sizes checked.
-        unsafe { gate.gpu().launch(self.swiglu, [n, 1], ROW_THREADS, &args) }
-    }
-
-    /// Elementwise maxima of the rows `starts[i]..starts[i + 1]` of x into row i of out; `starts` has
-    /// one more number than there are rows in out, and ascends.
-    pub fn max_rows(&self, x: &Rows, starts: &[u32], list: &Buffer, out: &Buffer) -> Result<()> {
-        let n = starts.len() - 1;
-        assert!(starts.is_sorted_by(|a, b| a < b));
-        assert!(starts[n] as usize <= x.capacity, "rows of x");
-        let gpu = out.gpu();
-        gpu.write_u32s(list, starts)?;
-        let x = (&x.buffer, x.dim);
-        let out = out.holding(n * x.1);
+    /// `out = silu(gate) * up`: gate_up (n, 2 * dim), out (n, dim).
+    pub fn swiglu(&self, n: usize, dim: usize, gate_up: &Buffer, out: &Buffer) -> Result<()> {
         let args = [
-            x.0.holding(starts[n] as usize * x.1),
-            list.holding(n + 1),
-            out,
-            u32_arg(x.1),
+            gate_up.holding(n * 2 * dim),
+            out.holding(n * dim),
+            u32_arg(dim),
         ];
-        // SAFETY: the arguments of `max_rows` in rows.cu, sizes checked; the list has just been written.
-        unsafe { gpu.launch(self.max_rows, [n, 1], ROW_THREADS, &args) }
+        // SAFETY: the arguments of `swiglu` in rows.cu, sizes checked.
+        unsafe { out.gpu().launch(self.swiglu, [n, 1], ROW_THREADS, &args) }
+    }
+
+    /// Elementwise maxima of what each row sees in `side` of its memory, whose rows are `dim` wide, into
+    /// out (n, dim).
+    pub fn max_rows(
+        &self,
+        n: usize,
+        rows: At<'_>,
+        side: usize,
+        dim: usize,
+        out: &Buffer,
+    ) -> Result<()> {
+        let args = [
+            out.holding(n * dim),
+            rows.0.after(rows.1, n * Row::UNITS),
+            u32_arg(side),
+            u32_arg(dim),
+        ];
+        // SAFETY: the arguments of `max_rows` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe { out.gpu().launch(self.max_rows, [n, 1], ROW_THREADS, &args) }
     }
 
     /// Entropies in nats of n rows of logits (n, vocab).
-    pub fn entropy(&self, n: usize, vocab: usize, logits: &Buffer, out: &Buffer) -> Result<()> {
-        let args = [logits.holding(n * vocab), out.holding(n), u32_arg(vocab)];
+    pub fn entropy(&self, n: usize, vocab: usize, logits: At<'_>, out: At<'_>) -> Result<()> {
+        let logits = logits.0.after(logits.1, n * vocab);
+        let args = [logits, out.0.after(out.1, n), u32_arg(vocab)];
+        let gpu = out.0.gpu();
         // SAFETY: the arguments of `entropy` in rows.cu, sizes checked.
-        unsafe { out.gpu().launch(self.entropy, [n, 1], ROW_THREADS, &args) }
+        unsafe { gpu.launch(self.entropy, [n, 1], ROW_THREADS, &args) }
     }
 
-    /// Turns the heads of q (n, heads) in place and enters k, turned, and v at positions
-    /// `first..first + n` of the rings. `angles`: cosines, then sines, each (n, head_dim / 2).
+    /// Turns the heads of the queries in qkv (n, queries + keys + values) in place and enters keys,
+    /// turned, and values in sides `side` and the next. `angles`: (n, head_dim), cosines, then sines.
     pub fn rope_append(
         &self,
-        (first, n): (usize, usize),
+        n: usize,
         heads: Heads,
-        (q, k, v): (&Buffer, &Buffer, &Buffer),
-        angles: &Buffer,
-        (k_ring, v_ring): (&mut Rows, &mut Rows),
+        qkv: &Buffer,
+        rows: At<'_>,
+        angles: At<'_>,
+        side: usize,
     ) -> Result<()> {
-        let (q_dim, kv_dim) = (
-            heads.n_heads * heads.head_dim,
-            heads.n_kv_heads * heads.head_dim,
-        );
-        let half = heads.head_dim / 2;
-        let capacity = k_ring.capacity;
-        assert!(v_ring.capacity == capacity && n <= capacity);
-        let size = capacity * kv_dim;
+        let q_dim = heads.n_heads * heads.head_dim;
+        let kv_dim = heads.n_kv_heads * heads.head_dim;
         let args = [
-            q.holding(n * q_dim),
-            k.holding(n * kv_dim),
-            v.holding(n * kv_dim),
-            angles.holding(n * half),
-            angles.after(n * half, n * half),
-            k_ring.buffer.holding(size),
-            v_ring.buffer.holding(size),
+            qkv.holding(n * (q_dim + 2 * kv_dim)),
+            rows.0.after(rows.1, n * Row::UNITS),
+            angles.0.after(angles.1, n * heads.head_dim),
+            u32_arg(side),
             u32_arg(q_dim),
             u32_arg(kv_dim),
-            u32_arg(half),
-            u32_arg(first),
-            u32_arg(capacity),
+            u32_arg(heads.head_dim / 2),
         ];
-        // SAFETY: the arguments of `rope_append` in rope.cu, sizes checked.
-        unsafe { q.gpu().launch(self.rope_append, [n, 1], ROW_THREADS, &args) }
+        // SAFETY: the arguments of `rope_append` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe {
+            qkv.gpu()
+                .launch(self.rope_append, [n, 1], ROW_THREADS, &args)
+        }
     }
 
-    /// Enters x (n, dim) at rows `first..first + n`.
-    pub fn append(&self, (first, n): (usize, usize), x: &Buffer, rows: &mut Rows) -> Result<()> {
-        assert!(n <= rows.capacity);
-        assert!(rows.limit.is_some() || first + n <= rows.capacity);
-        let (dim, capacity) = (rows.dim, rows.capacity);
+    /// Enters the `sides` pieces of `dim` of each row of x at its position, in the sides from `side` on.
+    pub fn put_rows(
+        &self,
+        n: usize,
+        x: &Buffer,
+        rows: At<'_>,
+        (side, sides): (usize, usize),
+        dim: usize,
+    ) -> Result<()> {
+        let args = [
+            x.holding(n * sides * dim),
+            rows.0.after(rows.1, n * Row::UNITS),
+            u32_arg(side),
+            u32_arg(sides),
+            u32_arg(dim),
+        ];
+        // SAFETY: the arguments of `put_rows` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe { x.gpu().launch(self.put_rows, [n, 1], ROW_THREADS, &args) }
+    }
+
+    /// Fetches x (n, dim) from `side` of each row's memory, at its position.
+    pub fn take_rows(
+        &self,
+        n: usize,
+        x: &Buffer,
+        rows: At<'_>,
+        side: usize,
+        dim: usize,
+    ) -> Result<()> {
         let args = [
             x.holding(n * dim),
-            rows.buffer.holding(capacity * dim),
+            rows.0.after(rows.1, n * Row::UNITS),
+            u32_arg(side),
             u32_arg(dim),
-            u32_arg(first),
-            u32_arg(capacity),
         ];
-        // SAFETY: the arguments of `append` in rope.cu, sizes checked.
-        unsafe { x.gpu().launch(self.append, [n, 1], ROW_THREADS, &args) }
+        // SAFETY: the arguments of `take_rows` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe { x.gpu().launch(self.take_rows, [n, 1], ROW_THREADS, &args) }
     }
 
-    /// Softmax attention of q (n, heads) into out of the same shape. No visible range is empty.
-    pub fn attention(&self, n: usize, q: &Buffer, over: Attention<'_>, out: &Buffer) -> Result<()> {
+    /// Softmax attention of the queries in q into out (n, n_heads * head_dim).
+    pub fn attention(&self, n: usize, q: &Buffer, with: Attention<'_>, out: &Buffer) -> Result<()> {
         let Heads {
             n_heads,
             n_kv_heads,
             head_dim,
-        } = over.heads;
+        } = with.heads;
         assert!(head_dim <= MAX_HEAD_DIM);
-        let (dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let angles = with.angles.map(|a| a.0.after(a.1, n * head_dim));
+        let least = match angles {
+            Some(_) => q_dim + 2 * kv_dim,
+            None => q_dim,
+        };
+        assert!(with.q_stride >= least && n <= MAX_ROWS);
         let args = [
-            q.holding(n * dim),
-            over.k.holding(over.capacity * kv_dim),
-            over.v.holding(over.capacity * kv_dim),
-            over.visible.holding(n),
-            over.visible.after(n, n),
-            out.holding(n * dim),
+            q.holding(n * with.q_stride),
+            with.rows.0.after(with.rows.1, n * Row::UNITS),
+            angles.unwrap_or(Arg::Pointer(0)),
+            out.holding(n * q_dim),
+            u32_arg(with.q_stride),
+            u32_arg(with.side),
             u32_arg(n_kv_heads),
             u32_arg(head_dim),
-            u32_arg(over.capacity),
         ];
-        assert!(n <= MAX_ROWS, "rows of one attention");
-        // SAFETY: the arguments of `attention` in attention.cu, sizes checked; positions are taken modulo
-        // the capacity, so no range can leave the rings.
-        unsafe { q.gpu().launch(self.attention, [n_heads, n], 128, &args) }
+        // SAFETY: the arguments of `attention` in attention.cu, sizes checked; rows come from `Store::row`,
+        // and positions are taken modulo the capacity, so no range can leave the rings.
+        unsafe { q.gpu().launch(self.attention, [n_heads, n], 256, &args) }
+    }
+
+    /// Embeddings x (n, width of the tables). `ids`: (n, window), those up to each row's own, 0 before the
+    /// text. With `chosen` (n) the last id of each row is taken from there.
+    pub fn embed(
+        &self,
+        n: usize,
+        tables: &Tables,
+        ids: At<'_>,
+        chosen: Option<At<'_>>,
+        x: &Buffer,
+    ) -> Result<()> {
+        let args = [
+            tables.list.holding_bytes(tables.n * 32),
+            ids.0.after(ids.1, n * tables.window),
+            chosen.map_or(Arg::Pointer(0), |c| c.0.after(c.1, n)),
+            x.holding(n * tables.cols),
+            u32_arg(tables.n),
+            u32_arg(tables.window),
+            u32_arg(tables.cols),
+        ];
+        // SAFETY: the arguments of `embed` in embedding.cu, sizes checked; rows of n-gram tables are taken
+        // modulo their lengths, and single ids are below that of the first table.
+        unsafe { x.gpu().launch(self.embed, [n, 1], ROW_THREADS, &args) }
+    }
+
+    /// Chooses an id by each row of logits (n, vocab), as `choices` (n, [`Choice::UNITS`]) say.
+    pub fn sample(
+        &self,
+        n: usize,
+        vocab: usize,
+        logits: At<'_>,
+        choices: At<'_>,
+        chosen: At<'_>,
+    ) -> Result<()> {
+        assert!(vocab <= MAX_VOCAB);
+        let args = [
+            logits.0.after(logits.1, n * vocab),
+            choices.0.after(choices.1, n * Choice::UNITS),
+            chosen.0.after(chosen.1, n),
+            u32_arg(vocab),
+        ];
+        let gpu = chosen.0.gpu();
+        // SAFETY: the arguments of `sample` in sample.cu, sizes checked.
+        unsafe { gpu.launch(self.sample, [n, 1], ROW_THREADS, &args) }
+    }
+}
+
+/// How an id is chosen; the same structure in kernels/cuda/sample.cu.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    /// A random number from 0 to below 1.
+    pub draw: f64,
+    /// Of 0: the largest logit.
+    pub temperature: f64,
+    /// 1: all are kept.
+    pub top_p: f64,
+    /// Least weight, where the largest is 1.
+    pub least: f64,
+    /// As many as there are ids: all are kept.
+    pub top_k: u32,
+    /// Bits of ids that cannot be chosen.
+    pub banned: u32,
+    /// What is chosen when the logits say nothing.
+    pub fallback: u32,
+}
+
+impl Choice {
+    /// Four-byte numbers of a choice.
+    pub const UNITS: usize = 12;
+
+    /// As the kernel reads it.
+    pub fn units(&self) -> [u32; Choice::UNITS] {
+        let mut units = [0; Choice::UNITS];
+        let numbers = [self.draw, self.temperature, self.top_p, self.least];
+        for (pair, number) in units.chunks_exact_mut(2).zip(numbers) {
+            let bits = number.to_bits();
+            pair.copy_from_slice(&[bits as u32, (bits >> 32) as u32]);
+        }
+        units[8..11].copy_from_slice(&[self.top_k, self.banned, self.fallback]);
+        units
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::Store;
     use crate::tensor::Tensor;
     use blt_kernels::BlockFormat;
 
@@ -336,7 +549,8 @@ mod tests {
 
     fn upload(gpu: &Arc<Gpu>, values: &[f32]) -> Buffer {
         let buffer = gpu.alloc(values.len() * 4).unwrap();
-        gpu.write_f32s(&buffer, values).unwrap();
+        let bits: Vec<u32> = values.iter().map(|v| v.to_bits()).collect();
+        gpu.write_u32s(&buffer, &bits).unwrap();
         buffer
     }
 
@@ -353,6 +567,7 @@ mod tests {
                 (17, 33, 3),
                 (64, 64, 8),
                 (70, 300, 9),
+                (40, 96, 32),
                 (33, 256, 65),
             ] {
                 let values = noise(rows * cols, 3);
@@ -360,10 +575,12 @@ mod tests {
                 let w = tensor.to_f32_vec();
                 let x = noise(n * cols, 5);
                 let before = noise(n * rows, 7);
-                let matrix = Linear::new(&gpu, &Matrix::new("w", tensor).unwrap()).unwrap();
+                let matrix = Linear::new(&gpu, &[&Matrix::new("w", tensor).unwrap()]).unwrap();
                 for (mode, keep) in [(Mode::Set, 0.0), (Mode::Add, 1.0), (Mode::DoubleAdd, 2.0)] {
                     let y = upload(&gpu, &before);
-                    matrix.apply(n, &upload(&gpu, &x), &y, mode).unwrap();
+                    matrix
+                        .apply(n, (&upload(&gpu, &x), 0), (&y, 0), mode)
+                        .unwrap();
                     let y = gpu.read_f32s(&y, n * rows).unwrap();
                     for (i, &found) in y.iter().enumerate() {
                         let (row, out) =
@@ -389,37 +606,46 @@ mod tests {
     fn attention_is_the_softmax_average() {
         let Some(gpu) = device() else { return };
         let ops = Ops::new(&gpu).unwrap();
-        for (n_heads, n_kv_heads, head_dim, capacity) in
-            [(1, 1, 8, 400), (4, 2, 64, 300), (3, 1, 200, 300)]
-        {
+        for (n_heads, n_kv_heads, head_dim, capacity) in [
+            (1, 1, 8, 400),
+            (4, 2, 64, 300),
+            (3, 1, 200, 300),
+            (2, 1, 6, 300),
+        ] {
             let heads = Heads {
                 n_heads,
                 n_kv_heads,
                 head_dim,
             };
-            let visible = [(0u32, 1u32), (5, 133), (250, 520), (7, 263)];
+            let visible = [0..1, 5..133, 250..520, 7..263];
             let (n, kv_dim) = (visible.len(), n_kv_heads * head_dim);
             let q = noise(n * n_heads * head_dim, 11);
-            let (k, v) = (noise(capacity * kv_dim, 13), noise(capacity * kv_dim, 17));
-            let ends = visible.iter().map(|v| v.1);
-            let list: Vec<u32> = visible.iter().map(|v| v.0).chain(ends).collect();
-            let ranges = gpu.alloc(list.len() * 4).unwrap();
-            gpu.write_u32s(&ranges, &list).unwrap();
+            let mut store = Store::new(&gpu, 2, kv_dim, Some(capacity)).unwrap();
+            store.reserve(600).unwrap();
+            let kv = noise(2 * capacity * kv_dim, 13);
+            let (k, v) = kv.split_at(capacity * kv_dim);
+            for position in 0..capacity {
+                let of_side = |side: &[f32]| side[position * kv_dim..][..kv_dim].to_vec();
+                let x = upload(&gpu, &[of_side(k), of_side(v)].concat());
+                let row = rows(&gpu, &[store.row(position, 0..1)]);
+                ops.put_rows(1, &x, (&row, 0), (0, 2), kv_dim).unwrap();
+            }
+            let seen: Vec<Row> = visible.iter().map(|v| store.row(0, v.clone())).collect();
+            let seen = rows(&gpu, &seen);
             let out = gpu.alloc(q.len() * 4).unwrap();
-            let over = Attention {
+            let with = Attention {
                 heads,
-                k: &upload(&gpu, &k),
-                v: &upload(&gpu, &v),
-                capacity,
-                visible: &ranges,
+                rows: (&seen, 0),
+                side: 0,
+                q_stride: n_heads * head_dim,
+                angles: None,
             };
-            ops.attention(n, &upload(&gpu, &q), over, &out).unwrap();
+            ops.attention(n, &upload(&gpu, &q), with, &out).unwrap();
             let out = gpu.read_f32s(&out, q.len()).unwrap();
             for (i, (q, out)) in q.chunks(head_dim).zip(out.chunks(head_dim)).enumerate() {
-                let (from, to) = visible[i / n_heads];
                 let kv_head = i % n_heads / (n_heads / n_kv_heads);
-                let rows: Vec<usize> = (from..to)
-                    .map(|p| p as usize % capacity * kv_dim + kv_head * head_dim)
+                let rows: Vec<usize> = (visible[i / n_heads].clone())
+                    .map(|p| p % capacity * kv_dim + kv_head * head_dim)
                     .collect();
                 let score = |&at: &usize| {
                     let dot: f64 = q
@@ -443,6 +669,118 @@ mod tests {
                         "{heads:?} row {i} column {d}: expected {expected}, found {found}"
                     );
                 }
+            }
+        }
+    }
+
+    /// Entering and turning in the attention's launch is what rope_append does before it.
+    #[test]
+    fn rows_of_different_sequences_enter_their_own_keys() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let heads = Heads {
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 16,
+        };
+        let (n, q_dim, kv_dim) = (3, 64, 32);
+        let qkv = noise(n * (q_dim + 2 * kv_dim), 19);
+        let angles = upload(&gpu, &noise(n * heads.head_dim, 23));
+        let run = |fused: bool| {
+            let stores: Vec<Store> = (0..n)
+                .map(|_| Store::new(&gpu, 2, kv_dim, Some(64)).unwrap())
+                .collect();
+            for store in &stores {
+                let row = rows(
+                    &gpu,
+                    &(0..4).map(|p| store.row(p, 0..1)).collect::<Vec<_>>(),
+                );
+                let x = upload(&gpu, &noise(4 * 2 * kv_dim, 29));
+                ops.put_rows(4, &x, (&row, 0), (0, 2), kv_dim).unwrap();
+            }
+            let list: Vec<Row> = stores.iter().map(|s| s.row(4, 1..5)).collect();
+            let list = rows(&gpu, &list);
+            let (qkv, out) = (upload(&gpu, &qkv), gpu.alloc(n * q_dim * 4).unwrap());
+            if !fused {
+                let at = ((&list, 0), (&angles, 0));
+                ops.rope_append(n, heads, &qkv, at.0, at.1, 0).unwrap();
+            }
+            let with = Attention {
+                heads,
+                rows: (&list, 0),
+                side: 0,
+                q_stride: q_dim + 2 * kv_dim,
+                angles: fused.then_some((&angles, 0)),
+            };
+            ops.attention(n, &qkv, with, &out).unwrap();
+            let entered = gpu.alloc(n * kv_dim * 4).unwrap();
+            ops.take_rows(n, &entered, (&list, 0), 0, kv_dim).unwrap();
+            let mut found = gpu.read_f32s(&out, n * q_dim).unwrap();
+            found.extend(gpu.read_f32s(&entered, n * kv_dim).unwrap());
+            found
+        };
+        assert_eq!(run(true), run(false));
+    }
+
+    fn rows(gpu: &Arc<Gpu>, rows: &[Row]) -> Buffer {
+        let units: Vec<u32> = rows.iter().flat_map(|r| r.units()).collect();
+        let buffer = gpu.alloc(units.len() * 4).unwrap();
+        gpu.write_u32s(&buffer, &units).unwrap();
+        buffer
+    }
+
+    /// Ties, infinities, numbers that are none, and every setting of the sampler.
+    #[test]
+    fn ids_are_chosen_as_the_sampler_does() {
+        use crate::sampler::{Sampler, SamplerConfig};
+        use crate::vocab::VOCAB_SIZE;
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let (n, mut seed) = (40, 0);
+        for temperature in [0.0, 0.3, 1.0, 7.5] {
+            for (top_k, top_p, min_p) in [
+                (None, None, None),
+                (Some(1), None, None),
+                (Some(5), Some(0.7), None),
+                (Some(1000), Some(0.95), Some(0.02)),
+                (None, Some(0.3), Some(1.0)),
+            ] {
+                seed += 1;
+                let config = SamplerConfig {
+                    temperature,
+                    top_k,
+                    top_p,
+                    min_p,
+                    seed,
+                    ban_special: seed % 2 == 0,
+                    ignore_eos: seed % 3 == 0,
+                    ..SamplerConfig::default()
+                };
+                let mut sampler = Sampler::new(config).unwrap();
+                let mut logits = noise(n * VOCAB_SIZE, seed);
+                for (i, logit) in logits.iter_mut().enumerate() {
+                    *logit = match (i / VOCAB_SIZE, i % VOCAB_SIZE) {
+                        (0, _) => f32::NAN,
+                        (1, _) => f32::NEG_INFINITY,
+                        (2, 7 | 90) => f32::INFINITY,
+                        (3, id) => [0.0, -0.0, 1.0][id % 3],
+                        (4, id) if id % 5 == 0 => f32::NAN,
+                        (row, _) => *logit * row as f32,
+                    };
+                }
+                let (mut choices, mut expected) = (Vec::new(), Vec::new());
+                for row in logits.chunks(VOCAB_SIZE) {
+                    choices.extend(sampler.choice(VOCAB_SIZE).unwrap().units());
+                    expected.push(u32::from(sampler.sample(row, &[])));
+                }
+                let on_device = gpu.alloc(choices.len() * 4).unwrap();
+                gpu.write_u32s(&on_device, &choices).unwrap();
+                let chosen = gpu.alloc(n * 4).unwrap();
+                let logits = upload(&gpu, &logits);
+                ops.sample(n, VOCAB_SIZE, (&logits, 0), (&on_device, 0), (&chosen, 0))
+                    .unwrap();
+                let found = gpu.read_u32s(&chosen, n).unwrap();
+                assert_eq!(found, expected, "{:?}", sampler.config());
             }
         }
     }

@@ -91,6 +91,15 @@ impl Encoder {
         })
     }
 
+    /// The table of single ids, and those of n-grams, each with the powers of its prime: the oldest id's
+    /// first.
+    #[cfg(feature = "cuda")]
+    pub(super) fn tables(&self) -> (&Matrix, Vec<(&Matrix, &[i64])>) {
+        let powers = (0..self.hash_embeddings.len()).map(|table| self.hasher.powers(table));
+        let ngrams = self.hash_embeddings.iter().zip(powers).collect();
+        (&self.tok_embeddings, ngrams)
+    }
+
     /// Empty stores for the byte states that [`Encoder::patches`] reads: one per cross-attention.
     pub fn new_states(&self) -> Vec<RowStore> {
         let dim = self.layers.config.dim;

@@ -14,7 +14,7 @@ use crate::vocab::{Id, VOCAB_SIZE};
 /// The entropy model's weights.
 #[derive(Debug)]
 pub struct EntropyModel {
-    tok_embeddings: Matrix, // (vocab, dim)
+    pub(super) tok_embeddings: Matrix, // (vocab, dim)
     /// The layers.
     pub layers: Stack,
     pub(super) norm: Vec<f32>, // (dim)

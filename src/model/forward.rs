@@ -4,11 +4,9 @@
 //! or byte by byte gives the same bits (tests/invariance.rs).
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::block::{Rows, Stack};
 use super::decoder::PatchKv;
-use super::device::{Caches, DeviceModel};
 use super::encoder::Closed;
 use super::patcher::Patcher;
 use super::{Model, State, state::SLACK};
@@ -16,6 +14,7 @@ use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::few::Few;
 use crate::ops::{self, Buffer};
+use crate::sampler::Sampler;
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
 
 /// Most bytes read in one pass: the caches' slack allows no more, and the scratch stays small.
@@ -40,6 +39,11 @@ pub(crate) struct Part<'a> {
     pub ids: &'a [Id],
     pub wanted: Wanted,
     pub trace: Option<&'a mut Trace>,
+    /// Of whoever wants an id chosen by the last logits: a GPU can do that in the same pass.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub sampler: Option<&'a Sampler>,
+    /// What a GPU chose.
+    pub chosen: Option<Id>,
 }
 
 /// Why a pass failed.
@@ -127,24 +131,17 @@ impl Model {
             assert!((1..=MAX_BATCH).contains(&part.ids.len()));
             part.read_text();
         }
-        if let Some(device) = &self.device {
-            let parts = parts.iter_mut().enumerate();
-            return parts
-                .map(|(i, part)| {
-                    let logits = self.forward_on(device, i, part)?;
-                    let mut buffer = self.compute.empty(logits.len());
-                    buffer.extend(logits);
-                    Ok(buffer)
-                })
-                .collect();
-        }
-        // How uncertain each next byte is, and where patches start; then the bytes' states.
-        self.entropies(parts)?;
-        let mut n_closed = self.compute.empty(n_rows(parts)); // (n)
-        parts.iter_mut().for_each(|part| part.cut(&mut n_closed));
-        let mut x = self.encode(parts); // (n, local dim)
-        self.close_patches(parts);
-        let logits = self.decode(parts, &n_closed, &mut x);
+        let logits = match &self.device {
+            Some(device) => self.forward_on_device(device, parts)?,
+            None => {
+                // How uncertain each next byte is, and where patches start; then the bytes' states.
+                self.entropies(parts);
+                let n_closed = self.cut(parts)?;
+                let mut x = self.encode(parts); // (n, local dim)
+                self.close_patches(parts);
+                self.decode(parts, &n_closed, &mut x)
+            }
+        };
         for (i, (part, logits)) in parts.iter_mut().zip(&*logits).enumerate() {
             if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
                 let rows = logits.len() / VOCAB_SIZE;
@@ -152,21 +149,21 @@ impl Model {
                 return Err(Failure::not_finite(i, "logits", position));
             }
         }
-        for part in parts {
-            part.state.drop_unneeded(self);
+        if self.device.is_none() {
+            parts.iter_mut().for_each(|p| p.state.drop_unneeded(self));
         }
         Ok(logits)
     }
 
     /// The entropy model on the parts that have its cache: the entropy after each byte, in nats.
-    fn entropies(&self, parts: &mut [Part<'_>]) -> Result<(), Failure> {
+    fn entropies(&self, parts: &mut [Part<'_>]) {
         let compute = &*self.compute;
         for part in parts.iter_mut().filter(|part| !part.runs_entropy()) {
             let end = part.positions().end;
             part.state.entropies.resize(end, f32::NAN);
         }
         let Some(entropy) = &self.weights.entropy else {
-            return Ok(());
+            return;
         };
         let n = n_rows(parts);
         let (mut rows, mut x) = (
@@ -178,7 +175,7 @@ impl Model {
             x.extend(entropy.embed(compute, part.ids).iter().copied());
         }
         if rows.n() == 0 {
-            return Ok(());
+            return;
         }
         let caches = parts
             .iter_mut()
@@ -186,28 +183,32 @@ impl Model {
         let mut caches: Few<&mut KvCache> = caches.collect();
         let logits = entropy.forward(compute, x, &rows, &mut caches); // (n, vocab)
         let mut left = &*logits;
-        for (i, part) in parts
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, part)| part.runs_entropy())
-        {
+        for part in parts.iter_mut().filter(|part| part.runs_entropy()) {
             let (of_part, others) = left.split_at(part.ids.len() * VOCAB_SIZE);
             left = others;
             let row_entropy = |row| ops::entropy(compute, row);
-            let positions = part.positions();
             let entropies = &mut part.state.entropies;
             entropies.extend(of_part.chunks_exact(VOCAB_SIZE).map(row_entropy));
-            if let Some(bad) = entropies[positions.clone()]
-                .iter()
-                .position(|e| !e.is_finite())
-            {
-                return Err(Failure::not_finite(i, "entropy", positions.start + bad));
-            }
             if let Some(trace) = part.trace.as_deref_mut() {
                 trace.entropy_logits.extend_from_slice(of_part);
             }
         }
-        Ok(())
+    }
+
+    /// Where patches start, by entropies that are all numbers: how many are closed once each byte is
+    /// read, (n).
+    pub(super) fn cut(&self, parts: &mut [Part<'_>]) -> Result<Buffer<'_, usize>, Failure> {
+        let mut n_closed = self.compute.empty(n_rows(parts));
+        for (i, part) in parts.iter_mut().enumerate() {
+            let positions = part.positions();
+            let entropies = &part.state.entropies[positions.clone()];
+            let known = part.runs_entropy();
+            if let Some(bad) = entropies.iter().position(|e| known && !e.is_finite()) {
+                return Err(Failure::not_finite(i, "entropy", positions.start + bad));
+            }
+            part.cut(&mut n_closed);
+        }
+        Ok(n_closed)
     }
 
     /// Embeddings, then the local encoder: the bytes' states (n, local dim).
@@ -320,22 +321,17 @@ impl Model {
         decoder.forward(compute, &rows, n_closed, &patch_kv, &mut caches, x);
 
         let dim = decoder.layers.config.dim;
-        let n_wanted = |part: &Part<'_>| match part.wanted {
-            Wanted::Nothing => 0,
-            Wanted::Last => 1,
-            Wanted::All => part.ids.len(),
-        };
         let (mut wanted, mut left) = (compute.empty(x.len()), &*x);
         for part in parts.iter() {
             let (of_part, others) = left.split_at(part.ids.len() * dim);
             left = others;
-            let unwanted = part.ids.len() - n_wanted(part);
+            let unwanted = part.ids.len() - part.n_wanted();
             wanted.extend(of_part[unwanted * dim..].iter().copied());
         }
         let logits = decoder.logits(compute, &wanted);
         let mut left = &*logits;
         let of_part = |part: &Part<'_>| {
-            let (of_part, others) = left.split_at(n_wanted(part) * VOCAB_SIZE);
+            let (of_part, others) = left.split_at(part.n_wanted() * VOCAB_SIZE);
             left = others;
             let mut logits = compute.empty(of_part.len());
             logits.extend(of_part.iter().copied());
@@ -345,7 +341,12 @@ impl Model {
     }
 
     /// Where the entropy model stands at `positions`, if it runs in this sequence.
-    fn add_entropy_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows<'_>) {
+    pub(super) fn add_entropy_run(
+        &self,
+        state: &State,
+        positions: Range<usize>,
+        rows: &mut Rows<'_>,
+    ) {
         let (Some(entropy), Some(_)) = (&self.weights.entropy, &state.entropy_cache) else {
             return;
         };
@@ -355,93 +356,30 @@ impl Model {
         entropy.layers.add_run(rows, positions, origin, barrier);
     }
 
-    fn add_encoder_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows<'_>) {
+    pub(super) fn add_encoder_run(
+        &self,
+        state: &State,
+        positions: Range<usize>,
+        rows: &mut Rows<'_>,
+    ) {
         let layers = &self.weights.encoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
 
-    fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
+    pub(super) fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
         let layers = &self.weights.global.layers;
         let eos_patches = State::eos_patches(&state.eos, &state.starts);
         layers.add_run(rows, patches, |_| 0, |p| segment(layers, &eos_patches, p));
     }
 
-    fn add_decoder_run(&self, state: &State, positions: Range<usize>, rows: &mut Rows<'_>) {
+    pub(super) fn add_decoder_run(
+        &self,
+        state: &State,
+        positions: Range<usize>,
+        rows: &mut Rows<'_>,
+    ) {
         let layers = &self.weights.decoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
-    }
-
-    /// One part on a GPU.
-    fn forward_on(
-        &self,
-        device: &DeviceModel,
-        number: usize,
-        part: &mut Part<'_>,
-    ) -> Result<Vec<f32>, Failure> {
-        let mut caches = part.state.device.take();
-        let result = self.forward_with(device, &mut caches, number, part);
-        part.state.device = caches;
-        result
-    }
-
-    fn forward_with(
-        &self,
-        device: &DeviceModel,
-        caches: &mut Option<Arc<Caches>>,
-        number: usize,
-        part: &mut Part<'_>,
-    ) -> Result<Vec<f32>, Failure> {
-        let (compute, w) = (&*self.compute, &*self.weights);
-        let positions = part.positions();
-        let n = part.ids.len();
-        let mut gpu = device.begin(caches)?;
-        if let Some(entropy) = w.entropy.as_ref().filter(|_| part.runs_entropy()) {
-            let mut rows = entropy.layers.rows(compute, n);
-            self.add_entropy_run(part.state, positions.clone(), &mut rows);
-            let x = entropy.embed(compute, part.ids);
-            let of_trace = part.trace.as_deref_mut().map(|t| &mut t.entropy_logits);
-            let entropies = gpu.entropies(&x, &rows, of_trace)?;
-            if let Some(bad) = entropies.iter().position(|e| !e.is_finite()) {
-                return Err(Failure::not_finite(
-                    number,
-                    "entropy",
-                    positions.start + bad,
-                ));
-            }
-            part.state.entropies.extend(entropies);
-        } else {
-            part.state.entropies.resize(positions.end, f32::NAN);
-        }
-        let mut n_closed = compute.empty(n);
-        part.cut(&mut n_closed);
-        let mut rows = w.encoder.layers.rows(compute, n);
-        self.add_encoder_run(part.state, positions.clone(), &mut rows);
-        let x = w.encoder.embed(compute, &part.state.ids, positions.start);
-        let hidden = gpu.bytes(&x, &rows, part.trace.is_some())?;
-        if let Some(trace) = part.trace.as_deref_mut() {
-            trace.input_embeds.extend_from_slice(&x);
-            trace.encoder_hidden.extend(hidden);
-        }
-        let closed = part.closed();
-        if !closed.is_empty() {
-            let mut rows = w.global.layers.rows(compute, closed.len());
-            self.add_global_run(part.state, closed.clone(), &mut rows);
-            let wanted = part.trace.is_some();
-            let (vectors, outputs) = gpu.patches(&part.state.starts, closed, &rows, wanted)?;
-            if let Some(trace) = part.trace.as_deref_mut() {
-                trace.encoder_cross.extend(vectors);
-                trace.global_out.extend(outputs);
-            }
-        }
-        let mut rows = w.decoder.layers.rows(compute, n);
-        self.add_decoder_run(part.state, positions.clone(), &mut rows);
-        let seen: Vec<_> = (n_closed.iter().map(|&n| w.decoder.patches_seen(n))).collect();
-        let logits = gpu.decode(&rows, &seen, part.wanted)?;
-        if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
-            let position = positions.end - logits.len() / VOCAB_SIZE + bad / VOCAB_SIZE;
-            return Err(Failure::not_finite(number, "logits", position));
-        }
-        Ok(logits)
     }
 }
 
@@ -460,13 +398,13 @@ fn segment(layers: &Stack, ends: &[usize], position: usize) -> usize {
 
 impl Part<'_> {
     /// Positions of the ids, once they are in the text.
-    fn positions(&self) -> Range<usize> {
+    pub(super) fn positions(&self) -> Range<usize> {
         let end = self.state.ids.len();
         end - self.ids.len()..end
     }
 
     /// Whether the entropy model reads them.
-    fn runs_entropy(&self) -> bool {
+    pub(super) fn runs_entropy(&self) -> bool {
         self.state.entropy_cache.is_some()
     }
 
@@ -476,6 +414,15 @@ impl Part<'_> {
         let state = &mut *self.state;
         let eos = positions.filter(|&p| state.ids[p] == EOS);
         state.eos.extend(eos);
+    }
+
+    /// Rows whose logits are wanted: the last ones.
+    pub(super) fn n_wanted(&self) -> usize {
+        match self.wanted {
+            Wanted::Nothing => 0,
+            Wanted::Last => 1,
+            Wanted::All => self.ids.len(),
+        }
     }
 
     /// Decides where patches start: for byte p + 1 as soon as byte p is read. The model insists on a
@@ -492,7 +439,7 @@ impl Part<'_> {
     }
 
     /// The patches that the ids close.
-    fn closed(&self) -> Range<usize> {
+    pub(super) fn closed(&self) -> Range<usize> {
         let positions = self.positions();
         State::closed_between(&self.state.starts, positions.start, positions.end)
     }

@@ -110,6 +110,17 @@ impl NgramHasher {
         self.group_sizes.len() * self.n_functions
     }
 
+    /// What the ids of a table's n-grams are multiplied with, the oldest id first.
+    #[cfg(feature = "cuda")]
+    pub(super) fn powers(&self, table: usize) -> &[i64] {
+        let (function, group) = (
+            table / self.group_sizes.len(),
+            table % self.group_sizes.len(),
+        );
+        let first = function % PRIMES.len() * self.max_group;
+        &self.powers[first..first + self.group_sizes[group]]
+    }
+
     /// Writes into `out` (n_tables) the row in each table for the n-grams that end at `position`.
     ///
     /// Reads `ids[..=position]`, of which only the last n-gram's worth matters. Allocates nothing.

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
-use crate::device::Device;
+use crate::device::{Device, TablePlace};
 use crate::error::Result;
 use crate::ops::Compute;
 
@@ -106,18 +106,26 @@ impl Model {
         }
     }
 
-    /// The same weights computed on a device. On a GPU all matrices are copied to its memory;
-    /// embedding tables stay in that of the host.
+    /// The same weights computed on a device. On a GPU all matrices are copied to its memory, and the
+    /// embedding tables if they fit too.
     ///
     /// # Errors
     /// [`crate::Error::Device`] if there is no such device, it cannot run the kernels, its memory
     /// does not suffice, or this crate was built without the feature `cuda`. Not for
     /// [`Device::Auto`], which then is the CPU.
     pub fn on_device(&self, device: Device) -> Result<Self> {
+        self.on_device_with(device, TablePlace::Auto)
+    }
+
+    /// As [`Model::on_device`], with the embedding tables where `tables` says.
+    ///
+    /// # Errors
+    /// As [`Model::on_device`].
+    pub fn on_device_with(&self, device: Device, tables: TablePlace) -> Result<Self> {
         let device = match device {
             Device::Cpu => None,
-            Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n)?),
-            Device::Auto => DeviceModel::new(&self.weights, 0).ok(),
+            Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n, tables)?),
+            Device::Auto => DeviceModel::new(&self.weights, 0, tables).ok(),
         };
         Ok(Model {
             device: device.map(Arc::new),

@@ -1,12 +1,11 @@
-//! In place of `device.rs` without the feature `cuda`: types of which there are no values.
+//! In place of `device/` without the feature `cuda`: types of which there are no values.
 
-use std::ops::Range;
-use std::sync::Arc;
-
-use super::Weights;
-use super::block::Rows;
-use super::forward::Wanted;
+use super::forward::{Failure, Part};
+use super::{Model, Weights};
+use crate::device::TablePlace;
 use crate::error::{Error, Result};
+use crate::few::Few;
+use crate::ops::Buffer;
 
 #[derive(Debug)]
 pub(super) enum DeviceModel {}
@@ -14,10 +13,11 @@ pub(super) enum DeviceModel {}
 #[derive(Debug)]
 pub(super) enum Caches {}
 
-pub(super) enum Pass {}
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ahead {}
 
 impl DeviceModel {
-    pub fn new(_: &Weights, _: usize) -> Result<DeviceModel> {
+    pub fn new(_: &Weights, _: usize, _: TablePlace) -> Result<DeviceModel> {
         Err(Error::Device(
             "this program was built without CUDA (feature \"cuda\"); use the CPU".into(),
         ))
@@ -28,10 +28,6 @@ impl DeviceModel {
     }
 
     pub fn name(&self) -> &str {
-        match *self {}
-    }
-
-    pub fn begin(&self, _: &mut Option<Arc<Caches>>) -> Result<Pass> {
         match *self {}
     }
 }
@@ -46,26 +42,12 @@ impl Caches {
     }
 }
 
-impl Pass {
-    pub fn entropies(&mut self, _: &[f32], _: &Rows, _: Option<&mut Vec<f32>>) -> Result<Vec<f32>> {
-        match *self {}
-    }
-
-    pub fn bytes(&mut self, _: &[f32], _: &Rows, _: bool) -> Result<Vec<f32>> {
-        match *self {}
-    }
-
-    pub fn patches(
-        &mut self,
-        _: &[usize],
-        _: Range<usize>,
-        _: &Rows,
-        _: bool,
-    ) -> Result<(Vec<f32>, Vec<f32>)> {
-        match *self {}
-    }
-
-    pub fn decode(&mut self, _: &Rows, _: &[Range<usize>], _: Wanted) -> Result<Vec<f32>> {
-        match *self {}
+impl Model {
+    pub(super) fn forward_on_device(
+        &self,
+        device: &DeviceModel,
+        _: &mut [Part<'_>],
+    ) -> Result<Few<Buffer<'_, f32>>, Failure> {
+        match *device {}
     }
 }

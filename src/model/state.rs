@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Model;
 use super::decoder::PatchKv;
-use super::device::Caches;
+use super::device::{Ahead, Caches};
 use super::patcher::Patcher;
 use crate::cache::{KvCache, KvType, RowStore};
 use crate::vocab::Id;
@@ -39,6 +39,8 @@ pub struct State {
     /// Caches on a GPU, in place of those above, which then stay empty. Made by the first pass; a fork
     /// shares them until one side reads on.
     pub(super) device: Option<Arc<Caches>>,
+    /// What the GPU has read beyond `ids`.
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// Bytes that can be taken back, or are read at once, without recomputing what lies before.
@@ -76,6 +78,7 @@ impl State {
             patch_kv: w.decoder.new_patch_kv(),
             entropy_reset,
             device: None,
+            ahead: None,
         }
     }
 
@@ -161,6 +164,7 @@ impl State {
     fn truncate_text(&mut self, len: usize, n_starts: usize) {
         self.ids.truncate(len);
         self.entropies.truncate(len);
+        self.ahead = None;
         self.starts.truncate(n_starts);
         self.eos.retain(|&p| p < len);
         self.patcher

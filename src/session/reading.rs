@@ -4,6 +4,7 @@ use super::{Overflow, Session, Step};
 use crate::error::{Error, Result};
 use crate::few::Few;
 use crate::model::{Failure, MAX_BATCH, Part, Trace, Wanted};
+use crate::sampler::Sampler;
 use crate::vocab::{BOS, Id, VOCAB_SIZE};
 
 /// Most rows of a pass that several sessions share, so that what a pass needs in memory stays small.
@@ -19,6 +20,8 @@ pub(crate) struct Reading<'a> {
     wanted: Wanted,
     trace: Option<&'a mut Trace>,
     show: Option<&'a mut dyn FnMut(Step<'_>)>,
+    sampler: Option<&'a mut Sampler>,
+    chosen: Option<Id>,
     /// Whether limits hold and another thread can stop it. Going back must not be stopped halfway.
     bounded: bool,
     /// Length of the session before.
@@ -44,6 +47,8 @@ impl<'a> Reading<'a> {
             wanted: Wanted::Last,
             trace: None,
             show: None,
+            sampler: None,
+            chosen: None,
             bounded: true,
             result,
         }
@@ -74,20 +79,31 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// Chooses the id that comes next.
+    pub fn choosing(self, sampler: &'a mut Sampler) -> Self {
+        Reading {
+            sampler: Some(sampler),
+            ..self
+        }
+    }
+
     /// Reads all ids. On an error the session is as it was before, unless the context had slid.
     pub fn run(self) -> Result<()> {
         let mut readings = [self];
         run_together(&mut readings);
         let [reading] = readings;
-        reading.finish()
+        reading.finish().map(|_| ())
     }
 
-    /// What came of it.
-    pub fn finish(self) -> Result<()> {
+    /// What came of it: the id chosen, if there is a sampler.
+    pub fn finish(self) -> Result<Option<Id>> {
         if self.result.is_err() && self.bounded && self.session.len() > self.old_len {
             self.session.rewind(self.old_len)?;
         }
-        self.result
+        self.result?;
+        let session = self.session;
+        let choose = |sampler: &mut Sampler| sampler.sample(session.logits(), session.ids());
+        Ok(self.chosen.or_else(|| self.sampler.map(choose)))
     }
 
     fn goes_on(&self) -> bool {
@@ -129,11 +145,13 @@ impl<'a> Reading<'a> {
                 wanted => wanted,
             },
             trace: self.trace.as_deref_mut(),
+            sampler: self.sampler.as_deref().filter(|_| !more),
+            chosen: None,
         }
     }
 
-    /// Takes the logits of the pass.
-    fn end_pass(&mut self, logits: &[f32]) -> Result<()> {
+    /// Takes the logits of the pass, and the id that was chosen with them.
+    fn end_pass(&mut self, logits: &[f32], chosen: Option<Id>) -> Result<()> {
         let (ids, left) = self.ids.split_at(self.n_now);
         self.ids = left;
         let session = &mut *self.session;
@@ -144,6 +162,10 @@ impl<'a> Reading<'a> {
                 limit: session.max_patches,
                 needed: n_closed,
             });
+        }
+        self.chosen = chosen;
+        if let (Some(sampler), Some(_)) = (&mut self.sampler, chosen) {
+            sampler.skip();
         }
         if let Some(last) = logits.chunks_exact(VOCAB_SIZE).next_back() {
             session.logits.clear();
@@ -193,12 +215,13 @@ pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
             return;
         }
         let result = model.forward(&mut parts);
+        let chosen: Few<Option<Id>> = parts.iter().map(|part| part.chosen).collect();
         drop(parts);
         let mut going = readings.iter_mut().filter(|r| r.goes_on());
         match result {
             Ok(logits) => {
-                for (reading, logits) in going.zip(logits) {
-                    reading.result = reading.end_pass(&logits);
+                for (reading, (logits, chosen)) in going.zip(logits.into_iter().zip(chosen)) {
+                    reading.result = reading.end_pass(&logits, chosen);
                 }
             }
             // The others try again without it.

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+mod generation;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

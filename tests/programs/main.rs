@@ -249,5 +249,26 @@ fn bench_gives_figures_that_fit_together() {
     assert!((number("weight_bytes_per_generated_byte") - per_byte).abs() < 1.0);
     let csv = String::from_utf8(output(BENCH, &[&args[..], &["--csv"]].concat(), b"")).unwrap();
     let columns: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
-    assert_eq!(columns, [16, 16, 16], "{csv}");
+    assert_eq!(columns, [18, 18, 18], "{csv}");
+    // Sessions in step read the weights once for all of them.
+    let together = json(BENCH, &[&args[..], &["--json", "--batch", "3"]].concat());
+    let weights = together["weight_bytes_per_generated_byte"]
+        .as_f64()
+        .unwrap();
+    assert!((3.0 * weights - per_byte).abs() < 1.0);
+    assert_eq!(together["sessions"], 3);
+}
+
+#[test]
+fn bench_makes_its_own_weights() {
+    let args = ["--synthetic", "small", "-p", "8", "-n", "4", "-r", "1"];
+    for dtype in ["bf16", "q4_k"] {
+        let more = ["--type", dtype, "--patch-length", "4", "--json"];
+        let record = json(BENCH, &[&args[..], &more].concat());
+        assert_eq!(record["model"], format!("synthetic small {dtype}"));
+        assert!(record["generate"]["bytes_per_second"].as_f64().unwrap() > 0.0);
+    }
+    let wrong = call(BENCH, &["--synthetic", "9b"], b"");
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("9b"));
 }

@@ -11,6 +11,7 @@
 
 #define KERNEL(name) static void name
 #define DEVICE inline
+#define UNROLL
 #define __shared__ static thread_local
 #define __align__(n) __attribute__((aligned(n)))
 

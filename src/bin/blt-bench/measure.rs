@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use blt::config::PatchingMode;
 use blt::sampler::SamplerConfig;
-use blt::{GenerateOptions, KvType, Model, Result, Session, SessionOptions};
+use blt::{GenerateOptions, Generator, KvType, Model, Result, Session, SessionOptions, batch};
 
 use blt::cli::interrupt;
 use blt::cli::units;
@@ -21,23 +21,28 @@ const WARM_UP: usize = 64;
 /// Times of one test.
 #[derive(Debug, Clone, Default)]
 pub struct Runs {
-    /// Bytes of a run.
+    /// Bytes of a session in a run.
     pub n_bytes: usize,
+    /// Sessions that read together.
+    pub n_sessions: usize,
     /// Bytes in view when a run begins.
     pub context: usize,
     /// How long each run took.
     pub times: Vec<Duration>,
-    /// Patches begun in all runs.
+    /// Patches begun in all runs, by all sessions.
     pub patches: usize,
     /// Bytes that the caches of one session hold in the end.
     pub cache_bytes: usize,
+    /// Steps of all runs in which any session began a patch: the weights of a patch's path are then read
+    /// once for all of them.
+    pub patch_steps: usize,
 }
 
 impl Runs {
-    /// Bytes per second: median, slowest, fastest.
+    /// Bytes per second of all sessions: median, slowest, fastest.
     pub fn speeds(&self) -> (f64, f64, f64) {
         let mut speeds: Vec<f64> = (self.times.iter())
-            .map(|&t| units::per_second(self.n_bytes, t))
+            .map(|&t| units::per_second(self.n_bytes * self.n_sessions, t))
             .collect();
         speeds.sort_by(f64::total_cmp);
         match (speeds.first(), speeds.last()) {
@@ -51,7 +56,15 @@ impl Runs {
 
     /// Patches begun per byte.
     pub fn patches_per_byte(&self) -> f64 {
-        units::ratio(self.patches, self.n_bytes * self.times.len())
+        units::ratio(
+            self.patches,
+            self.n_bytes * self.n_sessions * self.times.len(),
+        )
+    }
+
+    /// Steps with a patch per step.
+    pub fn patch_steps_per_step(&self) -> f64 {
+        units::ratio(self.patch_steps, self.n_bytes * self.times.len())
     }
 }
 
@@ -62,6 +75,8 @@ pub struct Bench<'a> {
     pub patch_length: Option<usize>,
     pub kv: KvType,
     pub n_runs: usize,
+    /// Sessions that read together.
+    pub n_sessions: usize,
 }
 
 impl Bench<'_> {
@@ -92,11 +107,15 @@ impl Bench<'_> {
         )
     }
 
+    fn forks(&self, session: &Session) -> Vec<Session> {
+        vec![session.clone(); self.n_sessions]
+    }
+
     /// Reads and generates a little.
     pub fn warm_up(&self) -> Result<()> {
         let mut session = self.session(2 * WARM_UP)?;
         session.feed(&text(WARM_UP))?;
-        generate(&mut session, 4, 0)
+        generate(&mut self.forks(&session), 4, 0).map(|_| ())
     }
 
     /// Reads `n_bytes` after BOS, again and again.
@@ -104,16 +123,22 @@ impl Bench<'_> {
         let text = text(n_bytes);
         let mut runs = Runs {
             n_bytes,
+            n_sessions: self.n_sessions,
             ..Runs::default()
         };
         for run in 0..self.n_runs {
-            let mut session = self.session(n_bytes)?;
-            session.begin()?;
+            let mut first = self.session(n_bytes)?;
+            first.begin()?;
+            let mut sessions = self.forks(&first);
+            let mut feeds: Vec<(&mut Session, &[u8])> =
+                sessions.iter_mut().map(|s| (s, &text[..])).collect();
             let start = Instant::now();
-            session.feed(&text)?;
+            batch::feed(&mut feeds)
+                .into_iter()
+                .collect::<Result<()>>()?;
             runs.times.push(start.elapsed());
-            runs.patches += patches_in(&session, 1);
-            runs.cache_bytes = session.cache_bytes();
+            runs.patches += sessions.iter().map(|s| patches_in(s, 1)).sum::<usize>();
+            runs.cache_bytes = sessions[0].cache_bytes();
             done(run + 1);
             if interrupt::requested() {
                 break;
@@ -131,6 +156,7 @@ impl Bench<'_> {
     ) -> Result<Runs> {
         let mut runs = Runs {
             n_bytes,
+            n_sessions: self.n_sessions,
             context,
             ..Runs::default()
         };
@@ -138,12 +164,13 @@ impl Bench<'_> {
         base.begin()?;
         base.feed(&text(context))?;
         for run in 0..self.n_runs {
-            let mut session = base.clone();
+            let mut sessions = self.forks(&base);
             let start = Instant::now();
-            generate(&mut session, n_bytes, run as u64)?;
+            runs.patch_steps += generate(&mut sessions, n_bytes, run as u64)?;
             runs.times.push(start.elapsed());
-            runs.patches += patches_in(&session, base.len());
-            runs.cache_bytes = session.cache_bytes();
+            let patches = sessions.iter().map(|s| patches_in(s, base.len()));
+            runs.patches += patches.sum::<usize>();
+            runs.cache_bytes = sessions[0].cache_bytes();
             done(run + 1);
             if interrupt::requested() {
                 break;
@@ -153,21 +180,38 @@ impl Bench<'_> {
     }
 }
 
-fn generate(session: &mut Session, n_bytes: usize, seed: u64) -> Result<()> {
-    let options = GenerateOptions {
+/// Lets all sessions generate, each with its own random numbers; returns in how many steps any of them
+/// began a patch.
+fn generate(sessions: &mut [Session], n_bytes: usize, seed: u64) -> Result<usize> {
+    let n_starts = |session: &Session| session.patch_starts().len();
+    let options = |i: usize| GenerateOptions {
         max_bytes: Some(n_bytes),
         sampler: SamplerConfig {
-            seed,
+            seed: seed << 32 | i as u64,
             ignore_eos: true,
             ..SamplerConfig::default()
         },
         stop: Vec::new(),
     };
-    let mut generator = session.generate(&options)?;
-    for byte in generator.by_ref() {
-        byte?;
+    let mut before: usize = sessions.iter().map(n_starts).sum();
+    let generators = sessions.iter_mut().enumerate();
+    let generators = generators.map(|(i, session)| session.generate(&options(i)));
+    let mut generators: Vec<Generator<'_>> = generators.collect::<Result<_>>()?;
+    let mut patch_steps = 0;
+    let mut count = |n_starts: usize| {
+        patch_steps += usize::from(n_starts > before);
+        before = n_starts;
+    };
+    for _ in 0..n_bytes {
+        let mut all: Vec<&mut Generator<'_>> = generators.iter_mut().collect();
+        for byte in batch::next_bytes(&mut all) {
+            byte.transpose()?;
+        }
+        count(generators.iter().map(|g| n_starts(g.session())).sum());
     }
-    generator.finish()
+    (batch::finish(generators).into_iter()).collect::<Result<()>>()?;
+    count(sessions.iter().map(n_starts).sum());
+    Ok(patch_steps)
 }
 
 fn text(n_bytes: usize) -> Vec<u8> {

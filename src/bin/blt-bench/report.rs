@@ -15,6 +15,7 @@ pub struct Report {
     pub path: PathBuf,
     pub isa: String,
     pub n_threads: usize,
+    pub n_sessions: usize,
     pub profile: Profile,
     pub kv: KvType,
     pub prompt: Option<Runs>,
@@ -30,7 +31,7 @@ pub struct Report {
 
 /// Reading weights while generating.
 struct Reading {
-    /// Bytes of weights per byte of text.
+    /// Bytes of weights per byte of text, read once for all sessions.
     per_byte: f64,
     /// Bytes of weights per second.
     per_second: f64,
@@ -39,12 +40,12 @@ struct Reading {
 impl Report {
     fn reading(&self) -> Option<Reading> {
         let runs = self.generate.as_ref()?;
-        let per_byte =
-            self.traffic.per_byte as f64 + self.traffic.per_patch as f64 * runs.patches_per_byte();
+        let per_patch = self.traffic.per_patch as f64 * runs.patch_steps_per_step();
+        let per_step = self.traffic.per_byte as f64 + per_patch;
         let (median, _, _) = runs.speeds();
         Some(Reading {
-            per_byte,
-            per_second: per_byte * median,
+            per_byte: per_step / runs.n_sessions as f64,
+            per_second: per_step * median / runs.n_sessions as f64,
         })
     }
 
@@ -52,6 +53,14 @@ impl Report {
     fn share_with_caches(&self, reading: &Reading) -> f64 {
         let all = 1.0 + self.cache_traffic / reading.per_byte;
         reading.per_second * all / self.bandwidth
+    }
+
+    /// Operations per second of the products that the prompt takes.
+    fn prompt_operations(&self) -> Option<f64> {
+        let runs = self.prompt.as_ref()?;
+        let per_patch = self.traffic.operations_per_patch as f64 * runs.patches_per_byte();
+        let (median, _, _) = runs.speeds();
+        Some((self.traffic.operations_per_byte as f64 + per_patch) * median)
     }
 
     fn tests(&self) -> impl Iterator<Item = (&'static str, &Runs)> {
@@ -64,12 +73,13 @@ impl Report {
     /// For people.
     pub fn table(&self) -> String {
         let mut s = format!(
-            "{}, {}, {} threads, {} arithmetic, {} caches\n\n",
+            "{}, {}, {} threads, {} arithmetic, {} caches, sessions at once: {}\n\n",
             self.path.display(),
             self.isa,
             self.n_threads,
             self.profile,
-            self.kv
+            self.kv,
+            self.n_sessions
         );
         let _ = writeln!(
             s,
@@ -119,6 +129,9 @@ impl Report {
         } else {
             let _ = writeln!(s, "this memory is read at {:.2} GB/s", self.bandwidth / 1e9);
         }
+        if let Some(operations) = self.prompt_operations() {
+            let _ = writeln!(s, "prompt: {:.1} GFLOP/s in products", operations / 1e9);
+        }
         if let Some(bytes) = self.peak_memory {
             let _ = writeln!(s, "peak memory {}", units::memory(bytes));
         }
@@ -129,7 +142,7 @@ impl Report {
     pub fn csv(&self) -> String {
         let mut s = String::from(
             "model,isa,threads,profile,kv,test,bytes,context,runs,median,slowest,fastest,mean_patch_length,\
-             weight_bytes_per_byte,weight_bytes_per_second,read_bandwidth\n",
+             weight_bytes_per_byte,weight_bytes_per_second,read_bandwidth,sessions,prompt_operations_per_second\n",
         );
         for (name, runs) in self.tests() {
             let (median, slowest, fastest) = runs.speeds();
@@ -140,11 +153,15 @@ impl Report {
                 }
                 _ => (String::new(), String::new()),
             };
+            let operations = match (name, self.prompt_operations()) {
+                ("prompt", Some(operations)) => format!("{operations:.0}"),
+                _ => String::new(),
+            };
             let path = self.path.display().to_string().replace('"', "\"\"");
             let _ = writeln!(
                 s,
                 "\"{path}\",{},{},{},{},{name},{},{},{},{median:.3},{slowest:.3},{fastest:.3},{length},\
-                 {per_byte},{per_second},{:.0}",
+                 {per_byte},{per_second},{:.0},{},{operations}",
                 self.isa,
                 self.n_threads,
                 self.profile,
@@ -152,7 +169,8 @@ impl Report {
                 runs.n_bytes,
                 runs.context,
                 runs.times.len(),
-                self.bandwidth
+                self.bandwidth,
+                self.n_sessions
             );
         }
         s
@@ -165,6 +183,7 @@ impl Report {
             "model": self.path,
             "isa": self.isa,
             "threads": self.n_threads,
+            "sessions": self.n_sessions,
             "profile": self.profile.name(),
             "kv": self.kv.name(),
             "prompt": self.prompt.as_ref().map(test),
@@ -177,6 +196,7 @@ impl Report {
             "bandwidth_share": reading.as_ref().map(|r| r.per_second / self.bandwidth),
             "cache_bytes_per_generated_byte": self.cache_traffic,
             "bandwidth_share_with_caches": reading.as_ref().map(|r| self.share_with_caches(r)),
+            "prompt_operations_per_second": self.prompt_operations(),
             "peak_memory_bytes": self.peak_memory,
         });
         format!("{record}\n")

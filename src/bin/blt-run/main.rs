@@ -190,6 +190,7 @@ fn run(args: Args) -> Result<(), Failure> {
         isa: args.isa.as_deref(),
         profile: args.profile,
         device: args.device,
+        ..ModelArgs::default()
     }
     .load()?;
     let options = SessionOptions {

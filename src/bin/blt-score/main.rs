@@ -220,6 +220,7 @@ fn scorer(args: &Args) -> Result<Scorer, Failure> {
         isa: args.isa.as_deref(),
         profile: args.profile,
         device: args.device,
+        ..ModelArgs::default()
     }
     .load()?;
     let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();

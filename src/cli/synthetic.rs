@@ -1,0 +1,161 @@
+//! Native checkpoints of random weights at the published shapes, for measurements without the models.
+//!
+//! Matrices are scaled so that activations stay of order one. The entropy model is as uncertain as random
+//! weights are, so force the patch length when measuring (`blt-bench --patch-length 4`). Rows repeat after
+//! [`DIFFERENT_ROWS`]: no product is faster for it, and gigabytes are made as fast as they are written.
+
+use std::path::Path;
+
+use blt_kernels::BlockFormat;
+
+use crate::checkpoint::{SafetensorsWriter, expected_tensors, native_file};
+use crate::config::{
+    Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
+};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor};
+
+/// Rows of a matrix that are made; a multiple of the rows of a tile.
+const DIFFERENT_ROWS: usize = 64;
+
+/// The shapes of `facebook/blt-1b` and `facebook/blt-7b` (spec section 11), and one for quick looks:
+/// `1b`, `7b` or `small`.
+///
+/// # Errors
+/// [`Error::Argument`] for another name.
+pub fn config(shape: &str) -> Result<Config> {
+    let (local, encoder_layers, decoder_layers, global, global_layers, k, hash_vocab) = match shape
+    {
+        "1b" => (1024, 1, 9, 2048, 25, 2, 500_002),
+        "7b" => (1280, 1, 6, 4096, 32, 4, 500_002),
+        "small" => (128, 1, 2, 256, 4, 2, 8_191),
+        _ => {
+            let message = format!("expected 1b, 7b or small, found \"{shape}\"");
+            return Err(Error::argument("shape", message));
+        }
+    };
+    let head_dim = if shape == "small" { 32 } else { 64 };
+    let stack = |dim: usize, n_layers, head_dim, rope_theta, window| TransformerConfig {
+        dim,
+        n_layers,
+        n_heads: dim / head_dim,
+        n_kv_heads: dim / head_dim,
+        head_dim,
+        hidden_dim: (8 * dim / 3).next_multiple_of(256),
+        norm_eps: 1e-5,
+        rope_theta,
+        window,
+        eos_segments: true,
+        differential: None,
+    };
+    let cross = |all_layers| CrossAttentionConfig {
+        n_heads: local / head_dim,
+        n_kv_heads: local / head_dim,
+        head_dim,
+        norm_eps: 1e-5,
+        all_layers,
+        window: None,
+        pool_each_layer: false,
+    };
+    let entropy = match shape {
+        "small" => stack(192, 3, 32, 1e4, Some(64)),
+        _ => stack(768, 14, 64, 1e4, Some(512)),
+    };
+    Ok(Config {
+        entropy: Some(entropy),
+        encoder: stack(local, encoder_layers, head_dim, 5e5, Some(512)),
+        encoder_cross: cross(false),
+        global: stack(global, global_layers, 128.min(2 * head_dim), 5e5, None),
+        decoder: stack(local, decoder_layers, head_dim, 5e5, Some(512)),
+        decoder_cross: cross(true),
+        cross_attn_k: k,
+        hash: HashConfig {
+            group_sizes: vec![3, 4, 5, 6, 7, 8],
+            vocab: hash_vocab,
+            n_functions: 1,
+        },
+        patcher: PatcherConfig {
+            mode: PatchingMode::Entropy,
+            threshold: 1.335_442_1,
+            threshold_add: None,
+            monotonicity: false,
+            max_patch_length: None,
+            patch_size: 4,
+        },
+        max_bytes: 24_576,
+        max_patches: 4096,
+    })
+}
+
+/// Writes random weights of that shape in a type: `f32`, `f16`, `bf16` or the name of a block format.
+/// `told` is called with the bytes written so far and in all.
+///
+/// # Errors
+/// [`Error::Argument`] for another shape or type; those of writing.
+pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u64)) -> Result<()> {
+    let config = config(shape)?;
+    let dtype_of = types(dtype)?;
+    let tensors = expected_tensors(&config);
+    let typed = tensors.iter().map(|(name, shape)| {
+        let dtype = dtype_of(name, shape);
+        (name.clone(), dtype, shape.clone())
+    });
+    let typed: Vec<_> = typed.collect();
+    let (metadata, specs) = native_file(&config, typed.iter().cloned())?;
+    let sizes: Vec<(String, u64)> = (specs.iter())
+        .map(|spec| (spec.name.clone(), spec.n_bytes))
+        .collect();
+    let total: u64 = sizes.iter().map(|(_, n)| n).sum();
+    let mut writer = SafetensorsWriter::create(path, &metadata, specs)?;
+    let (mut random, mut written) = (1, 0);
+    for (name, n_bytes) in sizes {
+        let (_, dtype, shape) = (typed.iter().find(|(n, ..)| *n == name)).expect("of this list");
+        let cols = shape.last().copied().unwrap_or(1);
+        let (rows, scale) = match shape.len() {
+            1 => (1, None), // norms
+            _ => (DIFFERENT_ROWS, Some(1.732 / (cols as f32).sqrt())),
+        };
+        let value = |_| scale.map_or(1.0, |scale| uniform(&mut random) * scale);
+        let values: Vec<f32> = (0..rows * cols).map(value).collect();
+        let unit_shape = match scale {
+            None => vec![cols],
+            Some(_) => vec![rows, cols],
+        };
+        let unit = Tensor::from_values(*dtype, unit_shape, &values)?;
+        let mut left = n_bytes;
+        while left > 0 {
+            let n = left.min(unit.bytes().len() as u64);
+            writer.write(&name, &unit.bytes()[..n as usize])?;
+            left -= n;
+            written += n;
+            told(written, total);
+        }
+    }
+    writer.finish()
+}
+
+/// The type of each tensor of a model in the type of that name.
+fn types(name: &str) -> Result<impl Fn(&str, &[usize]) -> DType> {
+    let float = (DType::FLOATS.into_iter()).find(|d| d.name().eq_ignore_ascii_case(name));
+    let format = BlockFormat::ALL.into_iter().find(|f| f.name() == name);
+    if float.is_none() && format.is_none() {
+        let message = format!("expected f32, f16, bf16 or a block format, found \"{name}\"");
+        return Err(Error::argument("type", message));
+    }
+    Ok(move |name: &str, shape: &[usize]| match (float, format) {
+        (Some(float), _) => float,
+        (_, Some(format)) if shape.len() > 1 => match name.contains("_embeddings") {
+            true => DType::Table(format),
+            false => DType::Tiles(format),
+        },
+        _ => DType::F32,
+    })
+}
+
+/// Uniform in -1..1 (xorshift: speed matters more than quality here).
+fn uniform(state: &mut u64) -> f32 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
+}

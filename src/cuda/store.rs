@@ -1,0 +1,98 @@
+//! The memory of one sequence in a stack of layers: rings of rows on the device.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::driver::{Buffer, Gpu};
+use crate::error::Result;
+
+/// `sides` rings of `capacity` rows each; the row of position p is row `p % capacity`.
+#[derive(Debug)]
+pub struct Store {
+    buffer: Buffer, // (sides, capacity, dim)
+    sides: usize,
+    dim: usize,
+    capacity: usize,
+    /// Rows beyond this are never asked for: positions wrap around.
+    limit: Option<usize>,
+}
+
+/// Where a row of a pass stands; the same structure in kernels/cuda/common.cuh.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    memory: u64,
+    capacity: u32,
+    position: u32,
+    from: u32,
+    to: u32,
+}
+
+impl Row {
+    /// Four-byte numbers of a row.
+    pub const UNITS: usize = 6;
+
+    /// As the kernels read it.
+    pub fn units(self) -> [u32; Row::UNITS] {
+        let (low, high) = (self.memory as u32, (self.memory >> 32) as u32);
+        [low, high, self.capacity, self.position, self.from, self.to]
+    }
+}
+
+impl Store {
+    /// No rows; at most `limit` positions are kept.
+    pub fn new(gpu: &Arc<Gpu>, sides: usize, dim: usize, limit: Option<usize>) -> Result<Store> {
+        let capacity = limit.unwrap_or(64).min(64);
+        Ok(Store {
+            buffer: gpu.alloc(sides * capacity * dim * 4)?,
+            sides,
+            dim,
+            capacity,
+            limit,
+        })
+    }
+
+    /// Makes room for the positions below `end`.
+    pub fn reserve(&mut self, end: usize) -> Result<()> {
+        if end <= self.capacity || self.limit == Some(self.capacity) {
+            return Ok(());
+        }
+        let capacity = (end.next_power_of_two()).min(self.limit.unwrap_or(usize::MAX));
+        let gpu = Arc::clone(self.buffer.gpu());
+        let larger = gpu.alloc(self.sides * capacity * self.dim * 4)?;
+        // Nothing has wrapped yet: before the limit is reached every position has its own row.
+        let (old, new) = (self.capacity * self.dim * 4, capacity * self.dim * 4);
+        for side in 0..self.sides {
+            gpu.copy((&self.buffer, side * old), (&larger, side * new), old)?;
+        }
+        self.buffer = larger;
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// The same rows, in memory of their own.
+    pub fn copied(&self) -> Result<Store> {
+        let gpu = Arc::clone(self.buffer.gpu());
+        let buffer = gpu.alloc(self.n_bytes())?;
+        gpu.copy((&self.buffer, 0), (&buffer, 0), self.n_bytes())?;
+        Ok(Store { buffer, ..*self })
+    }
+
+    /// The row at `position`, which sees `seen`: both below what was reserved.
+    pub fn row(&self, position: usize, seen: Range<usize>) -> Row {
+        let n = |n: usize| u32::try_from(n).expect("positions fit 32 bits");
+        let all_held = self.limit.is_some() || position.max(seen.end) <= self.capacity;
+        assert!(seen.start < seen.end && all_held, "rows of a sequence");
+        Row {
+            memory: self.buffer.address(),
+            capacity: n(self.capacity),
+            position: n(position),
+            from: n(seen.start),
+            to: n(seen.end),
+        }
+    }
+
+    /// Bytes of device memory.
+    pub fn n_bytes(&self) -> usize {
+        self.sides * self.capacity * self.dim * 4
+    }
+}

@@ -1,0 +1,246 @@
+//! The model on a GPU: its matrices, and the memory of a sequence.
+//!
+//! What the model is, which rows see what, where patches begin and how a session goes back is decided
+//! by the code that the CPU runs (`forward.rs`, `state.rs`); here is the arithmetic between, and in
+//! `pass.rs` the order in which a pass starts it.
+
+mod caches;
+mod pass;
+
+use std::sync::{Arc, Mutex};
+
+pub(super) use caches::{Ahead, Caches};
+
+use super::Weights;
+use super::block::Stack;
+use super::cross::CrossAttention;
+use crate::cuda::{Buffer, Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Ops, Tables};
+use crate::device::TablePlace;
+use crate::error::{Error, Result};
+use crate::ops::{Heads, Matrix};
+use crate::vocab::VOCAB_SIZE;
+
+use pass::Scratch;
+
+/// Gain of a norm.
+#[derive(Debug)]
+struct Norm {
+    weight: Buffer,
+    dim: usize,
+    eps: f32,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Norm,
+    wqkv: Linear,
+    wo: Linear,
+    ffn_norm: Norm,
+    /// w1, then w3.
+    gate_up: Linear,
+    w2: Linear,
+}
+
+#[derive(Debug)]
+struct Layers {
+    heads: Heads,
+    window: Option<usize>,
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Cross {
+    heads: Heads,
+    norm_q: Norm,
+    norm_kv: Norm,
+    wq: Linear,
+    wkv: Linear,
+    wo: Linear,
+}
+
+/// Logits of rows: norm and output matrix.
+#[derive(Debug)]
+struct Head {
+    norm: Norm,
+    output: Linear,
+}
+
+#[derive(Debug)]
+struct Entropy {
+    tables: Tables,
+    layers: Layers,
+    head: Head,
+}
+
+/// The weights on a device.
+#[derive(Debug)]
+pub(crate) struct DeviceModel {
+    gpu: Arc<Gpu>,
+    ops: Ops,
+    entropy: Option<Entropy>,
+    /// `None`: embeddings are gathered by the host.
+    tables: Option<Tables>,
+    encoder: Layers,
+    /// With the layer each reads.
+    encoder_cross: Vec<(usize, Cross)>,
+    /// The cross-attention whose layer is pooled.
+    pooled: usize,
+    encoder_window: usize,
+    patch_projection: Linear,
+    input_projection: Option<Linear>,
+    global: Layers,
+    output_projection: Linear,
+    decoder: Layers,
+    decoder_cross: Vec<Cross>,
+    decoder_window: usize,
+    head: Head,
+    k: usize,
+    /// One pass at a time.
+    scratch: Mutex<Scratch>,
+}
+
+/// Device memory that is left free when tables could fill it: for sequences and scratch.
+const LEFT_FREE: usize = 2 << 30;
+
+impl DeviceModel {
+    /// Copies the weights to a device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is none, or its memory does not suffice; [`Error::Unsupported`] for
+    /// heads wider than the kernels know.
+    pub fn new(weights: &Weights, number: usize, place: TablePlace) -> Result<DeviceModel> {
+        let gpu = Gpu::new(number)?;
+        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, matrices);
+        let norm = |values: &[f32], eps| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            Ok::<_, Error>(Norm {
+                weight: gpu.upload(&bytes)?,
+                dim: values.len(),
+                eps,
+            })
+        };
+        let checked = |heads: Heads| match heads.head_dim <= MAX_HEAD_DIM {
+            true => Ok(heads),
+            false => Err(Error::Unsupported(format!(
+                "heads on a GPU: expected a width of at most {MAX_HEAD_DIM}, found {}",
+                heads.head_dim
+            ))),
+        };
+        let layers = |stack: &Stack| {
+            if stack.config.differential.is_some() {
+                return Err(Error::Unsupported(
+                    "differential attention does not run on a GPU yet; use the CPU".into(),
+                ));
+            }
+            let eps = stack.config.norm_eps;
+            let layer = |b: &super::block::Block| {
+                Ok::<_, Error>(Layer {
+                    attention_norm: norm(&b.attention_norm, eps)?,
+                    wqkv: linear(&[&b.wq, &b.wk, &b.wv])?,
+                    wo: linear(&[&b.wo])?,
+                    ffn_norm: norm(&b.ffn_norm, eps)?,
+                    gate_up: linear(&[&b.w1, &b.w3])?,
+                    w2: linear(&[&b.w2])?,
+                })
+            };
+            Ok::<_, Error>(Layers {
+                heads: checked(stack.heads())?,
+                window: stack.config.window,
+                layers: stack.blocks.iter().map(layer).collect::<Result<_>>()?,
+            })
+        };
+        let cross = |c: &CrossAttention| {
+            Ok::<_, Error>(Cross {
+                heads: checked(c.heads())?,
+                norm_q: norm(&c.norm_q, c.config.norm_eps)?,
+                norm_kv: norm(&c.norm_kv, c.config.norm_eps)?,
+                wq: linear(&[&c.wq])?,
+                wkv: linear(&[&c.wk, &c.wv])?,
+                wo: linear(&[&c.wo])?,
+            })
+        };
+        let head = |gain: &[f32], eps, output: &Matrix| {
+            Ok::<_, Error>(Head {
+                norm: norm(gain, eps)?,
+                output: linear(&[output])?,
+            })
+        };
+        let (encoder, global, decoder) = (&weights.encoder, &weights.global, &weights.decoder);
+        let entropy = |e: &super::EntropyModel| {
+            Ok::<_, Error>(Entropy {
+                tables: Tables::new(&gpu, &e.tok_embeddings, &[])?,
+                layers: layers(&e.layers)?,
+                head: head(&e.norm, e.layers.config.norm_eps, &e.output)?,
+            })
+        };
+        let pooled = (encoder.cross.iter()).position(|(layer, _)| *layer == encoder.pool_layer);
+        const { assert!(VOCAB_SIZE <= MAX_VOCAB) };
+        let mut model = DeviceModel {
+            ops: Ops::new(&gpu)?,
+            entropy: weights.entropy.as_ref().map(entropy).transpose()?,
+            tables: None,
+            encoder: layers(&encoder.layers)?,
+            encoder_cross: (encoder.cross.iter())
+                .map(|(layer, c)| Ok((*layer, cross(c)?)))
+                .collect::<Result<_>>()?,
+            pooled: pooled.expect("the pooled layer has a cross-attention"),
+            encoder_window: encoder.cross_window,
+            patch_projection: linear(&[&encoder.patch_projection])?,
+            input_projection: (global.input_projection.as_ref())
+                .map(|m| linear(&[m]))
+                .transpose()?,
+            global: layers(&global.layers)?,
+            output_projection: linear(&[&decoder.patch_projection])?,
+            decoder: layers(&decoder.layers)?,
+            decoder_cross: decoder.cross.iter().map(cross).collect::<Result<_>>()?,
+            decoder_window: decoder.cross_window,
+            head: head(
+                &decoder.norm,
+                decoder.layers.config.norm_eps,
+                &decoder.output,
+            )?,
+            k: encoder.k,
+            scratch: Mutex::new(Scratch::new(&gpu)?),
+            gpu,
+        };
+        let (ids, ngrams) = encoder.tables();
+        let matrices = ngrams.iter().map(|(matrix, _)| *matrix).chain([ids]);
+        let n_bytes: usize = matrices.map(|m| m.tensor().bytes().len()).sum();
+        let fits = || Ok::<_, Error>(n_bytes + LEFT_FREE <= model.gpu.memory()?.0);
+        let upload = match place {
+            TablePlace::Auto => ngrams.len() < MAX_TABLES && fits()?,
+            TablePlace::Host => false,
+            TablePlace::Device => true,
+        };
+        if upload && ngrams.len() >= MAX_TABLES {
+            return Err(Error::Unsupported(format!(
+                "n-gram tables on a GPU: expected fewer than {MAX_TABLES}, found {}",
+                ngrams.len()
+            )));
+        }
+        if upload {
+            model.tables = Some(Tables::new(&model.gpu, ids, &ngrams)?);
+        }
+        Ok(model)
+    }
+
+    /// Bytes read and written per second in copies on the device: the best of five.
+    pub fn bandwidth(&self) -> Result<f64> {
+        const SIZE: usize = 256 << 20;
+        let (from, to) = (self.gpu.alloc(SIZE)?, self.gpu.alloc(SIZE)?);
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            self.gpu.read_f32s(&to, 1)?; // waits
+            let start = std::time::Instant::now();
+            self.gpu.copy((&from, 0), (&to, 0), SIZE)?;
+            self.gpu.read_f32s(&to, 1)?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(2.0 * SIZE as f64 / best)
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.gpu.info().name
+    }
+}
