@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
         int generate = !strcmp(what, "generate");
         if (a < 0 || b < 0 || a + b > MOST_TOKENS || (generate ? b : a) == 0) fail("numbers", line);
         struct llama_context *context = context_of(path, threads);
-        read_tokens(context, 1); /* the first pass after others have run is slow */
+        read_tokens(context, generate ? 1 : a); /* the first pass after others have run is slow */
         llama_memory_clear(llama_get_memory(context), 1);
         if (generate) read_tokens(context, a);
         double start = now();
