@@ -33,6 +33,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -241,12 +242,17 @@ int run(const Work &work) {
 struct Stream {
     std::mutex lock;
     Work work;
-    // Becomes a graph.
+    // Becomes a graph; only the thread that records it may add to it.
     std::unique_ptr<Work> captured;
+    std::thread::id recorder;
 
     int add(std::function<int()> one) {
         if (is_lost) return LAUNCH_FAILED;
         std::lock_guard<std::mutex> guard(lock);
+        if (captured && recorder != std::this_thread::get_id()) {
+            fprintf(stderr, "emulated CUDA: a graph records the work of another thread\n");
+            abort();
+        }
         (captured ? *captured : work).push_back(std::move(one));
         return SUCCESS;
     }
@@ -340,6 +346,7 @@ int cuStreamBeginCapture_v2(void *stream, int) {
     std::lock_guard<std::mutex> guard(s.lock);
     if (s.captured) return CAPTURE_UNSUPPORTED;
     s.captured = std::make_unique<Work>();
+    s.recorder = std::this_thread::get_id();
     return SUCCESS;
 }
 int cuStreamEndCapture(void *stream, void **graph) {

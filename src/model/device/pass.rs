@@ -271,6 +271,11 @@ impl Model {
         parts: &mut [Part<'_>],
         caches: &mut [Option<Arc<Caches>>],
     ) -> Result<Few<Buffer<'_, f32>>, Failure> {
+        // Before anything is started, copies of what a fork shares too: a graph that another pass records
+        // would record them in its stead. After a panic the scratch holds what it likes: every pass writes it
+        // first.
+        let scratch = device.scratch.lock();
+        let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
         let own = caches.iter_mut().map(|c| Caches::own(device, c));
         let mut caches: Vec<&mut Caches> = own.collect::<Result<_>>()?;
         for (part, caches) in parts.iter().zip(&mut caches) {
@@ -281,10 +286,6 @@ impl Model {
             caches.reserve(n_bytes, n_patches, device.k)?;
             caches.n_bytes = caches.n_bytes.max(n_bytes);
         }
-        // After a panic the scratch holds what it likes: every pass writes it first.
-        let scratch = device.scratch.lock();
-        let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
-
         let mut fresh = Vec::new();
         for (i, part) in parts.iter_mut().enumerate() {
             let ahead = part.state.ahead.take();
