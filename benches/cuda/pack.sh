@@ -1,25 +1,53 @@
 #!/bin/sh
 # Packs what benches/cuda/run.sh needs on a machine with a driver but no Rust: prebuilt tests and
-# programs, the reference cases and the scripts.
+# programs, the reference cases, the default model and the scripts.
 #
-#     benches/cuda/pack.sh OUT.tar [FIXTURES]
+#     benches/cuda/pack.sh OUT.tar.gz [FIXTURES]
+#
+# FIXTURES: reference cases, by default all of them where they lie beside the project, else the subset that
+# comes with it.
 set -eu
+out=$(realpath -m "$1")
+fixtures=${2:+$(realpath "$2")}
 cd "$(dirname "$0")/../.."
-out=$1
-fixtures=${2:-tests/data}
+if [ -z "$fixtures" ]; then
+    fixtures=tests/data
+    [ ! -d ../shared/fixtures ] || fixtures=../shared/fixtures
+fi
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-build() { cargo build --release --quiet -p blt --features cuda "$@"; }
-build --bin blt-bench --bin blt-info --example synthetic
-cargo build --release --quiet -p blt-quantize
-cp "${CARGO_TARGET_DIR:-target}"/release/blt-bench "${CARGO_TARGET_DIR:-target}"/release/blt-info \
-    "${CARGO_TARGET_DIR:-target}"/release/blt-quantize "${CARGO_TARGET_DIR:-target}"/release/examples/synthetic "$dir"
-for kind in "--test cuda" --lib; do
-    # shellcheck disable=SC2086
-    test=$(cargo test -p blt --features cuda $kind --no-run --message-format=json 2> /dev/null |
-        sed -n 's/.*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1/p')
-    cp "$test" "$dir/test-$(printf %s "$kind" | sed 's/.* //; s/^--//')"
-done
-cp -r "$fixtures" "$dir/fixtures"
+
+# Builds with the feature and copies what was built; what else is given are cargo's arguments.
+built() { # NAME CARGO-ARGUMENTS...
+    name=$1
+    shift
+    cargo "$@" --release -p blt --features cuda --message-format=json 2> "$dir/log" > "$dir/json" ||
+        { cat "$dir/log" >&2; exit 1; }
+    program=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$dir/json" | grep "/$name[^/]*$" | tail -n 1)
+    cp "$program" "$dir/$name"
+    strip "$dir/$name" 2> /dev/null || true
+}
+built blt-bench build --bin blt-bench
+built blt-info build --bin blt-info
+built synthetic build --example synthetic
+built cuda test --test cuda --no-run
+mv "$dir/cuda" "$dir/test-model"
+built blt test --lib --no-run
+mv "$dir/blt" "$dir/test-kernels"
+rm -f "$dir/log" "$dir/json"
+
+mkdir "$dir/fixtures"
+cp -r "$fixtures/." "$dir/fixtures"
+cp models/default.safetensors "$dir"
 cp benches/cuda/run.sh benches/cuda/torch_blt.py "$dir"
-tar -C "$dir" -cf "$out" .
+# The newest version of the C library that a program here asks for.
+needs=$(cat "$dir"/blt-* "$dir"/synthetic "$dir"/test-* | grep -ao 'GLIBC_2\.[0-9]*' | sort -uV | tail -n 1 | tr _ ' ')
+cat > "$dir/README" << END
+Tests and timings of blt on an NVIDIA GPU: ./run.sh [FOLDER FOR MODELS]
+Needs $(uname -sm) with $needs or later, a GPU of compute capability 8.0 or later, and a driver for CUDA 12.0 or
+later (525; for Blackwell 12.8, 570). For the comparison: python3 with torch and transformers from pip.
+Packed from commit $(git rev-parse --short HEAD).
+END
+cat "$dir/README"
+tar -C "$dir" -czf "$out" .
+ls -lh "$out"

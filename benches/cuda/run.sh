@@ -1,47 +1,83 @@
 #!/bin/sh
 # Tests and timings on a machine with an NVIDIA driver, from what pack.sh packed: unpack and run.
 #
-#     ./run.sh [FOLDER FOR MODELS]
+#     ./run.sh [FOLDER FOR MODELS] [SHAPES [TYPES [BATCHES]]]
 #
-# Needs 25 GB there for the 1b and 7b shapes in 8 and 4 bits and the 1b in bf16; a shape for which there
-# is no room is left out by name. For the comparison: python3 with torch and transformers. Prints one
-# table. Meant to take less than ten minutes.
+# By default the shapes "1b 7b" in the types "bf16 q8_0 q4_0", for "1 8 32" sessions together. A file of
+# random weights is made for each, used, and removed: the largest takes 21 GB. For the comparison: python3
+# with torch and transformers. Prints one table. Meant to take less than ten minutes; what takes too long is
+# left out by name. BLT_BENCH: sizes other than "-p 512 -n 128 -r 3", for a trial on the emulated driver.
 set -u
 cd "$(dirname "$0")"
-models=${1:-.}
+models=${1:-.} shapes=${2:-1b 7b} types=${3:-bf16 q8_0 q4_0} batches=${4:-1 8 32}
+export LC_ALL=C
 table=$(mktemp)
 trap 'rm -f "$table"' EXIT
-row() { printf '%-28s %s\n' "$1" "$2" >> "$table"; }
-
-./blt-info --devices || exit 1
-row device "$(./blt-info --devices | head -n 1)"
-for test in test-cuda "test-lib cuda::"; do
-    # shellcheck disable=SC2086
-    if BLT_FIXTURES=$PWD/fixtures timeout 200 ./$test --test-threads 1 > "$test.log" 2>&1; then
-        row "$test" "$(grep 'test result' "$test.log")"
-    else
-        row "$test" "FAILED, see $PWD/$test.log"
-    fi
-done
-
-bench() { # MODEL NAME
-    timeout 100 ./blt-bench "$1" --device cuda --patch-length 4 -p 512 -n 128 -r 3 --quiet --csv > bench.csv ||
-        { row "$2" "failed"; return; }
-    # model,isa,threads,test,bytes,context,runs,median,...,weight_bytes_per_second,read_bandwidth
-    row "$2" "$(awk -F, 'NR > 1 { printf "%s %.1f bytes/s", $4, $8
-        if ($13 != "") printf ", %.1f GB/s = %.0f%% of copying", $13 / 1e9, 100 * $13 / $14
-        printf "; " }' bench.csv)"
+begun=$(date +%s)
+row() {
+    printf '%-26s %s\n' "$1" "$2" | tee -a "$table" >&2
 }
-for shape in 1b 7b; do
-    source=$models/blt-$shape.safetensors
-    [ -e "$source" ] || ./synthetic "$source" "$shape" || { row "$shape" "no room"; rm -f "$source"; continue; }
-    bench "$source" "$shape bf16"
-    for format in q8_0 q4_0; do
-        quantized=$models/blt-$shape-$format.safetensors
-        [ -e "$quantized" ] || timeout 150 ./blt-quantize "$source" "$quantized" --type "$format" > /dev/null ||
-            { row "$shape $format" "no room or time"; rm -f "$quantized"; continue; }
-        bench "$quantized" "$shape $format"
-    done
+seconds_left() { echo $((begun + ${BLT_SECONDS:-600} - $(date +%s))); }
+
+devices=$(./blt-info --devices 2>&1)
+row device "$(echo "$devices" | head -n 1)"
+case $devices in
+    *cuda:*) gpu=1 ;;
+    *) gpu= ;;
+esac
+
+# With no device the tests say so and pass.
+export BLT_FIXTURES="$PWD/fixtures" BLT_DEFAULT_MODEL="$PWD/default.safetensors" BLT_CUDA="${BLT_CUDA:-1}"
+for test in model kernels; do
+    filter=
+    [ "$test" = model ] || filter=cuda::
+    # shellcheck disable=SC2086
+    if timeout 200 ./test-$test $filter --nocapture > "test-$test.log" 2>&1; then
+        row "test-$test" "$(grep 'test result' "test-$test.log" | sed 's/; 0 measured.*//')"
+        ! grep -q ' models, ' "test-$test.log" || row "" "$(grep ' models, ' "test-$test.log")"
+    else
+        row "test-$test" "FAILED, see $PWD/test-$test.log"
+    fi
+    ! grep -q skipped: "test-$test.log" || row "" "$(grep skipped: "test-$test.log" | sort | uniq -c | tr -s ' \n' ' ')"
 done
-row "1b bf16, transformers" "$(timeout 150 python3 torch_blt.py 2>&1 | tail -n 1)"
+[ -n "$gpu" ] || row "" "no CUDA device: nothing was measured"
+[ -n "$gpu" ] || { echo; cat "$table"; exit 1; }
+
+bench() { # MODEL NAME BATCH
+    # shellcheck disable=SC2086
+    if ! timeout 100 ./blt-bench "$1" --device cuda --patch-length 4 ${BLT_BENCH:--p 512 -n 128 -r 3} --batch "$3" --quiet --csv \
+        > bench.csv 2> bench.log; then
+        row "$2 x $3" "failed: $(tail -n 1 bench.log)"
+        return
+    fi
+    row "$2 x $3" "$(awk -F, '
+        NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i; next }
+        {
+            printf "%s %.1f bytes/s", $column["test"], $column["median"]
+            operations = $column["prompt_operations_per_second"]
+            if (operations != "") printf ", %.1f TFLOP/s; ", operations / 1e12
+            read = $column["weight_bytes_per_second"]
+            copied = $column["read_bandwidth"]
+            if (read != "") printf ", %.1f GB/s of weights = %.0f%% of copying", read / 1e9, 100 * read / copied
+        }' bench.csv)"
+}
+for shape in $shapes; do
+    for type in $types; do
+        name="$shape $type" model=$models/blt-$shape-$type.safetensors
+        if [ "$(seconds_left)" -lt 60 ]; then
+            row "$name" "no time"
+        elif timeout "$(seconds_left)" ./synthetic "$model" "$shape" "$type" 2> synthetic.log; then
+            for batch in $batches; do bench "$model" "$name" "$batch"; done
+        else
+            row "$name" "no file: $(tail -n 1 synthetic.log)"
+        fi
+        rm -f "$model"
+    done
+    # The same shape and batches in PyTorch, on the same card.
+    timeout 150 python3 torch_blt.py --shape "$shape" --batch "$(echo "$batches" | tr ' ' ,)" > torch.log 2>&1 ||
+        echo "did not end: $(tail -n 1 torch.log)" >> torch.log
+    grep -E '^(batch|did not end)' torch.log | while read -r line; do row "$shape bf16, PyTorch" "$line"; done
+done
+row "" "$(($(date +%s) - begun)) s in all"
+echo
 cat "$table"

@@ -784,4 +784,218 @@ mod tests {
             }
         }
     }
+
+    #[track_caller]
+    fn assert_near(what: &str, found: f32, expected: f64) {
+        let difference = (f64::from(found) - expected).abs();
+        assert!(
+            difference <= 1e-5 * expected.abs().max(1.0) || found.is_nan() && expected.is_nan(),
+            "{what}: expected {expected}, found {found}"
+        );
+    }
+
+    /// Norm, gate and entropy of rows of fewer and more columns than a block has threads.
+    #[test]
+    fn rows_by_themselves_are_as_defined() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        for (n, dim) in [(1, 1), (3, 33), (2, 256), (5, 1000)] {
+            let out = gpu.alloc(n * dim * 4).unwrap();
+            let (x, weight) = (noise(n * dim, 31), noise(dim, 37));
+            let gain = upload(&gpu, &weight);
+            let from = upload(&gpu, &x);
+            ops.rms_norm(n, (&from, 0), (&gain, dim), 1e-5, (&out, 0))
+                .unwrap();
+            let found = gpu.read_f32s(&out, n * dim).unwrap();
+            for (row, found) in x.chunks(dim).zip(found.chunks(dim)) {
+                let squares: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum();
+                let scale = 1.0 / (squares / dim as f64 + 1e-5).sqrt();
+                for (i, &found) in found.iter().enumerate() {
+                    let expected = f64::from(row[i]) * scale * f64::from(weight[i]);
+                    assert_near(&format!("norm of {dim}, column {i}"), found, expected);
+                }
+            }
+
+            let gate_up: Vec<f32> = noise(n * 2 * dim, 41).iter().map(|v| v * 30.0).collect();
+            ops.swiglu(n, dim, &upload(&gpu, &gate_up), &out).unwrap();
+            let found = gpu.read_f32s(&out, n * dim).unwrap();
+            for (row, found) in gate_up.chunks(2 * dim).zip(found.chunks(dim)) {
+                for (i, &found) in found.iter().enumerate() {
+                    let (gate, up) = (f64::from(row[i]), f64::from(row[dim + i]));
+                    let expected = gate / (1.0 + (-gate).exp()) * up;
+                    assert_near(&format!("gate of {dim}, column {i}"), found, expected);
+                }
+            }
+
+            let mut logits: Vec<f32> = noise(n * dim, 43).iter().map(|v| v * 20.0).collect();
+            if n > 2 {
+                logits[1] = f32::NEG_INFINITY;
+                logits[dim] = f32::NAN;
+            }
+            ops.entropy(n, dim, (&upload(&gpu, &logits), 0), (&out, 0))
+                .unwrap();
+            let found = gpu.read_f32s(&out, n).unwrap();
+            for (row, &found) in logits.chunks(dim).zip(&found) {
+                let largest = row.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v.into()));
+                let weights: Vec<f64> = (row.iter())
+                    .map(|&v| (f64::from(v) - largest).exp())
+                    .collect();
+                let sum: f64 = weights.iter().sum();
+                let term = |w: &f64| {
+                    if *w == 0.0 {
+                        0.0
+                    } else {
+                        -w / sum * (w / sum).ln()
+                    }
+                };
+                assert_near(
+                    &format!("entropy of {dim}"),
+                    found,
+                    weights.iter().map(term).sum(),
+                );
+            }
+        }
+    }
+
+    /// Rings that wrap: what is put is taken, and the maximum is that of what is seen.
+    #[test]
+    fn rows_of_a_store_are_put_taken_and_pooled() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let (dim, capacity, n) = (70, 9, 14);
+        let mut store = Store::new(&gpu, 3, dim, Some(capacity)).unwrap();
+        store.reserve(n).unwrap();
+        let x = noise(n * 2 * dim, 47);
+        for (position, row) in x.chunks(2 * dim).enumerate() {
+            let at = rows(&gpu, &[store.row(position, 0..1)]);
+            let row = upload(&gpu, row);
+            ops.put_rows(1, &row, (&at, 0), (1, 2), dim).unwrap();
+        }
+        let put = |position: usize, side: usize| &x[(2 * position + side - 1) * dim..][..dim];
+        let seen = [5..6, 6..14, 11..13];
+        let list: Vec<Row> = (seen.iter())
+            .map(|s| store.row(s.start, s.clone()))
+            .collect();
+        let list = rows(&gpu, &list);
+        let out = gpu.alloc(seen.len() * dim * 4).unwrap();
+        for side in [1, 2] {
+            ops.take_rows(seen.len(), &out, (&list, 0), side, dim)
+                .unwrap();
+            let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
+            for (row, s) in found.chunks(dim).zip(&seen) {
+                assert_eq!(row, put(s.start, side), "side {side}, row {}", s.start);
+            }
+            ops.max_rows(seen.len(), (&list, 0), side, dim, &out)
+                .unwrap();
+            let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
+            for (row, s) in found.chunks(dim).zip(&seen) {
+                for (i, &found) in row.iter().enumerate() {
+                    let expected = (s.clone()).fold(f32::MIN, |m, p| m.max(put(p, side)[i]));
+                    assert_eq!(found, expected, "side {side}, maximum of {s:?}, column {i}");
+                }
+            }
+        }
+    }
+
+    /// Queries and keys are turned by their angles, values are not.
+    #[test]
+    fn positions_turn_queries_and_keys() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let heads = Heads {
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 6,
+        };
+        let (n, q_dim, kv_dim, half) = (3, 24, 12, 3);
+        let (qkv, angles) = (noise(n * (q_dim + 2 * kv_dim), 53), noise(n * 2 * half, 59));
+        let store = Store::new(&gpu, 2, kv_dim, Some(4)).unwrap();
+        let list: Vec<Row> = (0..n).map(|i| store.row(2 + i, 0..1)).collect();
+        let list = rows(&gpu, &list);
+        let on_device = upload(&gpu, &qkv);
+        let turns = upload(&gpu, &angles);
+        ops.rope_append(n, heads, &on_device, (&list, 0), (&turns, 0), 0)
+            .unwrap();
+        let turned = gpu.read_f32s(&on_device, qkv.len()).unwrap();
+        let out = gpu.alloc(n * kv_dim * 4).unwrap();
+        let side = |side| {
+            ops.take_rows(n, &out, (&list, 0), side, kv_dim).unwrap();
+            gpu.read_f32s(&out, n * kv_dim).unwrap()
+        };
+        let (keys, values) = (side(0), side(1));
+        for i in 0..n {
+            let row = &qkv[i * (q_dim + 2 * kv_dim)..][..q_dim + 2 * kv_dim];
+            let angle = &angles[i * 2 * half..][..2 * half];
+            let expected = |from: &[f32], at: usize| {
+                let pair = at / 2;
+                let (cos, sin) = (angle[pair % half], angle[half + pair % half]);
+                let (a, b) = (from[2 * pair], from[2 * pair + 1]);
+                let turned = [a * cos - b * sin, a * sin + b * cos];
+                f64::from(turned[at % 2])
+            };
+            for at in 0..q_dim {
+                let found = turned[i * (q_dim + 2 * kv_dim) + at];
+                assert_near(
+                    &format!("query {i}, column {at}"),
+                    found,
+                    expected(&row[..q_dim], at),
+                );
+            }
+            for at in 0..kv_dim {
+                let found = keys[i * kv_dim + at];
+                assert_near(
+                    &format!("key {i}, column {at}"),
+                    found,
+                    expected(&row[q_dim..], at),
+                );
+            }
+            assert_eq!(
+                values[i * kv_dim..][..kv_dim],
+                row[q_dim + kv_dim..],
+                "value {i}"
+            );
+        }
+    }
+
+    /// Sums of rows of tables of every type: the id's own, and those of the n-grams that end there.
+    #[test]
+    fn embeddings_are_sums_of_rows_of_tables() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let types = (DType::FLOATS.into_iter())
+            .chain(BlockFormat::ALL.map(DType::Table))
+            .chain(BlockFormat::ALL.map(DType::Tiles));
+        let (n, n_ids, n_rows) = (4, 50, 37);
+        for (cols, dtype) in [40, 300]
+            .into_iter()
+            .flat_map(|c| types.clone().map(move |t| (c, t)))
+        {
+            let table = |dtype, rows, seed| {
+                let values = noise(rows * cols, seed);
+                let tensor = Tensor::from_values(dtype, vec![rows, cols], &values).unwrap();
+                (tensor.to_f32_vec(), Matrix::new("table", tensor).unwrap())
+            };
+            let (own, ids_matrix) = table(DType::F32, n_ids, 61);
+            let (ngram, matrix) = table(dtype, n_rows, 67);
+            let powers = [1_000_003, -7_046_029_254_386_353_131, i64::MAX];
+            let tables = Tables::new(&gpu, &ids_matrix, &[(&matrix, &powers)]).unwrap();
+            let ids: Vec<u32> = (0..n as u32 * 3).map(|i| i * 17 % n_ids as u32).collect();
+            let on_device = gpu.alloc(ids.len() * 4).unwrap();
+            gpu.write_u32s(&on_device, &ids).unwrap();
+            let out = gpu.alloc(n * cols * 4).unwrap();
+            ops.embed(n, &tables, (&on_device, 0), None, &out).unwrap();
+            let found = gpu.read_f32s(&out, n * cols).unwrap();
+            for (ids, found) in ids.chunks(3).zip(found.chunks(cols)) {
+                let terms = ids.iter().zip(powers);
+                let hash = terms.fold(0i64, |sum, (&id, power)| {
+                    sum.wrapping_add(i64::from(id).wrapping_mul(power))
+                });
+                let row = hash.rem_euclid(n_rows as i64) as usize;
+                for (i, &found) in found.iter().enumerate() {
+                    let expected = own[ids[2] as usize * cols + i] + ngram[row * cols + i];
+                    assert_near(&format!("{dtype}, column {i}"), found, expected.into());
+                }
+            }
+        }
+    }
 }
