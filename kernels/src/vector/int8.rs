@@ -1,11 +1,10 @@
 //! Quantised matrices times 8-bit activations, written once over [`Int8`].
 //!
 //! ```text
-//! for inputs that stay in the second-level cache, for a block of tiles that stays there beside them,
-//!     for a group of N inputs, for T tiles of 16 rows:
-//!         acc[T][N] = 0                    one lane a row
-//!         for a chunk of columns: Format::accumulate
-//!         out[i][tiles] = acc
+//! for a block of tiles that stays in the cache, for a group of N inputs, for T tiles of 16 rows:
+//!     acc[T][N] = 0                        one lane a row
+//!     for a chunk of columns: Format::accumulate
+//!     out[i][tiles] = acc
 //! ```
 //!
 //! 1. No sum crosses lanes, and the columns are never split: see `block` for the order of sums.
@@ -99,11 +98,10 @@ pub(crate) trait Int8: Copy {
 /// Bytes ahead that weights are asked for.
 const PREFETCH: usize = 8192;
 
-/// Bytes of weights that a block of tiles may take, and of inputs that meet it: see `vector::linear`.
+/// Bytes of weights that a block of tiles may take: see `vector::linear`.
 const BLOCK_BYTES: usize = 256 * 1024;
-const INPUTS_BYTES: usize = 512 * 1024;
 
-/// See [`crate::linear_quantized`]; `T x M` tiles and inputs (1, 2, 4 or 8) are taken together.
+/// See [`crate::linear_quantized`]; `T x M` tiles and inputs (1, 2 or 4) are taken together.
 #[inline(always)]
 pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usize>(
     q: Q,
@@ -118,19 +116,15 @@ pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usiz
     let per_row = x.blocks_per_row();
     assert!(x.blocks.len() == x.n * per_row && per_row * BLOCK >= x.cols.next_multiple_of(F::COLS));
     let block = (BLOCK_BYTES / tile_bytes.max(1)).max(1).next_multiple_of(T);
-    let most_inputs = INPUTS_BYTES / (per_row * size_of::<ActivationBlock>());
-    let most_inputs = most_inputs.max(1).next_multiple_of(M);
-    let (mut tile, mut first_input) = (0, 0);
-    while tile < tiles && first_input < n_inputs {
+    let mut tile = 0;
+    while tile < tiles {
         let end = match n_inputs {
             1 => tiles,
             _ => tiles.min(tile + block),
         };
-        let inputs_end = n_inputs.min(first_input + most_inputs);
-        let mut input = first_input;
-        while input < inputs_end {
-            let n = match (inputs_end - input).min(M) {
-                8.. => 8,
+        let mut input = 0;
+        while input < n_inputs {
+            let n = match (n_inputs - input).min(M) {
                 4.. => 4,
                 2.. => 2,
                 _ => 1,
@@ -139,7 +133,6 @@ pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usiz
             // cover the padded columns.
             unsafe {
                 match n {
-                    8 => strip::<Q, F, T, 8>(q, w, tile_bytes, x, input, out, tile..end),
                     4 => strip::<Q, F, T, 4>(q, w, tile_bytes, x, input, out, tile..end),
                     2 => strip::<Q, F, T, 2>(q, w, tile_bytes, x, input, out, tile..end),
                     _ => strip::<Q, F, STREAMS, 1>(q, w, tile_bytes, x, input, out, tile..end),
@@ -148,9 +141,6 @@ pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usiz
             input += n;
         }
         tile = end;
-        if tile == tiles {
-            (tile, first_input) = (0, inputs_end);
-        }
     }
 }
 

@@ -13,9 +13,10 @@
 //!    it was computed in.
 //! 2. Four sums are reduced together: adding lanes costs 13 instructions for four in place of 32.
 //! 3. A row block is walked once for every group of inputs, so weights come from memory once.
-//! 4. Weights are asked for one group of rows ahead, into the second-level cache: on Zen 4 that made
-//!    0.5 to 0.75 of the rate of a plain read into 0.95 and more, with 8 rows side by side; asking for
-//!    the first level, or less far ahead, gained nothing.
+//! 4. Weights are asked for one group of rows ahead, into the second-level cache, by the first group of
+//!    inputs: on Zen 4 that made 0.5 to 0.75 of the rate of a plain read into 0.95 and more, with 8 rows
+//!    side by side; asking for the first level, or less far ahead, gained nothing. For later inputs
+//!    asking is in the way.
 
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -98,7 +99,8 @@ pub(super) trait Product: Copy {
 
     fn floats(self) -> Self::S;
 
-    /// Adds to the sums, lane by lane, of `R` rows with `N` inputs what elements `k` give.
+    /// Adds to the sums, lane by lane, of `R` rows with `N` inputs what elements `k` give; asks for the
+    /// same elements of the next `R` rows if they may come from `memory`.
     ///
     /// # Safety
     /// There are `R` rows and `N` inputs with elements `k`, which begin at a multiple of 32.
@@ -107,6 +109,7 @@ pub(super) trait Product: Copy {
         w: Rows,
         x: Inputs<Self::X>,
         k: Range<usize>,
+        memory: bool,
         acc: &mut [[<Self::S as Simd>::V; R]; N],
     );
 }
@@ -138,10 +141,11 @@ impl<S: Simd, E: Element> Product for Wide<S, E> {
         w: Rows,
         x: Inputs<f32>,
         k: Range<usize>,
+        memory: bool,
         acc: &mut [[S::V; R]; N],
     ) {
         // SAFETY: the caller vouches for rows and inputs.
-        unsafe { tile::<S, E, R, N>(self.0, w, x, k, acc) }
+        unsafe { tile::<S, E, R, N>(self.0, w, x, k, memory, acc) }
     }
 }
 
@@ -158,13 +162,13 @@ unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
         start: mut k,
         end: cols,
     }: Range<usize>,
+    memory: bool,
     acc: &mut [[S::V; R]; N],
 ) {
     // Two vectors a step: a cache line of 16-bit weights, asked for once.
     while k + 2 * LANES <= cols {
-        if N <= FEW {
+        if memory {
             for r in 0..R {
-                // One group of rows ahead.
                 let p = w.start.wrapping_add((R + r) * w.stride + k * E::BYTES);
                 s.prefetch(p);
                 if E::BYTES == 4 {
@@ -247,11 +251,7 @@ fn sums<S: Simd, const R: usize>(s: S, acc: [S::V; R], mut put: impl FnMut(usize
 /// inputs while group after group of inputs meets them.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// Bytes of inputs that meet all blocks of rows before others do: they stay there too.
-const INPUTS_BYTES: usize = 512 * 1024;
-
-/// As many inputs cost nothing beside reading the weights: each row is read from end to end, and asked
-/// for ahead.
+/// As many inputs cost nothing beside reading the weights: each row is read from end to end.
 pub(super) const FEW: usize = 2;
 
 /// Groups of rows whose lanes are kept from one block of k to the next.
@@ -295,18 +295,15 @@ pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const 
     let row_bytes = cols * P::BYTES;
     assert!(w.len() == rows * row_bytes);
     let block = (BLOCK_BYTES / row_bytes.max(1)).clamp(R, GROUPS * R) / R * R;
-    let most_inputs = INPUTS_BYTES / (x.stride * size_of::<P::X>()).max(1);
-    let most_inputs = most_inputs.max(1).next_multiple_of(N);
-    let (mut row, mut first_input) = (0, 0);
-    while row < rows && first_input < n_inputs {
+    let mut row = 0;
+    while row < rows {
         let end = match n_inputs {
             0..=FEW => rows,
             _ => rows.min(row + block),
         };
-        let inputs_end = n_inputs.min(first_input + most_inputs);
-        let mut input = first_input;
-        while input < inputs_end {
-            let n = (inputs_end - input).min(N);
+        let mut input = 0;
+        while input < n_inputs {
+            let n = (n_inputs - input).min(N);
             // SAFETY: the matrix has `rows` rows, and `x` still has `n` inputs for this group.
             unsafe {
                 match n {
@@ -321,9 +318,6 @@ pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const 
             input += n;
         }
         row = end;
-        if row == rows {
-            (row, first_input) = (0, inputs_end);
-        }
     }
 }
 
@@ -352,6 +346,7 @@ unsafe fn strip<P: Product, const R: usize, const N: usize>(
         ..*x
     };
     let zero = s.splat(0.0);
+    let memory = input == 0; // later inputs find the rows in a cache
     let width = match N <= FEW {
         true => cols,
         false => INPUT_BYTES / size_of::<P::X>(),
@@ -369,7 +364,7 @@ unsafe fn strip<P: Product, const R: usize, const N: usize>(
                 _ => kept[group],
             };
             // SAFETY: `row + R` rows are there, and the caller vouches for `N` inputs.
-            unsafe { p.tile::<R, N>(at(row), x(), k.clone(), &mut acc) };
+            unsafe { p.tile::<R, N>(at(row), x(), k.clone(), memory, &mut acc) };
             if is_last {
                 for (i, acc) in acc.into_iter().enumerate() {
                     let out = &mut out.row(input + i)[row..row + R];
@@ -388,7 +383,7 @@ unsafe fn strip<P: Product, const R: usize, const N: usize>(
     for row in rows.end - rows.len() % R..rows.end {
         let mut acc = [[zero]; N];
         // SAFETY: as above, with one row.
-        unsafe { p.tile::<1, N>(at(row), x(), 0..cols, &mut acc) };
+        unsafe { p.tile::<1, N>(at(row), x(), 0..cols, memory, &mut acc) };
         for (i, acc) in acc.into_iter().enumerate() {
             out.row(input + i)[row] = s.sum(acc[0]);
         }
@@ -409,7 +404,7 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     };
     let mut acc = [[s.splat(0.0)]];
     // SAFETY: both have as many values.
-    unsafe { tile::<S, F32, 1, 1>(s, w, x, 0..a.len(), &mut acc) };
+    unsafe { tile::<S, F32, 1, 1>(s, w, x, 0..a.len(), false, &mut acc) };
     s.sum(acc[0][0])
 }
 
@@ -475,7 +470,7 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
         };
         let mut acc = [[s.splat(0.0); 4]; N];
         // SAFETY: the slice above holds four rows of `d` values, and there are `N` vectors of `d`.
-        unsafe { tile::<S, E, 4, N>(s, w, x(), 0..d, &mut acc) };
+        unsafe { tile::<S, E, 4, N>(s, w, x(), 0..d, true, &mut acc) };
         for (v, acc) in acc.into_iter().enumerate() {
             let sums = s.sum4(acc).map(|sum| scale * sum);
             out.row(i + v)[j..j + 4].copy_from_slice(&sums);
@@ -489,7 +484,7 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
         };
         let mut acc = [[s.splat(0.0)]; N];
         // SAFETY: the slice above holds a row of `d` values, and there are `N` vectors of `d`.
-        unsafe { tile::<S, E, 1, N>(s, w, x(), 0..d, &mut acc) };
+        unsafe { tile::<S, E, 1, N>(s, w, x(), 0..d, true, &mut acc) };
         for (v, [acc]) in acc.into_iter().enumerate() {
             out.row(i + v)[j] = scale * s.sum(acc);
         }

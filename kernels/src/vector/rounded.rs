@@ -4,7 +4,7 @@
 use core::ops::Range;
 
 use super::Simd;
-use super::linear::{FEW, Inputs, Product, Rows, multiply};
+use super::linear::{Inputs, Product, Rows, multiply};
 use crate::ViewMut;
 use crate::rounded::{RoundedActivations, VECTOR, round, stride};
 
@@ -75,6 +75,7 @@ impl<P: Pairs> Product for Rounded<P> {
             start: mut k,
             end: cols,
         }: Range<usize>,
+        memory: bool,
         acc: &mut [[<P::S as Simd>::V; R]; N],
     ) {
         let (p, s) = (self.0, self.0.floats());
@@ -82,8 +83,7 @@ impl<P: Pairs> Product for Rounded<P> {
             // SAFETY: `k + 32 <= cols`; the address asked for may be any.
             let weights: [P::P; R] = core::array::from_fn(|r| unsafe {
                 let row = w.start.wrapping_add(r * w.stride + 2 * k);
-                if N <= FEW {
-                    // One group of rows ahead.
+                if memory {
                     s.prefetch(row.wrapping_add(R * w.stride));
                 }
                 p.load(row)
