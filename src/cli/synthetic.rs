@@ -2,7 +2,7 @@
 //!
 //! Matrices are scaled so that activations stay of order one. The entropy model is as uncertain as random
 //! weights are, so force the patch length when measuring (`blt-bench --patch-length 4`). Rows repeat after
-//! [`DIFFERENT_ROWS`]: no product is faster for it, and gigabytes are made as fast as they are written.
+//! a while: no product is faster for it, and gigabytes are made as fast as they are written.
 
 use std::path::Path;
 

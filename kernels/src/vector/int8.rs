@@ -9,7 +9,7 @@
 //!
 //! 1. No sum crosses lanes, and the columns are never split: see `block` for the order of sums.
 //! 2. Two tiles share each broadcast of four activations: with one tile and eight inputs, every product
-//!    loaded its own. On Zen 5 that is 5 to 10 % of a prompt.
+//!    loaded its own.
 //! 3. Formats fill arrays in loops: a closure in `map` may become a function without the instructions.
 
 use core::ops::Range;
