@@ -236,6 +236,7 @@ fn rounded_every_length_and_batch() {
         check(rows, 77, n);
     }
     check(80, 2048, 7);
+    check(13, 4500, 7);
 }
 
 /// Close to the exact product: each input is off by 2^-9 of itself at most.

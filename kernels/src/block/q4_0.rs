@@ -94,7 +94,7 @@ impl Format for Q4_0 {
         acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for chunk in chunks {
+        for chunk in chunks.into_iter().filter(|_| ahead > 0) {
             s.prefetch(chunk.wrapping_add(ahead));
         }
         for block in 0..BLOCKS {

@@ -120,7 +120,7 @@ impl Format for Q4K {
         acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for chunk in chunks {
+        for chunk in chunks.into_iter().filter(|_| ahead > 0) {
             for line in (0..INTS).step_by(64) {
                 s.prefetch(chunk.wrapping_add(ahead + line));
             }

@@ -106,7 +106,7 @@ impl Format for Q6K {
         acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for chunk in chunks {
+        for chunk in chunks.into_iter().filter(|_| ahead > 0) {
             for line in (0..LOWER).step_by(64) {
                 s.prefetch(chunk.wrapping_add(ahead + line));
             }

@@ -72,7 +72,7 @@ impl Format for Q8_0 {
         acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for chunk in chunks {
+        for chunk in chunks.into_iter().filter(|_| ahead > 0) {
             s.prefetch(chunk.wrapping_add(ahead));
         }
         for block in 0..BLOCKS {

@@ -18,6 +18,7 @@
 //!    asking is in the way.
 
 use core::marker::PhantomData;
+use core::mem::MaybeUninit;
 use core::ops::Range;
 
 use super::Simd;
@@ -81,10 +82,20 @@ pub(super) struct Rows {
     pub(super) stride: usize,
 }
 
-/// Inputs, `stride` elements apart.
+/// Inputs: element `k` of input `i` is at `i * stride + k * advance`, for `k` a multiple of the elements of
+/// a vector; those of a vector follow each other.
 pub(super) struct Inputs<X> {
     pub(super) start: *const X,
     pub(super) stride: usize,
+    pub(super) advance: usize,
+}
+
+impl<X> Inputs<X> {
+    /// Where element `k` of input `i` is.
+    #[inline(always)]
+    pub(super) fn at(&self, i: usize, k: usize) -> *const X {
+        self.start.wrapping_add(i * self.stride + k * self.advance)
+    }
 }
 
 /// A way of multiplying rows with inputs.
@@ -95,6 +106,8 @@ pub(super) trait Product: Copy {
     type X;
     /// Bytes of a weight.
     const BYTES: usize;
+    /// Elements of a vector of inputs.
+    const VECTOR: usize;
 
     fn floats(self) -> Self::S;
 
@@ -128,6 +141,7 @@ impl<S: Simd, E: Element> Product for Wide<S, E> {
     type S = S;
     type X = f32;
     const BYTES: usize = E::BYTES;
+    const VECTOR: usize = LANES;
 
     #[inline(always)]
     fn floats(self) -> S {
@@ -191,7 +205,7 @@ unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
         let rest = cols - k;
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: `rest` values are left in the row of `x`.
-            let x = unsafe { core::slice::from_raw_parts(x.start.add(i * x.stride + k), rest) };
+            let x = unsafe { core::slice::from_raw_parts(x.at(i, k), rest) };
             let x = s.load_padded(x, 0.0);
             for (r, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: `rest` elements are left in the row of `w`.
@@ -225,7 +239,7 @@ unsafe fn step<S: Simd, E: Element, const R: usize, const N: usize>(
     }
     for (i, acc) in acc.iter_mut().enumerate() {
         // SAFETY: as above.
-        let x = unsafe { s.load(x.start.add(i * x.stride + k)) };
+        let x = unsafe { s.load(x.at(i, k)) };
         for (acc, w) in acc.iter_mut().zip(weights) {
             *acc = s.fma(w, x, *acc);
         }
@@ -248,10 +262,24 @@ fn sums<S: Simd, const R: usize>(s: S, acc: [S::V; R], mut put: impl FnMut(usize
 
 /// Bytes of weights that a block of rows may take: they stay in the second-level cache beside the
 /// inputs while group after group of inputs meets them.
-const BLOCK_BYTES: usize = 256 * 1024;
+const BLOCK_BYTES: usize = 512 * 1024;
 
-/// As many inputs cost nothing beside reading the weights: each row is read from end to end.
-const FEW: usize = 2;
+/// Groups of rows in a block at most: as many have their sums kept from slice to slice.
+const BLOCK_GROUPS: usize = 64;
+
+/// Vectors of an input in a slice, about: those of six inputs take half of the first-level cache.
+const SLICE: usize = 64;
+
+/// Inputs of a group at most.
+const MOST: usize = 6;
+
+/// What the elements of a slice are a multiple of, but for the last one's.
+const UNIT: usize = 32;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
 
 /// See [`crate::linear`]; `R x N` is the register tile, `A` the rows taken together for one or
 /// two inputs.
@@ -267,6 +295,7 @@ pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const 
     let x = Inputs {
         start: x.as_ptr(),
         stride: cols,
+        advance: 1,
     };
     // SAFETY: just checked.
     unsafe { multiply::<_, R, N, A>(Wide::<S, E>(s, PhantomData), w, cols, x, out) }
@@ -287,39 +316,55 @@ pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const 
     let (n_inputs, rows) = out.shape();
     let row_bytes = cols * P::BYTES;
     assert!(w.len() == rows * row_bytes);
-    let block = (BLOCK_BYTES / row_bytes.max(1)).next_multiple_of(R).max(R);
-    let mut row = 0;
-    while row < rows {
-        let end = match n_inputs {
-            0..=FEW => rows,
-            _ => rows.min(row + block),
-        };
+    // SAFETY: the matrix has `rows` rows, and `x` has the inputs.
+    unsafe {
+        match n_inputs {
+            0 => return,
+            1 => return few::<P, A, 1>(p, w, cols, &x, 0, out, 0..rows),
+            2 => return few::<P, A, 2>(p, w, cols, &x, 0, out, 0..rows),
+            _ => (),
+        }
+    }
+    let groups = (BLOCK_BYTES / row_bytes.max(1)).div_ceil(R);
+    let block = groups.clamp(1, BLOCK_GROUPS) * R;
+    for row in (0..rows).step_by(block) {
+        let rows = row..rows.min(row + block);
         let mut input = 0;
         while input < n_inputs {
             let n = (n_inputs - input).min(N);
-            // SAFETY: the matrix has `rows` rows, and `x` still has `n` inputs for this group.
+            let rows = rows.clone();
+            // SAFETY: as above; `x` still has `n` inputs for this group.
             unsafe {
                 match n {
-                    1 => strip::<P, A, 1>(p, w, cols, &x, input, out, row..end),
-                    2 => strip::<P, A, 2>(p, w, cols, &x, input, out, row..end),
-                    3 => strip::<P, R, 3>(p, w, cols, &x, input, out, row..end),
-                    4 => strip::<P, R, 4>(p, w, cols, &x, input, out, row..end),
-                    5 => strip::<P, R, 5>(p, w, cols, &x, input, out, row..end),
-                    _ => strip::<P, R, 6>(p, w, cols, &x, input, out, row..end),
+                    1 => many::<P, R, 1>(p, w, cols, &x, input, out, rows),
+                    2 => many::<P, R, 2>(p, w, cols, &x, input, out, rows),
+                    3 => many::<P, R, 3>(p, w, cols, &x, input, out, rows),
+                    4 => many::<P, R, 4>(p, w, cols, &x, input, out, rows),
+                    5 => many::<P, R, 5>(p, w, cols, &x, input, out, rows),
+                    _ => many::<P, R, 6>(p, w, cols, &x, input, out, rows),
                 }
             }
             input += n;
         }
-        row = end;
     }
 }
 
-/// Some rows times `N` inputs from `input` on.
+/// Some rows from `row` on.
+#[inline(always)]
+fn rows_at<P: Product>(w: &[u8], cols: usize, row: usize) -> Rows {
+    let stride = cols * P::BYTES;
+    Rows {
+        start: w.as_ptr().wrapping_add(row * stride),
+        stride,
+    }
+}
+
+/// Some rows times the only `N` inputs: each row is read from end to end.
 ///
 /// # Safety
 /// `w` has the rows, `x` and `out` the inputs.
 #[inline(always)]
-unsafe fn strip<P: Product, const R: usize, const N: usize>(
+unsafe fn few<P: Product, const R: usize, const N: usize>(
     p: P,
     w: &[u8],
     cols: usize,
@@ -329,13 +374,8 @@ unsafe fn strip<P: Product, const R: usize, const N: usize>(
     rows: Range<usize>,
 ) {
     let s = p.floats();
-    let stride = cols * P::BYTES;
-    let at = |row: usize| Rows {
-        start: w.as_ptr().wrapping_add(row * stride),
-        stride,
-    };
     let x = || Inputs {
-        start: x.start.wrapping_add(input * x.stride),
+        start: x.at(input, 0),
         ..*x
     };
     let zero = s.splat(0.0);
@@ -343,20 +383,121 @@ unsafe fn strip<P: Product, const R: usize, const N: usize>(
     let mut row = rows.start;
     while row + R <= rows.end {
         let mut acc = [[zero; R]; N];
+        let w = rows_at::<P>(w, cols, row);
         // SAFETY: `row + R` rows are there, and the caller vouches for `N` inputs.
-        unsafe { p.tile::<R, N>(at(row), x(), 0..cols, memory, &mut acc) };
-        for (i, acc) in acc.into_iter().enumerate() {
-            let out = &mut out.row(input + i)[row..row + R];
-            sums(s, acc, |r, sum| out[r] = sum);
-        }
+        unsafe { p.tile::<R, N>(w, x(), 0..cols, memory, &mut acc) };
+        put(s, acc, input, row, out);
         row += R;
     }
-    for row in rows.end - rows.len() % R..rows.end {
+    for row in row..rows.end {
         let mut acc = [[zero]; N];
+        let w = rows_at::<P>(w, cols, row);
         // SAFETY: as above, with one row.
-        unsafe { p.tile::<1, N>(at(row), x(), 0..cols, memory, &mut acc) };
-        for (i, acc) in acc.into_iter().enumerate() {
-            out.row(input + i)[row] = s.sum(acc[0]);
+        unsafe { p.tile::<1, N>(w, x(), 0..cols, memory, &mut acc) };
+        put(s, acc, input, row, out);
+    }
+}
+
+/// Stores the sums of rows from `row` on with inputs from `input` on.
+#[inline(always)]
+fn put<S: Simd, const R: usize, const N: usize>(
+    s: S,
+    acc: [[S::V; R]; N],
+    input: usize,
+    row: usize,
+    out: &mut ViewMut<'_, f32>,
+) {
+    for (i, acc) in acc.into_iter().enumerate() {
+        let out = &mut out.row(input + i)[row..row + R];
+        sums(s, acc, |r, sum| out[r] = sum);
+    }
+}
+
+/// A block of rows times `N` inputs from `input` on, slice by slice.
+///
+/// # Safety
+/// As for [`few`].
+#[inline(always)]
+unsafe fn many<P: Product, const R: usize, const N: usize>(
+    p: P,
+    w: &[u8],
+    cols: usize,
+    x: &Inputs<P::X>,
+    input: usize,
+    out: &mut ViewMut<'_, f32>,
+    rows: Range<usize>,
+) {
+    let s = p.floats();
+    let memory = input == 0;
+    let whole = rows.start..rows.end - rows.len() % R;
+    let mut packed = [const { MaybeUninit::<Line>::uninit() }; MOST * (SLICE + 2)];
+    let mut kept = [const { MaybeUninit::<[[<P::S as Simd>::V; R]; N]>::uninit() }; BLOCK_GROUPS];
+    let n_slices = cols.div_ceil(SLICE * P::VECTOR).max(1);
+    let end_of = |slice| match slice == n_slices {
+        true => cols,
+        false => cols / UNIT * slice / n_slices * UNIT,
+    };
+    for slice in 0..n_slices {
+        let k = end_of(slice)..end_of(slice + 1);
+        assert!(N * k.len().div_ceil(P::VECTOR) <= packed.len());
+        let to: *mut P::X = packed.as_mut_ptr().cast();
+        // SAFETY: there is room, and the inputs have the elements.
+        unsafe { pack::<P::X, N>(x, input, k.clone(), P::VECTOR, to) };
+        let x = || Inputs {
+            start: to.wrapping_sub(k.start * N).cast_const(),
+            stride: P::VECTOR,
+            advance: N,
+        };
+        for (row, kept) in whole.clone().step_by(R).zip(&mut kept) {
+            let mut acc = match slice {
+                0 => [[s.splat(0.0); R]; N],
+                // SAFETY: written with the slice before.
+                _ => unsafe { kept.assume_init_read() },
+            };
+            let w = rows_at::<P>(w, cols, row);
+            // SAFETY: `row + R` rows are there, and the inputs were packed.
+            unsafe { p.tile::<R, N>(w, x(), k.clone(), memory, &mut acc) };
+            match slice + 1 == n_slices {
+                true => put(s, acc, input, row, out),
+                false => _ = kept.write(acc),
+            }
+        }
+    }
+    // SAFETY: the caller vouches for rows and inputs.
+    unsafe { few::<P, 1, N>(p, w, cols, x, input, out, whole.end..rows.end) };
+}
+
+/// Copies elements `k` of `N` inputs from `input` on side by side, vector by vector, padded with zeros.
+///
+/// # Safety
+/// The inputs have the elements, and there is room for as many vectors at `to`.
+#[inline(always)]
+unsafe fn pack<X, const N: usize>(
+    x: &Inputs<X>,
+    input: usize,
+    k: Range<usize>,
+    vector: usize,
+    mut to: *mut X,
+) {
+    let mut first = k.start;
+    while first + vector <= k.end {
+        for i in 0..N {
+            // SAFETY: a vector is a line, and the caller vouches for both sides.
+            unsafe {
+                let line = x.at(input + i, first).cast::<Line>().read_unaligned();
+                to.cast::<Line>().write(line);
+                to = to.add(vector);
+            }
+        }
+        first += vector;
+    }
+    let rest = k.end - first;
+    for i in 0..if rest == 0 { 0 } else { N } {
+        // SAFETY: as above; zero bits are the number 0.
+        unsafe {
+            to.add(rest).write_bytes(0, vector - rest);
+            to.copy_from_nonoverlapping(x.at(input + i, first), rest);
+            to = to.add(vector);
         }
     }
 }
@@ -372,6 +513,7 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     let x = Inputs {
         start: b.as_ptr(),
         stride: 0,
+        advance: 1,
     };
     let mut acc = [[s.splat(0.0)]];
     // SAFETY: both have as many values.
@@ -431,7 +573,11 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
     let stride = stride * E::BYTES;
     let x = || {
         let (start, stride) = q.row_start(i);
-        Inputs { start, stride }
+        Inputs {
+            start,
+            stride,
+            advance: 1,
+        }
     };
     let mut j = 0;
     while j + 4 <= n {

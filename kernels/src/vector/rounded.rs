@@ -60,6 +60,7 @@ impl<P: Pairs> Product for Rounded<P> {
     type S = P::S;
     type X = u16;
     const BYTES: usize = 2;
+    const VECTOR: usize = VECTOR;
 
     #[inline(always)]
     fn floats(self) -> P::S {
@@ -123,7 +124,7 @@ unsafe fn step<P: Pairs, const R: usize, const N: usize>(
 ) {
     for (i, acc) in acc.iter_mut().enumerate() {
         // SAFETY: the caller vouches for the elements.
-        let x = unsafe { p.load(x.start.add(i * x.stride + k).cast()) };
+        let x = unsafe { p.load(x.at(i, k).cast()) };
         for (acc, w) in acc.iter_mut().zip(weights) {
             *acc = p.dot(*acc, w, x);
         }
@@ -142,6 +143,7 @@ pub(crate) fn linear_pairs<P: Pairs, const R: usize, const N: usize, const A: us
     let inputs = Inputs {
         start: x.values.as_ptr(),
         stride: stride(x.cols),
+        advance: 1,
     };
     // SAFETY: just checked; a stride is `cols` padded to whole vectors at least.
     unsafe { multiply::<_, R, N, A>(Rounded(p), w, x.cols, inputs, out) }

@@ -137,7 +137,7 @@ pub(crate) mod vnni {
     crate::vector::int8_entry_points!(
         Vnni,
         { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")] },
-        tile 2 x 4
+        tile 2 x 6
     );
 
     implement!(Vnni, {
@@ -174,7 +174,7 @@ pub(crate) mod plain {
     crate::vector::int8_entry_points!(
         Plain,
         { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")] },
-        tile 2 x 4
+        tile 2 x 6
     );
 
     /// Adds sums of four products; pairs are summed in 16 bits first, which must not overflow.
