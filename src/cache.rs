@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -69,8 +70,9 @@ enum Page {
 impl Page {
     fn new(kv: KvType, n_values: usize) -> Self {
         match kv {
-            KvType::F32 => Page::F32(vec![0.0; n_values].into()),
-            KvType::F16 => Page::F16(vec![f16::ZERO; n_values].into()),
+            // Not by way of a `Vec`, which would be copied.
+            KvType::F32 => Page::F32(repeat_n(0.0, n_values).collect()),
+            KvType::F16 => Page::F16(repeat_n(f16::ZERO, n_values).collect()),
         }
     }
 
@@ -78,6 +80,34 @@ impl Page {
         match self {
             Page::F32(values) => Vectors::F32(values),
             Page::F16(values) => Vectors::F16(values),
+        }
+    }
+
+    /// Writes the rows of k and v (n, n_kv_heads * head_dim) from place `first` on.
+    fn write(&mut self, compute: &Compute, heads: Heads, first: usize, k: &[f32], v: &[f32]) {
+        let Heads {
+            n_kv_heads,
+            head_dim,
+            ..
+        } = heads;
+        let rows = [k, v].into_iter().enumerate().flat_map(|(side, rows)| {
+            rows.chunks_exact(head_dim)
+                .enumerate()
+                .map(move |(i, row)| {
+                    let (place, head) = (first + i / n_kv_heads, i % n_kv_heads);
+                    let at = ((side * n_kv_heads + head) * PAGE + place) * head_dim;
+                    (at..at + head_dim, row)
+                })
+        });
+        match self {
+            Page::F32(page) => {
+                let page = Arc::make_mut(page);
+                rows.for_each(|(to, row)| page[to].copy_from_slice(row));
+            }
+            Page::F16(page) => {
+                let page = Arc::make_mut(page);
+                rows.for_each(|(to, row)| narrow(compute.isa(), row, &mut page[to]));
+            }
         }
     }
 
@@ -144,42 +174,37 @@ impl KvCache {
 
     /// Writes the rows of k and v (n, n_kv_heads * head_dim) at positions `first..`.
     pub fn append(&mut self, compute: &Compute, layer: usize, first: usize, k: &[f32], v: &[f32]) {
-        let Heads {
-            n_kv_heads,
-            head_dim,
-            ..
-        } = self.heads;
-        let dim = n_kv_heads * head_dim;
-        let half = n_kv_heads * PAGE * head_dim;
-        for (i, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
-            let position = first + i;
-            let page = self.page_of(position);
+        let (kv, heads) = (self.kv, self.heads);
+        let dim = heads.n_kv_heads * heads.head_dim;
+        let n = k.len() / dim;
+        let mut done = 0;
+        while done < n {
+            // Pages that follow each other: all of them, but for the end of a ring.
+            let (slot, skip) = (self.page_of(first + done), (first + done) % PAGE);
+            let room = self.ring.map_or(n, |pages| (pages - slot) * PAGE - skip);
+            let rows = done..n.min(done + room);
+            done = rows.end;
+            let slots = slot..slot + (skip + rows.len()).div_ceil(PAGE);
             let pages = &mut self.layers[layer];
-            if page >= pages.len() {
-                pages.resize(page + 1, None);
+            if pages.len() < slots.end {
+                pages.resize(slots.end, None);
             }
-            let page = pages[page].get_or_insert_with(|| Page::new(self.kv, 2 * half));
-            let slot = |side: usize, head| {
-                let at = side * half + (head * PAGE + position % PAGE) * head_dim;
-                at..at + head_dim
-            };
-            let sides = [k, v].into_iter().enumerate();
-            let rows = sides.flat_map(|(side, row)| {
-                let heads = row.chunks_exact(head_dim).enumerate();
-                heads.map(move |(head, row)| (slot(side, head), row))
+            // A new page's memory is touched here for the first time, which takes longer than copying.
+            compute.each(&mut pages[slots], 8 * PAGE * dim, |i, page| {
+                let at = (i * PAGE).max(skip)..((i + 1) * PAGE).min(skip + rows.len());
+                let from = rows.start + at.start - skip;
+                let values = from * dim..(from + at.len()) * dim;
+                let page = page.get_or_insert_with(|| Page::new(kv, 2 * PAGE * dim));
+                page.write(
+                    compute,
+                    heads,
+                    at.start % PAGE,
+                    &k[values.clone()],
+                    &v[values],
+                );
             });
-            match page {
-                Page::F32(page) => {
-                    let page = Arc::make_mut(page);
-                    rows.for_each(|(to, row)| page[to].copy_from_slice(row));
-                }
-                Page::F16(page) => {
-                    let page = Arc::make_mut(page);
-                    rows.for_each(|(to, row)| narrow(compute.isa(), row, &mut page[to]));
-                }
-            }
         }
-        self.high = self.high.max(first + k.len() / dim);
+        self.high = self.high.max(first + n);
     }
 
     /// The keys and values of a layer. Positions must have been written and not overwritten.

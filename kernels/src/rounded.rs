@@ -38,7 +38,8 @@ pub(crate) fn round(x: f32) -> u16 {
 pub struct RoundedActivations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
-    pub(crate) values: Vec<u16>, // (n, stride), zeros after `cols`
+    /// (n, stride), zeros after `cols`; and what more rows before left behind.
+    pub(crate) values: Vec<u16>,
 }
 
 impl RoundedActivations {
@@ -62,8 +63,11 @@ impl RoundedActivations {
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
         assert_eq!(x.len(), self.n * cols, "inputs");
-        self.values.resize(self.n * stride(cols), 0);
-        ViewMut::dense(&mut self.values, stride(cols))
+        let n_values = self.n * stride(cols);
+        if self.values.len() < n_values {
+            self.values.resize(n_values, 0);
+        }
+        ViewMut::dense(&mut self.values[..n_values], stride(cols))
     }
 }
 

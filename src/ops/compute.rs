@@ -189,6 +189,26 @@ impl Compute {
         self.team.parts(matrices, size, f);
     }
 
+    /// Calls `f(i, item)` on the threads for each of the items, which takes about as long as `work`
+    /// multiply-adds.
+    pub(crate) fn each<T: Send + Sync>(
+        &self,
+        items: &mut [T],
+        work: usize,
+        f: impl Fn(usize, &mut T) + Sync,
+    ) {
+        let n = items.len();
+        let (team, run) = self.runs(n, 1, work);
+        team.parts(
+            &mut [ViewMut::strided(items, 1, n, n)],
+            (1, run),
+            |_, _, first, mut part| {
+                let part = part.row(0).iter_mut().enumerate();
+                part.for_each(|(i, item)| f(first + i, item));
+            },
+        );
+    }
+
     /// The threads, and how many of `n` rows of `dim` elements each takes at a time, if an element takes
     /// about as long as `work` multiply-adds.
     pub(super) fn runs(&self, n: usize, dim: usize, work: usize) -> (&Team, usize) {

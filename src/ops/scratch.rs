@@ -49,7 +49,10 @@ impl Pooled for Range<usize> {
 /// Borrowed memory: a slice that goes back when it is dropped.
 #[derive(Debug)]
 pub struct Buffer<'a, T: Pooled> {
+    /// With `n` elements at least: what lies behind keeps its old content, or growing again would have
+    /// to fill it.
     data: Vec<T>,
+    n: usize,
     home: &'a Scratch,
 }
 
@@ -57,7 +60,10 @@ impl Scratch {
     /// `n` elements of whatever an earlier use left.
     pub(super) fn lend<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
         let mut buffer = self.best_for(n);
-        buffer.data.resize(n, T::default());
+        if buffer.data.len() < n {
+            buffer.data.resize(n, T::default());
+        }
+        buffer.n = n;
         buffer
     }
 
@@ -78,14 +84,20 @@ impl Scratch {
         };
         let best = (0..free.len()).min_by_key(|&i| fits(&free[i]));
         let data = best.map_or_else(Vec::new, |i| free.swap_remove(i));
-        Buffer { data, home: self }
+        Buffer {
+            data,
+            n: 0,
+            home: self,
+        }
     }
 }
 
 impl<T: Pooled> Buffer<'_, T> {
     /// Appends what `items` gives.
     pub fn extend(&mut self, items: impl IntoIterator<Item = T>) {
+        self.data.truncate(self.n);
         self.data.extend(items);
+        self.n = self.data.len();
     }
 }
 
@@ -101,13 +113,13 @@ impl<T: Pooled> Deref for Buffer<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &self.data
+        &self.data[..self.n]
     }
 }
 
 impl<T: Pooled> DerefMut for Buffer<'_, T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.data
+        &mut self.data[..self.n]
     }
 }
 

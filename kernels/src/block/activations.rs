@@ -91,7 +91,8 @@ pub(crate) fn round(x: f32) -> i8 {
 pub struct QuantizedActivations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
-    pub(crate) blocks: Vec<ActivationBlock>, // (n, blocks_per_row)
+    /// (n, blocks_per_row), and what more rows before left behind.
+    pub(crate) blocks: Vec<ActivationBlock>,
 }
 
 impl QuantizedActivations {
@@ -117,9 +118,11 @@ impl QuantizedActivations {
         self.cols = cols;
         assert_eq!(x.len(), self.n * cols, "inputs");
         let per_row = blocks_per_row(cols);
-        self.blocks
-            .resize(self.n * per_row, ActivationBlock::default());
-        ViewMut::dense(&mut self.blocks, per_row)
+        let n_blocks = self.n * per_row;
+        if self.blocks.len() < n_blocks {
+            self.blocks.resize(n_blocks, ActivationBlock::default());
+        }
+        ViewMut::dense(&mut self.blocks[..n_blocks], per_row)
     }
 
     pub(crate) fn blocks_per_row(&self) -> usize {

@@ -11,7 +11,7 @@ pub(crate) fn linear_quantized<F: Format>(
     out: &mut ViewMut<'_, f32>,
 ) {
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
-    let rows_of_x = x.blocks.chunks_exact(x.blocks_per_row().max(1));
+    let rows_of_x = x.blocks.chunks_exact(x.blocks_per_row().max(1)).take(x.n);
     for (i, x) in rows_of_x.enumerate() {
         for (r, out) in out.row(i).iter_mut().enumerate() {
             let chunks = w[r / TILE_ROWS * tile_bytes..][..tile_bytes].chunks_exact(F::CHUNK);
