@@ -45,8 +45,14 @@ impl Simd for Avx512 {
     unsafe fn load_bf16(self, p: *const u8) -> __m512 {
         // SAFETY: the caller vouches for 32 bytes.
         unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            // One instruction puts a value into the upper half of its lane and zeros into the lower;
+            // widening and shifting are two.
+            const UPPER: u32 = 0xaaaa_aaaa;
+            let places = _mm512_slli_epi32::<16>(_mm512_setr_epi32(
+                0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+            ));
+            let values = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(UPPER, places, values))
         }
     }
     #[inline(always)]
