@@ -114,12 +114,12 @@ def generate(args) -> Table:
 
 def prompt(args) -> Table:
     peer, llama = torch(args), Llama(args)
-    ours = {name: (name, []) for name in FORMATS} | {"bf16, fast profile": ("bf16", ["--profile", "fast"])}
+    ours = {name: (name, []) for name in FORMATS} | {f"{name}, fast profile": (name, ["--profile", "fast"]) for name in ("bf16", "q8_0")}
     rounds = []
     for _ in range(args.rounds):
         allowed = limits()
         rates = {
-            label: blt_bench(model(args, name), "-p", PROMPT, "-n", 0, "-r", 1, "--patch-length", PATCH, *options)["prompt"]["bytes_per_second"]
+            label: blt_bench(model(args, name), "-p", PROMPT, "-n", 0, "-r", 3, "--patch-length", PATCH, *options)["prompt"]["bytes_per_second"]
             for label, (name, options) in ours.items()
         }
         rates["PyTorch"] = PROMPT / peer.ask("prompt", PROMPT)
