@@ -41,7 +41,7 @@ pub use activations::QuantizedActivations;
 use activations::ActivationBlock;
 use half::f16;
 
-use crate::vector::Int8;
+use crate::vector::{Ahead, Int8};
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -62,15 +62,14 @@ pub(crate) trait Format {
     /// Adds the dot product of one row of a chunk with `COLS` activations to `acc`: the definition.
     fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32;
 
-    /// [`Format::dot`] of all 16 rows of `T` tiles with `N` inputs: a chunk of each tile. Asks for the
-    /// same bytes `ahead` further on.
+    /// [`Format::dot`] of all 16 rows of `T` tiles with `N` inputs: a chunk of each tile.
     ///
     /// # Safety
     /// Each of `chunks` is valid for reading `CHUNK` bytes, each of `x` for `COLS / 32` blocks.
     unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
         chunks: [*const u8; T],
-        ahead: usize,
+        ahead: Ahead,
         x: [*const ActivationBlock; N],
         acc: &mut [[Q::V; N]; T],
     );

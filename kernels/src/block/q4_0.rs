@@ -12,7 +12,7 @@
 use super::activations::{ActivationBlock, BLOCK};
 use super::search::{nearest, symmetric_scale};
 use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
-use crate::vector::{Int8, Simd};
+use crate::vector::{Ahead, Int8, Simd};
 
 pub(crate) enum Q4_0 {}
 
@@ -89,13 +89,13 @@ impl Format for Q4_0 {
     unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
         chunks: [*const u8; T],
-        ahead: usize,
+        ahead: Ahead,
         x: [*const ActivationBlock; N],
         acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for chunk in chunks.into_iter().filter(|_| ahead > 0) {
-            s.prefetch(chunk.wrapping_add(ahead));
+        for chunk in chunks {
+            ahead.ask(s, chunk);
         }
         for block in 0..BLOCKS {
             // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
@@ -126,7 +126,7 @@ impl Format for Q4_0 {
 pub(super) unsafe fn dot_nibbles<Q: Int8, const T: usize, const N: usize>(
     q: Q,
     quants: [*const u8; T],
-    ahead: usize,
+    ahead: Ahead,
     x: [&ActivationBlock; N],
     starts: [Q::I; N],
 ) -> [[Q::I; N]; T] {

@@ -17,7 +17,7 @@ use super::activations::{ActivationBlock, BLOCK};
 use super::q4_0::{QUANTS, nibble_at, put_nibble};
 use super::search::{nearest, symmetric_scale};
 use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
-use crate::vector::{Int8, Simd};
+use crate::vector::{Ahead, Int8, Simd};
 
 pub(crate) enum Q6K {}
 
@@ -101,14 +101,14 @@ impl Format for Q6K {
     unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
         q: Q,
         chunks: [*const u8; T],
-        ahead: usize,
+        ahead: Ahead,
         x: [*const ActivationBlock; N],
         acc: &mut [[Q::V; N]; T],
     ) {
         let s = q.floats();
-        for chunk in chunks.into_iter().filter(|_| ahead > 0) {
+        for chunk in chunks {
             for line in (0..LOWER).step_by(64) {
-                s.prefetch(chunk.wrapping_add(ahead + line));
+                ahead.ask(s, chunk.wrapping_add(line));
             }
         }
         // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.

@@ -110,6 +110,12 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn prefetch(self, _p: *const u8) {}
 
+    /// [`Simd::prefetch`] of what is read once, past the caches that it would push others out of.
+    #[inline(always)]
+    fn prefetch_once(self, p: *const u8) {
+        self.prefetch(p);
+    }
+
     #[inline(always)]
     fn load_array(self, x: &[f32; LANES]) -> Self::V {
         // SAFETY: an array of 16 values.
@@ -136,6 +142,29 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn store_first(self, x: &mut [f32], v: Self::V) {
         x.copy_from_slice(&self.to_array(v)[..x.len()]);
+    }
+}
+
+/// How far ahead of a load, in bytes, memory is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Ahead {
+    /// It is not.
+    Never,
+    /// What will be read several times.
+    Often(usize),
+    /// What will be read once, one line after the other.
+    Once(usize),
+}
+
+impl Ahead {
+    /// Asks for what lies ahead of `p`.
+    #[inline(always)]
+    pub(crate) fn ask<S: Simd>(self, s: S, p: *const u8) {
+        match self {
+            Ahead::Never => (),
+            Ahead::Often(bytes) => s.prefetch(p.wrapping_add(bytes)),
+            Ahead::Once(bytes) => s.prefetch_once(p.wrapping_add(bytes)),
+        }
     }
 }
 
@@ -186,8 +215,8 @@ pub(crate) use fold_vectors;
 
 /// Instantiates the algorithms for one token type: `entry_points!(Token, attributes, tile sizes)`.
 ///
-/// `rows x inputs` is the register tile of a matrix times many vectors, `alone` the number of rows
-/// taken together when there are one or two vectors, `wide` the vectors side by side in the tile of a
+/// `rows x inputs` is the register tile of a matrix times many vectors, `alone` the number of short
+/// rows taken together when there are one or two vectors, `wide` the vectors side by side in the tile of a
 /// product of matrices.
 macro_rules! entry_points {
     (

@@ -3,8 +3,8 @@
 
 use core::ops::Range;
 
-use super::Simd;
 use super::linear::{Inputs, Product, Rows, multiply};
+use super::{Ahead, Simd};
 use crate::ViewMut;
 use crate::rounded::{RoundedActivations, VECTOR, round, stride};
 
@@ -76,7 +76,7 @@ impl<P: Pairs> Product for Rounded<P> {
             start: mut k,
             end: cols,
         }: Range<usize>,
-        memory: bool,
+        ahead: Ahead,
         acc: &mut [[<P::S as Simd>::V; R]; N],
     ) {
         let (p, s) = (self.0, self.0.floats());
@@ -84,9 +84,7 @@ impl<P: Pairs> Product for Rounded<P> {
             // SAFETY: `k + 32 <= cols`; the address asked for may be any.
             let weights: [P::P; R] = core::array::from_fn(|r| unsafe {
                 let row = w.start.wrapping_add(r * w.stride + 2 * k);
-                if memory {
-                    s.prefetch(row.wrapping_add(R * w.stride));
-                }
+                ahead.ask(s, row);
                 p.load(row)
             });
             // SAFETY: as above.

@@ -216,4 +216,9 @@ impl Simd for Avx512 {
         // SAFETY: a prefetch takes any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
+    #[inline(always)]
+    fn prefetch_once(self, p: *const u8) {
+        // SAFETY: as in `prefetch`.
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+    }
 }
