@@ -3,14 +3,22 @@
 //! Only the driver's library is used, and only looked for when a GPU is asked for. All work of a
 //! [`Gpu`] goes through one stream, in order.
 
+mod attention;
 mod driver;
+mod embedding;
 mod graph;
+mod linear;
 mod ops;
+mod rope;
+mod rows;
+mod sample;
 mod store;
 
+pub use attention::{Attention, MAX_HEAD_DIM};
 pub use driver::{Buffer, DeviceInfo, Gpu, devices};
+pub use embedding::{MAX_TABLES, Tables};
 pub use graph::Graph;
-pub use ops::{
-    At, Attention, Choice, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Mode, Ops, Tables,
-};
+pub use linear::{Linear, Mode};
+pub use ops::{At, Ops};
+pub use sample::{Choice, MAX_VOCAB};
 pub use store::{Row, Store};

@@ -1,0 +1,204 @@
+//! Rotary positions, and rows on their way into and out of a sequence's memory: rope.cu.
+
+use super::Row;
+use super::driver::Buffer;
+use super::ops::{At, Ops, ROW_THREADS, u32_arg};
+use crate::error::Result;
+use crate::ops::Heads;
+
+impl Ops {
+    /// Turns the heads of the queries in qkv (n, queries + keys + values) in place and enters keys,
+    /// turned, and values in sides `side` and the next. `angles`: (n, head_dim), cosines, then sines.
+    pub fn rope_append(
+        &self,
+        n: usize,
+        heads: Heads,
+        qkv: &Buffer,
+        rows: At<'_>,
+        angles: At<'_>,
+        side: usize,
+    ) -> Result<()> {
+        let q_dim = heads.n_heads * heads.head_dim;
+        let kv_dim = heads.n_kv_heads * heads.head_dim;
+        let args = [
+            qkv.holding(n * (q_dim + 2 * kv_dim)),
+            rows.0.after(rows.1, n * Row::UNITS),
+            angles.0.after(angles.1, n * heads.head_dim),
+            u32_arg(side),
+            u32_arg(q_dim),
+            u32_arg(kv_dim),
+            u32_arg(heads.head_dim / 2),
+        ];
+        // SAFETY: the arguments of `rope_append` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe {
+            qkv.gpu()
+                .launch(self.rope_append, [n, 1], ROW_THREADS, &args)
+        }
+    }
+
+    /// Enters the `sides` pieces of `dim` of each row of x at its position, in the sides from `side` on.
+    pub fn put_rows(
+        &self,
+        n: usize,
+        x: &Buffer,
+        rows: At<'_>,
+        (side, sides): (usize, usize),
+        dim: usize,
+    ) -> Result<()> {
+        let args = [
+            x.holding(n * sides * dim),
+            rows.0.after(rows.1, n * Row::UNITS),
+            u32_arg(side),
+            u32_arg(sides),
+            u32_arg(dim),
+        ];
+        // SAFETY: the arguments of `put_rows` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe { x.gpu().launch(self.put_rows, [n, 1], ROW_THREADS, &args) }
+    }
+
+    /// Fetches x (n, dim) from `side` of each row's memory, at its position.
+    pub fn take_rows(
+        &self,
+        n: usize,
+        x: &Buffer,
+        rows: At<'_>,
+        side: usize,
+        dim: usize,
+    ) -> Result<()> {
+        let args = [
+            x.holding(n * dim),
+            rows.0.after(rows.1, n * Row::UNITS),
+            u32_arg(side),
+            u32_arg(dim),
+        ];
+        // SAFETY: the arguments of `take_rows` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe { x.gpu().launch(self.take_rows, [n, 1], ROW_THREADS, &args) }
+    }
+
+    /// Elementwise maxima of what each row sees in `side` of its memory, whose rows are `dim` wide, into
+    /// out (n, dim).
+    pub fn max_rows(
+        &self,
+        n: usize,
+        rows: At<'_>,
+        side: usize,
+        dim: usize,
+        out: &Buffer,
+    ) -> Result<()> {
+        let args = [
+            out.holding(n * dim),
+            rows.0.after(rows.1, n * Row::UNITS),
+            u32_arg(side),
+            u32_arg(dim),
+        ];
+        // SAFETY: the arguments of `max_rows` in rope.cu, sizes checked; rows come from `Store::row`.
+        unsafe { out.gpu().launch(self.max_rows, [n, 1], ROW_THREADS, &args) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::Store;
+    use crate::cuda::ops::testing::{assert_near, device, noise, rows, upload};
+
+    /// Rings that wrap: what is put is taken, and the maximum is that of what is seen.
+    #[test]
+    fn rows_of_a_store_are_put_taken_and_pooled() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let (dim, capacity, n) = (70, 9, 14);
+        let mut store = Store::new(&gpu, 3, dim, Some(capacity)).unwrap();
+        store.reserve(n).unwrap();
+        let x = noise(n * 2 * dim, 47);
+        for (position, row) in x.chunks(2 * dim).enumerate() {
+            let at = rows(&gpu, &[store.row(position, 0..1)]);
+            let row = upload(&gpu, row);
+            ops.put_rows(1, &row, (&at, 0), (1, 2), dim).unwrap();
+        }
+        let put = |position: usize, side: usize| &x[(2 * position + side - 1) * dim..][..dim];
+        let seen = [5..6, 6..14, 11..13];
+        let list: Vec<Row> = (seen.iter())
+            .map(|s| store.row(s.start, s.clone()))
+            .collect();
+        let list = rows(&gpu, &list);
+        let out = gpu.alloc(seen.len() * dim * 4).unwrap();
+        for side in [1, 2] {
+            ops.take_rows(seen.len(), &out, (&list, 0), side, dim)
+                .unwrap();
+            let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
+            for (row, s) in found.chunks(dim).zip(&seen) {
+                assert_eq!(row, put(s.start, side), "side {side}, row {}", s.start);
+            }
+            ops.max_rows(seen.len(), (&list, 0), side, dim, &out)
+                .unwrap();
+            let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
+            for (row, s) in found.chunks(dim).zip(&seen) {
+                for (i, &found) in row.iter().enumerate() {
+                    let expected = (s.clone()).fold(f32::MIN, |m, p| m.max(put(p, side)[i]));
+                    assert_eq!(found, expected, "side {side}, maximum of {s:?}, column {i}");
+                }
+            }
+        }
+    }
+
+    /// Queries and keys are turned by their angles, values are not.
+    #[test]
+    fn positions_turn_queries_and_keys() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let heads = Heads {
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: 6,
+        };
+        let (n, q_dim, kv_dim, half) = (3, 24, 12, 3);
+        let (qkv, angles) = (noise(n * (q_dim + 2 * kv_dim), 53), noise(n * 2 * half, 59));
+        let store = Store::new(&gpu, 2, kv_dim, Some(4)).unwrap();
+        let list: Vec<Row> = (0..n).map(|i| store.row(2 + i, 0..1)).collect();
+        let list = rows(&gpu, &list);
+        let on_device = upload(&gpu, &qkv);
+        let turns = upload(&gpu, &angles);
+        ops.rope_append(n, heads, &on_device, (&list, 0), (&turns, 0), 0)
+            .unwrap();
+        let turned = gpu.read_f32s(&on_device, qkv.len()).unwrap();
+        let out = gpu.alloc(n * kv_dim * 4).unwrap();
+        let side = |side| {
+            ops.take_rows(n, &out, (&list, 0), side, kv_dim).unwrap();
+            gpu.read_f32s(&out, n * kv_dim).unwrap()
+        };
+        let (keys, values) = (side(0), side(1));
+        for i in 0..n {
+            let row = &qkv[i * (q_dim + 2 * kv_dim)..][..q_dim + 2 * kv_dim];
+            let angle = &angles[i * 2 * half..][..2 * half];
+            let expected = |from: &[f32], at: usize| {
+                let pair = at / 2;
+                let (cos, sin) = (angle[pair % half], angle[half + pair % half]);
+                let (a, b) = (from[2 * pair], from[2 * pair + 1]);
+                let turned = [a * cos - b * sin, a * sin + b * cos];
+                f64::from(turned[at % 2])
+            };
+            for at in 0..q_dim {
+                let found = turned[i * (q_dim + 2 * kv_dim) + at];
+                assert_near(
+                    &format!("query {i}, column {at}"),
+                    found,
+                    expected(&row[..q_dim], at),
+                );
+            }
+            for at in 0..kv_dim {
+                let found = keys[i * kv_dim + at];
+                assert_near(
+                    &format!("key {i}, column {at}"),
+                    found,
+                    expected(&row[q_dim..], at),
+                );
+            }
+            assert_eq!(
+                values[i * kv_dim..][..kv_dim],
+                row[q_dim + kv_dim..],
+                "value {i}"
+            );
+        }
+    }
+}
