@@ -27,7 +27,7 @@ template <class F>
 struct Plain : F {
     using Element = typename F::Element;
     static constexpr unsigned SCALES = 0;
-    // Rows g and g + 8 of a tile at a lane's 8 columns of a run of 32: 8 t .. 8 t + 8, half of them per step.
+    // Two rows at a lane's 8 columns of a run of 32: 8 t .. 8 t + 8, half of them per step.
     struct Run {
         union {
             uint4 all[sizeof(Element) / 2];
@@ -36,12 +36,12 @@ struct Plain : F {
         float scale[2][2], minimum[2][2];
     };
     DEVICE static unsigned column(unsigned step, unsigned t) { return 8 * t + 4 * step; }
-    DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, unsigned tile, unsigned number, unsigned g,
+    DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, const unsigned of[2], unsigned number,
                           unsigned t) {
         Run run;
         unsigned col = number * 32 + 8 * t;
         for (unsigned i = 0; i < 2; i++) {
-            unsigned row = tile * 16 + g + 8 * i;
+            unsigned row = of[i];
             const Element *from = (const Element *)w + (size_t)row * cols + col;
             if (row < rows && col + 8 <= cols && cols % 8 == 0) {
                 for (unsigned j = 0; j < sizeof(Element) / 2; j++) run.rows[i].all[j] = ((const uint4 *)from)[j];
@@ -138,23 +138,25 @@ template <class F>
 struct Tiles : F {
     // That of `load4`; in a run there is none.
     static constexpr bool LOW_PART = true;
-    // Rows g and g + 8 of a tile: in a step of 16 columns a lane has the four of group t.
+    // Two rows: in a step of 16 columns a lane has the four of group t.
     struct Run {
         uint32_t bytes[2][2];  // step, row
         float scale[2][2], minimum[2][2];
     };
     DEVICE static unsigned column(unsigned step, unsigned t) { return 16 * step + 4 * t; }
-    DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, unsigned tile, unsigned number, unsigned g,
+    DEVICE static Run run(const uint8_t *w, unsigned, unsigned cols, const unsigned of[2], unsigned number,
                           unsigned t) {
         Run run;
         unsigned chunks = (cols + F::COLS - 1) / F::COLS, block = number % (F::COLS / 32);
-        w += ((size_t)tile * chunks + number / (F::COLS / 32)) * F::CHUNK;
-        for (unsigned step = 0; step < 2; step++)
-            for (unsigned i = 0; i < 2; i++) {
-                unsigned row = g + 8 * i, group = block * 8 + step * 4 + t;
-                run.bytes[step][i] = F::bytes(w, row, group);
-                F::scales(w, row, group, run.scale[step][i], run.minimum[step][i]);
+        for (unsigned i = 0; i < 2; i++) {
+            size_t tile = of[i] / TILE_ROWS;
+            const uint8_t *chunk = w + (tile * chunks + number / (F::COLS / 32)) * F::CHUNK;
+            for (unsigned step = 0; step < 2; step++) {
+                unsigned row = of[i] % TILE_ROWS, group = block * 8 + step * 4 + t;
+                run.bytes[step][i] = F::bytes(chunk, row, group);
+                F::scales(chunk, row, group, run.scale[step][i], run.minimum[step][i]);
             }
+        }
         return run;
     }
     DEVICE static void step(const Run &run, unsigned step, uint32_t high[4], uint32_t *) {

@@ -6,6 +6,13 @@
 // and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
 // bfloat16, or small whole numbers times a scale, have no low part and save a third of it.
 //
+// `narrow_*` can also norm x and gate y on the way, so that a layer of few rows is five launches:
+//
+// - With `gain` (cols) x is RMS-normed: each block multiplies x by the gain as it reads it, sums its squares
+//   beside the products, and scales the sums at the end, which commutes.
+// - With `up` above 0, y = silu(x G^T) * x U^T of `rows` outputs, where U begins `up` rows after G in w. The
+//   upper 8 rows of a block's tile are gates, the lower 8 their ups.
+//
 // `mode`: 0: y = x W^T, 1: y += x W^T (residual), 2: y = 2 y + x W^T (the double residual around
 // cross-attentions).
 #include "formats.cuh"
@@ -27,17 +34,21 @@ DEVICE float4 load_x(const float *x, unsigned cols, unsigned n, unsigned row, un
     return v;
 }
 
-// 16 outputs per block for up to 8 * N rows of x; grid (rows / 16), 256 threads. A warp takes every 8th run of 32
+// 16 outputs per block for up to 8 * N rows of x, 8 with gates; grid (rows / 16 or 8), 256 threads. A warp takes every 8th run of 32
 // columns, in two steps of 16; F says which columns of the run a lane has in which step (any order of the
 // columns is right, as long as weights and x have the same), how they are read, and what is multiplied to
 // the sums of a step.
 template <class F, unsigned N>
-DEVICE void narrow(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,
-                   unsigned mode) {
-    __shared__ float parts[NARROW_WARPS][16][8 * N];
+DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,
+                   unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {
+    __shared__ float parts[NARROW_WARPS][16][8 * N], squares_of[NARROW_WARPS][8 * N];
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    float sums[N][4];
+    unsigned outputs = up ? 8 : 16, first_output = blockIdx.x * outputs;
+    const unsigned of[2] = {first_output + g, first_output + g + (up ? up : 8)};
+    unsigned weight_rows = up ? 2 * up : rows;
+    float sums[N][4], squares[N];
     for (auto &sum : sums) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+    for (float &square : squares) square = 0;
     unsigned runs = (cols + 31) / 32;
     // All that several runs need is asked for before the first is worked on.
     constexpr unsigned AHEAD = N == 1 ? 4 : 2;
@@ -48,11 +59,20 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, unsigned rows, un
         for (unsigned r = 0; r < AHEAD; r++) {
             unsigned run = first + r * NARROW_WARPS;
             if (run >= runs) break;
-            weights[r] = F::run(w, rows, cols, blockIdx.x, run, g, t);
+            weights[r] = F::run(w, weight_rows, cols, of, run, t);
             UNROLL
-            for (unsigned step = 0; step < 2; step++)
-                for (unsigned i = 0; i < N; i++)
-                    inputs[r][step][i] = load_x(x, cols, n, 8 * i + g, run * 32 + F::column(step, t));
+            for (unsigned step = 0; step < 2; step++) {
+                unsigned col = run * 32 + F::column(step, t);
+                for (unsigned i = 0; i < N; i++) inputs[r][step][i] = load_x(x, cols, n, 8 * i + g, col);
+                if (!gain) continue;
+                float4 by = load_x(gain, cols, 1, 0, col);
+                for (unsigned i = 0; i < N; i++) {
+                    float4 &v = inputs[r][step][i];
+                    squares[i] = fmaf(v.x, v.x, squares[i]), squares[i] = fmaf(v.y, v.y, squares[i]);
+                    squares[i] = fmaf(v.z, v.z, squares[i]), squares[i] = fmaf(v.w, v.w, squares[i]);
+                    v.x *= by.x, v.y *= by.y, v.z *= by.z, v.w *= by.w;
+                }
+            }
         }
         UNROLL
         for (unsigned r = 0; r < AHEAD; r++) {
@@ -90,13 +110,25 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, unsigned rows, un
             }
         }
     }
-    for (unsigned i = 0; i < N; i++)
+    for (unsigned i = 0; i < N; i++) {
         for (unsigned j = 0; j < 4; j++) parts[warp][g + j / 2 * 8][8 * i + 2 * t + j % 2] = sums[i][j];
+        float square = squares[i] + warp_xor(squares[i], 1);
+        square += warp_xor(square, 2);
+        if (t == 0) squares_of[warp][8 * i + g] = square;
+    }
     __syncthreads();
-    for (unsigned i = threadIdx.x; i < 16 * 8 * N; i += blockDim.x) {
-        unsigned out = i % 16, row = i / 16, at = blockIdx.x * 16 + out;
-        float sum = 0;
-        for (unsigned j = 0; j < NARROW_WARPS; j++) sum += parts[j][out][row];
+    for (unsigned i = threadIdx.x; i < outputs * 8 * N; i += blockDim.x) {
+        unsigned out = i % outputs, row = i / outputs, at = first_output + out;
+        float sum = 0, of_up = 0, square = 0;
+        for (unsigned j = 0; j < NARROW_WARPS; j++) {
+            sum += parts[j][out][row], square += squares_of[j][row];
+            if (up) of_up += parts[j][out + 8][row];
+        }
+        if (gain) {
+            float scale = 1 / sqrtf(square / cols + eps);
+            sum *= scale, of_up *= scale;
+        }
+        if (up) sum = sum / (1 + expf(-sum)) * of_up;
         if (row < n && at < rows) finish(y + (size_t)row * stride + at, sum, mode);
     }
 }
@@ -168,14 +200,14 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
 
 #define LINEAR(name, LAYOUT, FORMAT)                                                                              \
     KERNEL(narrow8_##name)                                                                                        \
-    (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
-     unsigned mode) {                                                                                             \
-        narrow<LAYOUT<FORMAT>, 1>(w, x, y, rows, cols, stride, n, mode);                                          \
+    (const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,                 \
+     unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {                                        \
+        narrow<LAYOUT<FORMAT>, 1>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
     }                                                                                                             \
     KERNEL(narrow32_##name)                                                                                       \
-    (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
-     unsigned mode) {                                                                                             \
-        narrow<LAYOUT<FORMAT>, 4>(w, x, y, rows, cols, stride, n, mode);                                          \
+    (const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,                 \
+     unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {                                        \
+        narrow<LAYOUT<FORMAT>, 4>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
     }                                                                                                             \
     KERNEL(matmul_##name)                                                                                         \
     (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \

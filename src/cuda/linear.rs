@@ -8,6 +8,20 @@ use crate::error::Result;
 use crate::ops::Matrix;
 use crate::tensor::DType;
 
+/// Most rows whose weights are read once for all of them; only these are normed or gated on the way.
+pub const NARROW_ROWS: usize = 32;
+
+/// An RMSNorm: gain and epsilon.
+#[derive(Debug)]
+pub struct Norm {
+    /// Gain, (dim).
+    pub weight: Buffer,
+    /// Columns.
+    pub dim: usize,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
 /// What becomes of the product's target.
 #[derive(Debug, Clone, Copy)]
 #[repr(u32)]
@@ -107,10 +121,71 @@ impl Linear {
             for part in &self.parts {
                 let x = (x.0, x.1 + first * self.cols);
                 let y = (y.0, y.1 + first * self.rows);
-                self.launch(part, n, x, y, mode)?;
+                match n {
+                    0..=NARROW_ROWS => self.narrow(part, n, (x, None), y, (mode, 0))?,
+                    _ => self.launch(part, n, x, y, mode)?,
+                }
             }
         }
         Ok(())
+    }
+
+    /// The product with the norm of x (n, cols) into y (n, rows), for up to [`NARROW_ROWS`].
+    pub fn apply_normed(&self, n: usize, norm: &Norm, x: At<'_>, y: At<'_>) -> Result<()> {
+        assert!(n <= NARROW_ROWS);
+        let set = (Mode::Set, 0);
+        (self.parts.iter()).try_for_each(|part| self.narrow(part, n, (x, Some(norm)), y, set))
+    }
+
+    /// Whether [`Linear::apply_gated`] can: two matrices of one shape and type.
+    pub fn is_gated(&self) -> bool {
+        self.parts.len() == 1 && self.rows.is_multiple_of(2)
+    }
+
+    /// `y = silu(g) * u` for the product g of the first matrix and u of the second with the norm of x
+    /// (n, cols), into y (n, rows / 2), for up to [`NARROW_ROWS`].
+    pub fn apply_gated(&self, n: usize, norm: &Norm, x: At<'_>, y: At<'_>) -> Result<()> {
+        assert!(n <= NARROW_ROWS && self.is_gated());
+        let up = self.rows / 2;
+        self.narrow(&self.parts[0], n, (x, Some(norm)), y, (Mode::Set, up))
+    }
+
+    /// `up`: where the ups begin, if the rows before it are their gates; or 0.
+    fn narrow(
+        &self,
+        part: &Part,
+        n: usize,
+        (x, norm): (At<'_>, Option<&Norm>),
+        y: At<'_>,
+        (mode, up): (Mode, usize),
+    ) -> Result<()> {
+        let gpu = part.weights.gpu();
+        let gated = up > 0;
+        let (rows, stride) = match gated {
+            true => (up, up),
+            false => (part.rows, self.rows),
+        };
+        let args = [
+            part.weights.holding_bytes(part.n_bytes),
+            x.0.after(x.1, n * self.cols),
+            y.0.after(y.1 + part.first, n * stride - part.first),
+            norm.map_or(Arg::Pointer(0), |norm| norm.weight.holding(self.cols)),
+            u32_arg(rows),
+            u32_arg(self.cols),
+            u32_arg(stride),
+            u32_arg(n),
+            Arg::U32(mode as u32),
+            u32_arg(up),
+            Arg::F32(norm.map_or(0.0, |norm| norm.eps)),
+        ];
+        let kernel = match n {
+            0..=8 => part.narrow8,
+            _ => part.narrow32,
+        };
+        let grid = [rows.div_ceil(if gated { 8 } else { 16 }), 1];
+        // SAFETY: the arguments of `narrow8_*` and `narrow32_*` in linear.cu; x, y and the gain are checked,
+        // the weights are whole matrices of that shape, and with `up` half of their rows are gates.
+        unsafe { gpu.launch(kernel, grid, 256, &args) }
     }
 
     fn launch(&self, part: &Part, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
@@ -125,15 +200,10 @@ impl Linear {
             u32_arg(n),
             Arg::U32(mode as u32),
         ];
-        let narrow = [part.rows.div_ceil(16), 1];
-        let (kernel, grid, threads) = match n {
-            0..=8 => (part.narrow8, narrow, 256),
-            9..=32 => (part.narrow32, narrow, 256),
-            _ => (part.matmul, [part.rows.div_ceil(64), n.div_ceil(64)], 128),
-        };
-        // SAFETY: the arguments of `narrow8_*`, `narrow32_*` and `matmul_*` in linear.cu; `after` checked x
-        // and y, the weights are whole matrices of that shape.
-        unsafe { gpu.launch(kernel, grid, threads, &args) }
+        let grid = [part.rows.div_ceil(64), n.div_ceil(64)];
+        // SAFETY: the arguments of `matmul_*` in linear.cu; `after` checked x and y, the weights are whole
+        // matrices of that shape.
+        unsafe { gpu.launch(part.matmul, grid, 128, &args) }
     }
 }
 
@@ -185,6 +255,85 @@ mod tests {
                             (f64::from(found) - expected).abs() < TOLERANCE,
                             "{dtype} {rows} x {cols}, {n} rows, {mode:?}: value {i}: expected {expected}, found {found}"
                         );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Norm and gate on the way, against both done apart in double precision, and the same bits for a row
+    /// whatever rows come with it.
+    #[test]
+    fn products_norm_and_gate_on_the_way() {
+        let Some(gpu) = device() else { return };
+        // As above, for terms of up to four times the size: normed.
+        const TOLERANCE: f64 = 300.0 / 65536.0 / 4.0;
+        let types = (DType::FLOATS.into_iter()).chain(BlockFormat::ALL.map(DType::Tiles));
+        for dtype in types {
+            for (rows, cols, n) in [(16, 33, 1), (48, 256, 8), (32, 300, 9), (16, 96, 32)] {
+                let values = |seed| noise(rows * cols, seed);
+                let tensor =
+                    |seed| Tensor::from_values(dtype, vec![rows, cols], &values(seed)).unwrap();
+                let (gate, up) = (tensor(3), tensor(71));
+                let (g, u) = (gate.to_f32_vec(), up.to_f32_vec());
+                let matrix = |t| Matrix::new("w", t).unwrap();
+                let w = Linear::new(&gpu, &[&matrix(gate), &matrix(up)]).unwrap();
+                assert!(w.is_gated());
+                let (x, gain) = (noise(n * cols, 5), noise(cols, 9));
+                let norm = Norm {
+                    weight: upload(&gpu, &gain),
+                    dim: cols,
+                    eps: 1e-5,
+                };
+                let run = |n: usize, first: usize| {
+                    let x = (&upload(&gpu, &x), first * cols);
+                    let (y, z) = (
+                        gpu.alloc(n * 2 * rows * 4).unwrap(),
+                        gpu.alloc(n * rows * 4).unwrap(),
+                    );
+                    w.apply_normed(n, &norm, x, (&y, 0)).unwrap();
+                    w.apply_gated(n, &norm, x, (&z, 0)).unwrap();
+                    let y = gpu.read_f32s(&y, n * 2 * rows).unwrap();
+                    (y, gpu.read_f32s(&z, n * rows).unwrap())
+                };
+                let (y, z) = run(n, 0);
+                let alone = run(1, n - 1);
+                assert_eq!(
+                    alone.0,
+                    y[(n - 1) * 2 * rows..],
+                    "{dtype}, the last row alone"
+                );
+                assert_eq!(alone.1, z[(n - 1) * rows..], "{dtype}, the last row alone");
+                for (i, x) in x.chunks(cols).enumerate() {
+                    let squares: f64 = x.iter().map(|&v| f64::from(v).powi(2)).sum();
+                    let scale = 1.0 / (squares / cols as f64 + f64::from(1e-5f32)).sqrt();
+                    let dot = |w: &[f32], row: usize| -> f64 {
+                        let terms = w[row * cols..][..cols].iter().zip(x).zip(&gain);
+                        terms
+                            .map(|((&w, &x), &g)| {
+                                f64::from(w) * f64::from(x) * f64::from(g) * scale
+                            })
+                            .sum()
+                    };
+                    for row in 0..rows {
+                        let (g, u) = (dot(&g, row), dot(&u, row));
+                        let found = [
+                            y[i * 2 * rows + row],
+                            y[(i * 2 + 1) * rows + row],
+                            z[i * rows + row],
+                        ];
+                        let gated = g / (1.0 + (-g).exp()) * u;
+                        let size = g.abs().max(u.abs()).max(1.0);
+                        for (found, expected, size) in [
+                            (found[0], g, 1.0),
+                            (found[1], u, 1.0),
+                            (found[2], gated, size),
+                        ] {
+                            assert!(
+                                (f64::from(found) - expected).abs() < TOLERANCE * size,
+                                "{dtype} {rows} x {cols}, {n} rows, row {i}, output {row}: expected {expected}, found {found}"
+                            );
+                        }
                     }
                 }
             }

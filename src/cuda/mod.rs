@@ -18,7 +18,7 @@ pub use attention::{Attention, MAX_HEAD_DIM};
 pub use driver::{Buffer, DeviceInfo, Gpu, devices};
 pub use embedding::{MAX_TABLES, Tables};
 pub use graph::Graph;
-pub use linear::{Linear, Mode};
+pub use linear::{Linear, Mode, NARROW_ROWS, Norm};
 pub use ops::{At, Ops};
 pub use sample::{Choice, MAX_VOCAB};
 pub use store::{Row, Store};

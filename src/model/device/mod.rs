@@ -7,28 +7,20 @@
 mod caches;
 mod pass;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(super) use caches::{Ahead, Caches};
 
 use super::Weights;
 use super::block::Stack;
 use super::cross::CrossAttention;
-use crate::cuda::{Buffer, Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Ops, Tables};
+use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, Tables};
 use crate::device::TablePlace;
 use crate::error::{Error, Result};
 use crate::ops::{Heads, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
 use pass::Scratch;
-
-/// Gain of a norm.
-#[derive(Debug)]
-struct Norm {
-    weight: Buffer,
-    dim: usize,
-    eps: f32,
-}
 
 #[derive(Debug)]
 struct Layer {
@@ -227,6 +219,8 @@ impl DeviceModel {
     /// Bytes read and written per second in copies on the device: the best of five.
     pub fn bandwidth(&self) -> Result<f64> {
         const SIZE: usize = 256 << 20;
+        // No pass meanwhile: it would be measured too, or record the copies in its graph.
+        let _scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let (from, to) = (self.gpu.alloc(SIZE)?, self.gpu.alloc(SIZE)?);
         let mut best = f64::INFINITY;
         for _ in 0..5 {

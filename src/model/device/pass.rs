@@ -16,8 +16,10 @@ use std::sync::{Arc, PoisonError};
 use super::super::block::Rows;
 use super::super::forward::{Failure, Part, Wanted};
 use super::super::{Model, State};
-use super::{Ahead, Caches, Cross, DeviceModel, Layers, Norm};
-use crate::cuda::{self, At, Attention, Choice, Gpu, Graph, Linear, Mode, Ops, Row, Store};
+use super::{Ahead, Caches, Cross, DeviceModel, Layers};
+use crate::cuda::{
+    self, At, Attention, Choice, Gpu, Graph, Linear, Mode, NARROW_ROWS, Norm, Ops, Row, Store,
+};
 use crate::error::Result;
 use crate::few::Few;
 use crate::ops::Buffer;
@@ -630,19 +632,33 @@ struct DecodeAt {
     ahead: Option<(usize, BytesAt)>,
 }
 
-impl Norm {
-    /// Of x (n, dim) into y from row `to` on.
-    fn apply(
-        &self,
-        ops: &Ops,
-        n: usize,
-        x: At<'_>,
-        (y, to): (&mut cuda::Buffer, usize),
-    ) -> Result<()> {
-        let weight = (&self.weight, self.dim);
-        reserve(y, (to + n) * self.dim)?;
-        ops.rms_norm(n, x, weight, self.eps, (y, to * self.dim))
+/// The norm of x (n, dim) into y from row `to` on.
+fn norm_rows(
+    norm: &Norm,
+    ops: &Ops,
+    n: usize,
+    x: At<'_>,
+    (y, to): (&mut cuda::Buffer, usize),
+) -> Result<()> {
+    let weight = (&norm.weight, norm.dim);
+    reserve(y, (to + n) * norm.dim)?;
+    ops.rms_norm(n, x, weight, norm.eps, (y, to * norm.dim))
+}
+
+/// The product with the norm of n rows of x into y, which grows to hold it; `a` is for the norm of many rows.
+fn normed(
+    ops: &Ops,
+    (w, norm): (&Linear, &Norm),
+    (n, x): (usize, &cuda::Buffer),
+    a: &mut cuda::Buffer,
+    y: &mut cuda::Buffer,
+) -> Result<()> {
+    if n > NARROW_ROWS {
+        norm_rows(norm, ops, n, (x, 0), (&mut *a, 0))?;
+        return linear(w, n, a, y);
     }
+    reserve(y, n * w.rows())?;
+    w.apply_normed(n, norm, (x, 0), (y, 0))
 }
 
 /// The product of n rows of x into y, which grows to hold it.
@@ -661,10 +677,8 @@ impl Work {
         x: &cuda::Buffer,
     ) -> Result<()> {
         let (layer, heads, n) = (&layers.layers[number], layers.heads, at.n);
-        layer
-            .attention_norm
-            .apply(ops, n, (x, 0), (&mut self.a, 0))?;
-        linear(&layer.wqkv, n, &self.a, &mut self.q)?;
+        let wqkv = (&layer.wqkv, &layer.attention_norm);
+        normed(ops, wqkv, (n, x), &mut self.a, &mut self.q)?;
         let table = &self.tables[table];
         let (rows, angles) = ((table, at.rows), (table, at.angles));
         if !at.single {
@@ -681,10 +695,14 @@ impl Work {
         ops.attention(n, &self.q, with, &self.o)?;
         layer.wo.apply(n, (&self.o, 0), (x, 0), Mode::Add)?;
 
-        layer.ffn_norm.apply(ops, n, (x, 0), (&mut self.a, 0))?;
-        linear(&layer.gate_up, n, &self.a, &mut self.gate_up)?;
         reserve(&mut self.gate, n * layer.w2.cols())?;
-        ops.swiglu(n, layer.w2.cols(), &self.gate_up, &self.gate)?;
+        if n <= NARROW_ROWS && layer.gate_up.is_gated() {
+            (layer.gate_up).apply_gated(n, &layer.ffn_norm, (x, 0), (&self.gate, 0))?;
+        } else {
+            let gate_up = (&layer.gate_up, &layer.ffn_norm);
+            normed(ops, gate_up, (n, x), &mut self.a, &mut self.gate_up)?;
+            ops.swiglu(n, layer.w2.cols(), &self.gate_up, &self.gate)?;
+        }
         layer.w2.apply(n, (&self.gate, 0), (x, 0), Mode::Add)
     }
 
@@ -707,8 +725,7 @@ impl Work {
         side: usize,
         x: &cuda::Buffer,
     ) -> Result<()> {
-        c.norm_q.apply(ops, n, (x, 0), (&mut self.a, 0))?;
-        linear(&c.wq, n, &self.a, &mut self.q)?;
+        normed(ops, (&c.wq, &c.norm_q), (n, x), &mut self.a, &mut self.q)?;
         reserve(&mut self.o, n * c.wo.cols())?;
         let with = Attention {
             heads: c.heads,
@@ -730,8 +747,7 @@ impl Work {
         side: usize,
         x: &cuda::Buffer,
     ) -> Result<()> {
-        c.norm_kv.apply(ops, n, (x, 0), (&mut self.a, 0))?;
-        linear(&c.wkv, n, &self.a, &mut self.kv)?;
+        normed(ops, (&c.wkv, &c.norm_kv), (n, x), &mut self.a, &mut self.kv)?;
         let rows = (&self.tables[table], rows);
         ops.put_rows(n, &self.kv, rows, (side, 2), c.wkv.rows() / 2)
     }
@@ -798,8 +814,8 @@ impl Memory {
             let ids = (&work.tables[table], *ids);
             ops.embed(n, &entropy.tables, ids, chosen.map(|c| (&*out, c)), bytes)?;
             work.stack(ops, &entropy.layers, (table, stack), bytes)?;
-            head.norm.apply(ops, n, (bytes, 0), (&mut work.a, 0))?;
-            linear(&head.output, n, &work.a, logits)?;
+            let output = (&head.output, &head.norm);
+            normed(ops, output, (n, bytes), &mut work.a, logits)?;
             ops.entropy(n, VOCAB_SIZE, (logits, 0), (out, entropies))?;
         }
 
@@ -897,7 +913,7 @@ impl Memory {
         let mut n_wanted = 0;
         for &(first, count) in &at.spans {
             let rows = (&*x, first * dim);
-            (model.head.norm).apply(ops, count, rows, (&mut work.a, n_wanted))?;
+            norm_rows(&model.head.norm, ops, count, rows, (&mut work.a, n_wanted))?;
             n_wanted += count;
         }
         if n_wanted == 0 {
