@@ -1,12 +1,15 @@
 //! What this machine allows: the rate at which memory is read, and arithmetic in registers.
 //!
 //! `cargo bench -p blt-kernels --bench limits -- [THREADS]` prints one line of JSON: `read` in GB/s (the
-//! median and the best pass), `f32`, `bf16` and `int8` in GOP/s, each where the CPU has such instructions
-//! (512 bits wide), else null. A multiplication and an addition are two operations. Takes two seconds.
+//! median and the best pass), `f32`, `bf16` and `int8` in GOP/s, the last two where the CPU has such
+//! instructions (512 bits wide), else null. A multiplication and an addition are two operations. Takes two
+//! seconds.
 
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
+
+use blt_kernels::{Isa, Precision, multiply_adds};
 
 /// Bytes read in a pass, all threads together: far beyond any cache.
 const BYTES: usize = 1 << 30;
@@ -27,23 +30,28 @@ fn main() {
     });
     reads.sort_by(f64::total_cmp);
     let rate = |seconds: f64| (threads * share * size_of::<u64>()) as f64 / seconds / 1e9;
-    let peak = |lanes: usize, run: Option<fn()>| match run {
+    let peak = |run: Option<&(dyn Fn() -> u64 + Sync)>| match run {
         None => "null".into(),
         Some(run) => {
-            let times = seconds(threads, |_| run());
+            let operations = run() * threads as u64;
+            let times = seconds(threads, |_| {
+                black_box(run());
+            });
             let best = times.into_iter().fold(f64::INFINITY, f64::min);
-            let operations = 2 * lanes * CHAINS * ROUNDS * threads;
             format!("{:.0}", operations as f64 / best / 1e9)
         }
     };
-    let [f32, bf16, int8] = arithmetic();
+    let isa = Isa::detect();
+    let f32 = || multiply_adds(isa, Precision::F32, ROUNDS / 2);
+    let bf16 = || multiply_adds(isa, Precision::Bf16, ROUNDS / 2);
+    let has_bf16 = Precision::Bf16.is_available(isa);
     println!(
         r#"{{"threads": {threads}, "read": {:.2}, "read_best": {:.2}, "f32": {}, "bf16": {}, "int8": {}}}"#,
         rate(reads[PASSES / 2]),
         rate(reads[0]),
-        peak(16, f32),
-        peak(32, bf16),
-        peak(64, int8),
+        peak(Some(&f32)),
+        peak(has_bf16.then_some(&bf16)),
+        peak(int8_products()),
     );
 }
 
@@ -85,23 +93,14 @@ fn sum(words: &[u64]) -> u64 {
     sums.iter().fold(0, |a, &b| a.wrapping_add(b))
 }
 
-/// Loops of f32, bf16 and int8 arithmetic, where this CPU has it.
-fn arithmetic() -> [Option<fn()>; 3] {
+/// A loop of int8 arithmetic that returns its number of operations, where this CPU has such instructions.
+fn int8_products() -> Option<&'static (dyn Fn() -> u64 + Sync)> {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the CPU has AVX-512 F, as was just seen.
-        let f32: fn() = || unsafe { x86::f32() };
-        // SAFETY: handed out below only if the CPU has AVX-512 BF16.
-        let bf16: fn() = || unsafe { x86::bf16() };
-        // SAFETY: handed out below only if the CPU has AVX-512 VNNI.
-        let int8: fn() = || unsafe { x86::int8() };
-        return [
-            Some(f32),
-            is_x86_feature_detected!("avx512bf16").then_some(bf16),
-            is_x86_feature_detected!("avx512vnni").then_some(int8),
-        ];
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: just checked.
+        return Some(&|| unsafe { x86::int8() });
     }
-    [None; 3]
+    None
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -126,37 +125,8 @@ mod x86 {
         _mm512_reduce_add_epi64(sum) as u64
     }
 
-    #[target_feature(enable = "avx512f")]
-    pub fn f32() {
-        let (a, b) = (
-            _mm512_set1_ps(black_box(0.999)),
-            _mm512_set1_ps(black_box(1e-3)),
-        );
-        let mut sums = [_mm512_set1_ps(black_box(0.0)); CHAINS];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, a, b);
-            }
-        }
-        black_box(sums);
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn bf16() {
-        let pair = _mm512_castps_si512(_mm512_set1_ps(black_box(1.0)));
-        // SAFETY: both are 64 bytes of numbers.
-        let pair: __m512bh = unsafe { std::mem::transmute(pair) };
-        let mut sums = [_mm512_set1_ps(black_box(0.0)); CHAINS];
-        for _ in 0..ROUNDS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, pair, pair);
-            }
-        }
-        black_box(sums);
-    }
-
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub fn int8() {
+    pub fn int8() -> u64 {
         let (a, b) = (
             _mm512_set1_epi8(black_box(3)),
             _mm512_set1_epi8(black_box(-5)),
@@ -168,5 +138,6 @@ mod x86 {
             }
         }
         black_box(sums);
+        (2 * 64 * CHAINS * ROUNDS) as u64
     }
 }
