@@ -338,17 +338,20 @@ pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const 
         let rows = row..rows.min(row + block);
         let mut input = 0;
         while input < n_inputs {
-            let n = (n_inputs - input).min(N);
+            let n = (n_inputs - input).min(if P::S::WIDE { N } else { N.min(3) });
             let rows = rows.clone();
             // SAFETY: as above; `x` still has `n` inputs for this group.
             unsafe {
-                match n {
-                    1 => many::<P, R, 1>(p, w, cols, &x, input, out, rows),
-                    2 => many::<P, R, 2>(p, w, cols, &x, input, out, rows),
-                    3 => many::<P, R, 3>(p, w, cols, &x, input, out, rows),
-                    4 => many::<P, R, 4>(p, w, cols, &x, input, out, rows),
-                    5 => many::<P, R, 5>(p, w, cols, &x, input, out, rows),
-                    _ => many::<P, R, 6>(p, w, cols, &x, input, out, rows),
+                match (n, P::S::WIDE) {
+                    (1, true) => many::<P, R, 1>(p, w, cols, &x, input, out, rows),
+                    (2, true) => many::<P, R, 2>(p, w, cols, &x, input, out, rows),
+                    (3, true) => many::<P, R, 3>(p, w, cols, &x, input, out, rows),
+                    (4, true) => many::<P, R, 4>(p, w, cols, &x, input, out, rows),
+                    (5, true) => many::<P, R, 5>(p, w, cols, &x, input, out, rows),
+                    (_, true) => many::<P, R, 6>(p, w, cols, &x, input, out, rows),
+                    (1, _) => few::<P, R, 1>(p, w, cols, &x, input, out, rows),
+                    (2, _) => few::<P, R, 2>(p, w, cols, &x, input, out, rows),
+                    _ => few::<P, R, 3>(p, w, cols, &x, input, out, rows),
                 }
             }
             input += n;

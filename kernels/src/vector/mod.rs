@@ -30,6 +30,8 @@ use crate::scalar::LANES;
 pub(crate) trait Simd: Copy {
     /// The 16 lanes.
     type V: Copy;
+    /// Whether they are one register of 32.
+    const WIDE: bool = false;
 
     fn splat(self, x: f32) -> Self::V;
     /// # Safety

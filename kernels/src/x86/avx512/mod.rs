@@ -20,6 +20,7 @@ vector::entry_points!(
 
 impl Simd for Avx512 {
     type V = __m512;
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
