@@ -50,7 +50,14 @@ mod x86;
 
 /// The CUDA kernels of `cuda/`, compiled ahead for several architectures: see `cuda/build`.
 #[cfg(feature = "cuda")]
-pub static CUDA_FATBIN: &[u8] = include_bytes!("../cuda/blt.fatbin");
+pub static CUDA_FATBIN: &[u8] = {
+    // The driver reads its header as whole words.
+    #[repr(C, align(16))]
+    struct Aligned<T>(T);
+    const FATBIN: &Aligned<[u8; include_bytes!("../cuda/blt.fatbin").len()]> =
+        &Aligned(*include_bytes!("../cuda/blt.fatbin"));
+    &FATBIN.0
+};
 
 pub use block::{BlockFormat, QuantizedActivations};
 pub use isa::{Avx2, Avx512, Isa, Neon};

@@ -34,25 +34,29 @@ impl Ops {
         } = with.heads;
         assert!(head_dim <= MAX_HEAD_DIM);
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
-        let angles = with.angles.map(|a| a.0.after(a.1, n * head_dim));
-        let least = match angles {
+        let least = match with.angles {
             Some(_) => q_dim + 2 * kv_dim,
             None => q_dim,
         };
-        assert!(with.q_stride >= least && n <= MAX_ROWS);
-        let args = [
-            q.holding(n * with.q_stride),
-            with.rows.0.after(with.rows.1, n * Row::UNITS),
-            angles.unwrap_or(Arg::Pointer(0)),
-            out.holding(n * q_dim),
-            u32_arg(with.q_stride),
-            u32_arg(with.side),
-            u32_arg(n_kv_heads),
-            u32_arg(head_dim),
-        ];
-        // SAFETY: the arguments of `attention` in attention.cu, sizes checked; rows come from `Store::row`,
-        // and positions are taken modulo the capacity, so no range can leave the rings.
-        unsafe { q.gpu().launch(self.attention, [n_heads, n], 256, &args) }
+        assert!(with.q_stride >= least);
+        for first in (0..n).step_by(MAX_ROWS) {
+            let n = MAX_ROWS.min(n - first);
+            let of_angles = |a: At<'_>| a.0.after(a.1 + first * head_dim, n * head_dim);
+            let args = [
+                q.after(first * with.q_stride, n * with.q_stride),
+                (with.rows.0).after(with.rows.1 + first * Row::UNITS, n * Row::UNITS),
+                with.angles.map_or(Arg::Pointer(0), of_angles),
+                out.after(first * q_dim, n * q_dim),
+                u32_arg(with.q_stride),
+                u32_arg(with.side),
+                u32_arg(n_kv_heads),
+                u32_arg(head_dim),
+            ];
+            // SAFETY: the arguments of `attention` in attention.cu, sizes checked; rows come from
+            // `Store::row`, and positions are taken modulo the capacity, so no range can leave the rings.
+            unsafe { q.gpu().launch(self.attention, [n_heads, n], 256, &args)? };
+        }
+        Ok(())
     }
 }
 
@@ -181,5 +185,36 @@ mod tests {
             found
         };
         assert_eq!(run(true), run(false));
+    }
+
+    /// Sessions read together can be more rows than a grid has.
+    #[test]
+    fn more_rows_than_a_grid_are_several_launches() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let heads = Heads {
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 4,
+        };
+        let store = Store::new(&gpu, 2, 4, Some(4)).unwrap();
+        let values = [[0.0; 4], [1.0, -2.0, 3.0, 4.0]].concat();
+        let row = rows(&gpu, &[store.row(0, 0..1)]);
+        ops.put_rows(1, &upload(&gpu, &values), (&row, 0), (0, 2), 4)
+            .unwrap();
+        let n = MAX_ROWS + 2;
+        let list = rows(&gpu, &vec![store.row(0, 0..1); n]);
+        let with = Attention {
+            heads,
+            rows: (&list, 0),
+            side: 0,
+            q_stride: 4,
+            angles: None,
+        };
+        let out = gpu.alloc(n * 16).unwrap();
+        ops.attention(n, &upload(&gpu, &vec![0.5; n * 4]), with, &out)
+            .unwrap();
+        let found = gpu.read_f32s(&out, n * 4).unwrap();
+        assert!(found.chunks(4).all(|row| row == &values[4..]));
     }
 }
