@@ -29,16 +29,22 @@ fi
 
 # 2. All the rest: 7.6 M parameters, of which 1.5 M are hash tables. First at the full learning rate...
 main="$train main $text --entropy-model $run/entropy --out $run/main --preset small --batch 8192 $precision
-    --lr 3e-3 --lr-floor 0.02 --beta2 0.97 --warmup 150 --save-every 100 --valid-every 250
-    --valid-bytes 60000 $threads"
+    --beta2 0.97 --warmup 150 --save-every 100 --valid-every 1000 --valid-bytes 1000000 $threads"
+high="--lr 3e-3 --lr-floor 0.02"
 if [ ! -e "$run/main/warm" ]; then
     resume=; [ ! -e "$run/main/state.safetensors" ] || resume=--resume
-    $main --steps 5000 --decay constant --dropout 0.05 --hash-dropout 0.1 $resume
+    $main $high --steps 5000 --decay constant --dropout 0.05 --hash-dropout 0.1 $resume
     touch "$run/main/warm"
 fi
 
-# ... then, when the text has been read five times, with more dropout and, from step 6000 on, falling.
-$main --steps 10000 --decay trapezoid --cooldown 0.4 --dropout 0.15 --hash-dropout 0.3 \
-    --plot "$run/curve.svg" --resume
+# ... then, when the text has been read five times, with more dropout and, from step 6000 on, falling...
+if [ ! -e "$run/main/cool" ]; then
+    $main $high --steps 10000 --decay trapezoid --cooldown 0.4 --dropout 0.15 --hash-dropout 0.3 --resume
+    touch "$run/main/cool"
+fi
+
+# ... and once more up and, slowly, down.
+$main --lr 2.5e-3 --lr-floor 0.01 --weight-decay 0.15 --steps 25500 --decay trapezoid --cooldown 0.6078 \
+    --dropout 0.1 --hash-dropout 0.3 --plot "$run/curve.svg" --resume
 
 cp "$run/main/model.safetensors" models/default.safetensors
