@@ -186,7 +186,8 @@ unsafe fn panels<Q: Int8, F: Format, const T: usize, const M: usize>(
                     _ => 1,
                 };
                 let sums = &mut sums[input - inputs.start..][..n];
-                // The first inputs ask for the same slice of the next tiles.
+                // The first inputs ask for the same slice of the next tiles. A last pair asks again, which is
+                // not worth another copy of the loop.
                 let ahead = Ahead::Often(T * tile_bytes);
                 // SAFETY: the caller vouches for tiles and inputs.
                 unsafe {

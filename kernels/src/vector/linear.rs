@@ -1,15 +1,17 @@
 //! Matrix times vectors, and the dot products of attention: one register tile for all of them.
 //!
 //! ```text
-//! for a block of rows that stays in the cache, for a group of N inputs, for a group of R rows:
-//!     acc[N][R] = 0                        16 lanes each, in registers over the whole of k
+//! for a block of rows that stays in the cache, for a group of N inputs, for a slice of k,
+//! for a group of R rows:
+//!     acc[N][R] = 0, or what was kept of the slice before        16 lanes each
 //!     for k in steps of 16:
 //!         acc[i][r] += x[i][k..] * widen(w[r][k..])
 //!     out[i][r] = tree sum of acc[i][r]
 //! ```
 //!
-//! 1. `k` is never split, so a result does not depend on the tile it was computed in. Splitting it and
-//!    keeping the lanes, for inputs that stay in the first-level cache, gained nothing on Zen 5.
+//! 1. Lanes are kept as they are from slice to slice, so a result does not depend on the tile or the slices it
+//!    was computed in. Inputs of a slice are copied side by side and stay in the first-level cache. With 16
+//!    registers, or one or two inputs, there is one slice and nothing is copied.
 //! 2. Four sums are reduced together: adding lanes costs 13 instructions for four in place of 32.
 //! 3. A row block is walked once for every group of inputs, so weights come from memory once.
 //! 4. For one or two inputs `R` is 1, unless rows are short: memory is then one stream, asked for 12 KiB
@@ -369,7 +371,7 @@ fn rows_at<P: Product>(w: &[u8], cols: usize, row: usize) -> Rows {
     }
 }
 
-/// Some rows times the only `N` inputs: each row is read from end to end.
+/// Some rows times `N` inputs from `input` on: each row is read from end to end.
 ///
 /// # Safety
 /// `w` has the rows, `x` and `out` the inputs.

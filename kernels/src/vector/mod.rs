@@ -17,7 +17,9 @@ mod rounded;
 pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
-pub(crate) use product::{BLOCK_WORDS, Whole, Words, multiply_adds, product};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use product::Words;
+pub(crate) use product::{BLOCK_WORDS, Whole, multiply_adds, product};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use rounded::{Pairs, linear_pairs};
 pub(crate) use rounded::{linear_rounded, round_row};

@@ -79,14 +79,10 @@ impl<P: Pairs> Product for Rounded<P> {
         ahead: Ahead,
         acc: &mut [[<P::S as Simd>::V; R]; N],
     ) {
-        let (p, s) = (self.0, self.0.floats());
+        let p = self.0;
         while k + VECTOR <= cols {
-            // SAFETY: `k + 32 <= cols`; the address asked for may be any.
-            let weights: [P::P; R] = core::array::from_fn(|r| unsafe {
-                let row = w.start.wrapping_add(r * w.stride + 2 * k);
-                ahead.ask(s, row);
-                p.load(row)
-            });
+            // SAFETY: `k + 32 <= cols`.
+            let weights = unsafe { load_rows::<P, R>(p, &w, k, ahead) };
             // SAFETY: as above.
             unsafe { step::<P, R, N>(p, weights, &x, k, acc) };
             k += VECTOR;
@@ -106,6 +102,35 @@ impl<P: Pairs> Product for Rounded<P> {
             unsafe { step::<P, R, N>(p, weights, &x, k, acc) };
         }
     }
+}
+
+/// Elements `k..k + 32` of `R` rows, asking for what lies ahead of them.
+///
+/// With 16 registers the function in `from_fn` is called in place of becoming part of this one, without the
+/// instructions; with 32 the loop keeps the weights in memory.
+///
+/// # Safety
+/// `w` has `R` rows of `k + 32` elements at least.
+#[inline(always)]
+unsafe fn load_rows<P: Pairs, const R: usize>(p: P, w: &Rows, k: usize, ahead: Ahead) -> [P::P; R] {
+    let s = p.floats();
+    if P::S::WIDE {
+        return core::array::from_fn(|r| {
+            let row = w.start.wrapping_add(r * w.stride + 2 * k);
+            ahead.ask(s, row);
+            // SAFETY: the caller vouches for the elements.
+            unsafe { p.load(row) }
+        });
+    }
+    // SAFETY: as above.
+    let mut rows = [unsafe { p.load(w.start.wrapping_add(2 * k)) }; R];
+    for (r, to) in rows.iter_mut().enumerate() {
+        let row = w.start.wrapping_add(r * w.stride + 2 * k);
+        ahead.ask(s, row);
+        // SAFETY: as above.
+        *to = unsafe { p.load(row) };
+    }
+    rows
 }
 
 /// Adds the products of elements `k..k + 32`.
