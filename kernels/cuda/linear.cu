@@ -34,10 +34,10 @@ DEVICE float4 load_x(const float *x, unsigned cols, unsigned n, unsigned row, un
     return v;
 }
 
-// 16 outputs per block for up to 8 * N rows of x, 8 with gates; grid (rows / 16 or 8), 256 threads. A warp takes every 8th run of 32
-// columns, in two steps of 16; F says which columns of the run a lane has in which step (any order of the
-// columns is right, as long as weights and x have the same), how they are read, and what is multiplied to
-// the sums of a step.
+// 16 outputs per block for up to 8 * N rows of x, 8 with gates; grid (rows / 16 or 8), 256 threads. A warp takes
+// every 8th run of 32 columns, in two steps of 16; F says which columns of the run a lane has in which step (any
+// order of the columns is right, as long as weights and x have the same), how they are read, and what is
+// multiplied to the sums of a step.
 template <class F, unsigned N>
 DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,
                    unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {

@@ -24,6 +24,7 @@ pub struct Attention<'a> {
     /// different sequences.
     pub angles: Option<At<'a>>,
 }
+
 impl Ops {
     /// Softmax attention of the queries in q into out (n, n_heads * head_dim).
     pub fn attention(&self, n: usize, q: &Buffer, with: Attention<'_>, out: &Buffer) -> Result<()> {

@@ -85,6 +85,7 @@ impl Tables {
         self.window
     }
 }
+
 impl Ops {
     /// Embeddings x (n, width of the tables). `ids`: (n, window), those up to each row's own, 0 before the
     /// text. With `chosen` (n) the last id of each row is taken from there.

@@ -33,6 +33,7 @@ pub enum Mode {
     /// `y = 2 y + x W^T`: the double residual of a cross-attention.
     DoubleAdd,
 }
+
 /// Matrices of one input width on the device, their outputs side by side.
 #[derive(Debug)]
 pub struct Linear {
@@ -53,6 +54,7 @@ struct Part {
     narrow32: Kernel,
     matmul: Kernel,
 }
+
 impl Linear {
     /// Copies matrices to the device as they lie in the file.
     ///

@@ -1,5 +1,5 @@
-//! The kernels by name, and what the files that call them share. Sizes are checked where a kernel is
-//! called, so that no call can leave its buffers.
+//! What the files that call kernels share. Sizes are checked where a kernel is called, so that no call can
+//! leave its buffers.
 
 use std::sync::Arc;
 
@@ -8,13 +8,19 @@ use crate::error::Result;
 
 /// Part of a buffer: so many four-byte numbers from its start.
 pub type At<'a> = (&'a Buffer, usize);
+
 /// Most rows of one launch: the limit of a grid's second side.
 pub(super) const MAX_ROWS: usize = 65535;
+
 /// Threads of a kernel that gives each row a block.
 pub(super) const ROW_THREADS: usize = 256;
+
+/// A size as kernels take it.
 pub(super) fn u32_arg(n: usize) -> Arg {
     Arg::U32(u32::try_from(n).expect("sizes of a model fit 32 bits"))
 }
+
+/// The kernels that are for no type of weights.
 #[derive(Debug)]
 pub struct Ops {
     pub(super) rms_norm: Kernel,
@@ -28,6 +34,7 @@ pub struct Ops {
     pub(super) embed: Kernel,
     pub(super) sample: Kernel,
 }
+
 impl Ops {
     /// Looks the kernels up.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Ops> {

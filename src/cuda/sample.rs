@@ -41,6 +41,7 @@ impl Choice {
         units
     }
 }
+
 impl Ops {
     /// Chooses an id by each row of logits (n, vocab), as `choices` (n, [`Choice::UNITS`]) say.
     pub fn sample(

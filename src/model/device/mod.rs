@@ -5,7 +5,9 @@
 //! `pass.rs` the order in which a pass starts it.
 
 mod caches;
+mod launches;
 mod pass;
+mod table;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::ops::{Heads, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
-use pass::Scratch;
+use launches::Scratch;
 
 #[derive(Debug)]
 struct Layer {

@@ -1,0 +1,449 @@
+//! The launches of a pass, in order.
+//!
+//! Those of passes that read one byte of each sequence are recorded as a graph the second time, and from
+//! then on started together.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::table::{BytesAt, CloseAt, DecodeAt, Embeddings, StackAt, Table};
+use super::{Cross, DeviceModel, Layers};
+use crate::cuda::{self, At, Attention, Gpu, Graph, Linear, Mode, NARROW_ROWS, Norm, Ops};
+use crate::error::Result;
+use crate::vocab::VOCAB_SIZE;
+
+/// Most rows of a pass whose launches are recorded: more are no longer short.
+pub(super) const MAX_RECORDED: usize = 64;
+
+/// What passes use in turn.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    pub memory: Memory,
+    graphs: HashMap<Launches, Recorded>,
+}
+
+/// Launches that are the same each time, but for the tables they read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Launches {
+    /// The first half for so many rows, the first so many of them with an entropy model.
+    Bytes(usize, usize),
+    /// So many patches closed.
+    Close(usize),
+    /// Decoder and logits of so many rows, and whether ids are chosen and read ahead, with entropies.
+    Decode(usize, bool, bool),
+}
+
+#[derive(Debug)]
+enum Recorded {
+    /// Started once: buffers are large enough.
+    Seen,
+    /// With the addresses it was recorded with.
+    Graph(Graph, Vec<u64>),
+    /// The driver does not record it.
+    Refused,
+}
+
+/// Buffers that last for a pass; they grow to what is asked of them.
+#[derive(Debug)]
+pub(super) struct Memory {
+    work: Work,
+    /// Byte rows of the entropy model.
+    bytes: cuda::Buffer,
+    /// Its logits.
+    pub logits: cuda::Buffer,
+    /// Byte rows of the local models.
+    pub x: cuda::Buffer,
+    pooled: cuda::Buffer,
+    patches: cuda::Buffer,
+    global: cuda::Buffer,
+    /// Patch vectors for a trace.
+    pub vectors: cuda::Buffer,
+    /// What the host reads: logits, ids chosen, entropies.
+    pub out: cuda::Buffer,
+}
+
+/// Those that last for a layer, and the tables.
+#[derive(Debug)]
+struct Work {
+    /// Input of a product, normed.
+    a: cuda::Buffer,
+    /// Queries, or queries, keys and values.
+    q: cuda::Buffer,
+    kv: cuda::Buffer,
+    o: cuda::Buffer,
+    gate_up: cuda::Buffer,
+    gate: cuda::Buffer,
+    /// Of the first half, of closed patches, of the decoder.
+    tables: [cuda::Buffer; 3],
+}
+
+/// Makes a buffer at least `n` four-byte numbers large.
+pub(super) fn reserve(buffer: &mut cuda::Buffer, n: usize) -> Result<()> {
+    if buffer.n_bytes() < n * 4 {
+        let gpu = Arc::clone(buffer.gpu());
+        *buffer = gpu.alloc(n.next_power_of_two() * 4)?;
+    }
+    Ok(())
+}
+
+impl Scratch {
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Scratch> {
+        let empty = || gpu.alloc(4);
+        Ok(Scratch {
+            memory: Memory {
+                work: Work {
+                    a: empty()?,
+                    q: empty()?,
+                    kv: empty()?,
+                    o: empty()?,
+                    gate_up: empty()?,
+                    gate: empty()?,
+                    tables: [empty()?, empty()?, empty()?],
+                },
+                bytes: empty()?,
+                logits: empty()?,
+                x: empty()?,
+                pooled: empty()?,
+                patches: empty()?,
+                global: empty()?,
+                vectors: empty()?,
+                out: empty()?,
+            },
+            graphs: HashMap::new(),
+        })
+    }
+
+    /// Starts launches, as a graph if they have a name and have been started before.
+    pub fn run(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        name: Option<Launches>,
+        launches: impl Fn(&mut Memory) -> Result<()>,
+    ) -> Result<()> {
+        let memory = &mut self.memory;
+        let Some(name) = name else {
+            return launches(memory);
+        };
+        match self.graphs.get(&name) {
+            Some(Recorded::Refused) => launches(memory),
+            Some(Recorded::Graph(graph, addresses)) if *addresses == memory.addresses() => {
+                graph.launch()
+            }
+            Some(Recorded::Seen) => match Graph::record(gpu, || launches(memory)) {
+                Ok(graph) => {
+                    graph.launch()?;
+                    let recorded = Recorded::Graph(graph, memory.addresses());
+                    self.graphs.insert(name, recorded);
+                    Ok(())
+                }
+                Err(_) => {
+                    self.graphs.insert(name, Recorded::Refused);
+                    launches(memory)
+                }
+            },
+            _ => {
+                launches(memory)?;
+                self.graphs.insert(name, Recorded::Seen);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The norm of x (n, dim) into y from row `to` on.
+fn norm_rows(
+    norm: &Norm,
+    ops: &Ops,
+    n: usize,
+    x: At<'_>,
+    (y, to): (&mut cuda::Buffer, usize),
+) -> Result<()> {
+    let weight = (&norm.weight, norm.dim);
+    reserve(y, (to + n) * norm.dim)?;
+    ops.rms_norm(n, x, weight, norm.eps, (y, to * norm.dim))
+}
+
+/// The product with the norm of n rows of x into y, which grows to hold it; `a` is for the norm of many rows.
+fn normed(
+    ops: &Ops,
+    (w, norm): (&Linear, &Norm),
+    (n, x): (usize, &cuda::Buffer),
+    a: &mut cuda::Buffer,
+    y: &mut cuda::Buffer,
+) -> Result<()> {
+    if n > NARROW_ROWS {
+        norm_rows(norm, ops, n, (x, 0), (&mut *a, 0))?;
+        return linear(w, n, a, y);
+    }
+    reserve(y, n * w.rows())?;
+    w.apply_normed(n, norm, (x, 0), (y, 0))
+}
+
+/// The product of n rows of x into y, which grows to hold it.
+fn linear(w: &Linear, n: usize, x: &cuda::Buffer, y: &mut cuda::Buffer) -> Result<()> {
+    reserve(y, n * w.rows())?;
+    w.apply(n, (x, 0), (y, 0), Mode::Set)
+}
+
+impl Work {
+    /// One layer on x (n, dim) in place.
+    fn layer(
+        &mut self,
+        ops: &Ops,
+        (layers, number): (&Layers, usize),
+        (table, at): (usize, &StackAt),
+        x: &cuda::Buffer,
+    ) -> Result<()> {
+        let (layer, heads, n) = (&layers.layers[number], layers.heads, at.n);
+        let wqkv = (&layer.wqkv, &layer.attention_norm);
+        normed(ops, wqkv, (n, x), &mut self.a, &mut self.q)?;
+        let table = &self.tables[table];
+        let (rows, angles) = ((table, at.rows), (table, at.angles));
+        if !at.single {
+            ops.rope_append(n, heads, &self.q, rows, angles, 2 * number)?;
+        }
+        reserve(&mut self.o, n * layer.wo.cols())?;
+        let with = Attention {
+            heads,
+            rows,
+            side: 2 * number,
+            q_stride: layer.wqkv.rows(),
+            angles: at.single.then_some(angles),
+        };
+        ops.attention(n, &self.q, with, &self.o)?;
+        layer.wo.apply(n, (&self.o, 0), (x, 0), Mode::Add)?;
+
+        reserve(&mut self.gate, n * layer.w2.cols())?;
+        if n <= NARROW_ROWS && layer.gate_up.is_gated() {
+            (layer.gate_up).apply_gated(n, &layer.ffn_norm, (x, 0), (&self.gate, 0))?;
+        } else {
+            let gate_up = (&layer.gate_up, &layer.ffn_norm);
+            normed(ops, gate_up, (n, x), &mut self.a, &mut self.gate_up)?;
+            ops.swiglu(n, layer.w2.cols(), &self.gate_up, &self.gate)?;
+        }
+        layer.w2.apply(n, (&self.gate, 0), (x, 0), Mode::Add)
+    }
+
+    fn stack(
+        &mut self,
+        ops: &Ops,
+        layers: &Layers,
+        at: (usize, &StackAt),
+        x: &cuda::Buffer,
+    ) -> Result<()> {
+        (0..layers.layers.len()).try_for_each(|number| self.layer(ops, (layers, number), at, x))
+    }
+
+    /// The cross-attention of n rows of x, in place, over sides `side` and the next of what `rows` see.
+    fn cross(
+        &mut self,
+        ops: &Ops,
+        c: &Cross,
+        (table, rows, n): (usize, usize, usize),
+        side: usize,
+        x: &cuda::Buffer,
+    ) -> Result<()> {
+        normed(ops, (&c.wq, &c.norm_q), (n, x), &mut self.a, &mut self.q)?;
+        reserve(&mut self.o, n * c.wo.cols())?;
+        let with = Attention {
+            heads: c.heads,
+            rows: (&self.tables[table], rows),
+            side,
+            q_stride: c.wq.rows(),
+            angles: None,
+        };
+        ops.attention(n, &self.q, with, &self.o)?;
+        c.wo.apply(n, (&self.o, 0), (x, 0), Mode::DoubleAdd)
+    }
+
+    /// Keys and values of n rows of x, entered at `rows` in sides `side` and the next.
+    fn keys_values(
+        &mut self,
+        ops: &Ops,
+        c: &Cross,
+        (table, rows, n): (usize, usize, usize),
+        side: usize,
+        x: &cuda::Buffer,
+    ) -> Result<()> {
+        normed(ops, (&c.wkv, &c.norm_kv), (n, x), &mut self.a, &mut self.kv)?;
+        let rows = (&self.tables[table], rows);
+        ops.put_rows(n, &self.kv, rows, (side, 2), c.wkv.rows() / 2)
+    }
+}
+
+impl Memory {
+    /// Where all buffers are.
+    fn addresses(&self) -> Vec<u64> {
+        let Work {
+            a,
+            q,
+            kv,
+            o,
+            gate_up,
+            gate,
+            tables,
+        } = &self.work;
+        let Memory {
+            work: _,
+            bytes,
+            logits,
+            x,
+            pooled,
+            patches,
+            global,
+            vectors,
+            out,
+        } = self;
+        let buffers = [
+            a, q, kv, o, gate_up, gate, bytes, logits, x, pooled, patches, global, vectors, out,
+        ];
+        let buffers = buffers.into_iter().chain(tables);
+        buffers.map(cuda::Buffer::address).collect()
+    }
+
+    pub fn upload(&mut self, gpu: &Gpu, table: usize, content: &Table) -> Result<()> {
+        let to = &mut self.work.tables[table];
+        reserve(to, content.units.len())?;
+        gpu.write_u32s(to, &content.units)
+    }
+
+    /// The first half of a pass. With `chosen` the last ids are read from there in `out`; entropies go to
+    /// `entropies` in `out`.
+    pub fn read_bytes(
+        &mut self,
+        model: &DeviceModel,
+        table: usize,
+        at: &BytesAt,
+        chosen: Option<usize>,
+        entropies: usize,
+    ) -> Result<()> {
+        let ops = &model.ops;
+        let Memory {
+            work,
+            bytes,
+            logits,
+            x,
+            out,
+            ..
+        } = self;
+        if let (Some(entropy), Some((ids, stack))) = (&model.entropy, &at.entropy) {
+            let (n, head) = (stack.n, &entropy.head);
+            reserve(bytes, n * head.norm.dim)?;
+            let ids = (&work.tables[table], *ids);
+            ops.embed(n, &entropy.tables, ids, chosen.map(|c| (&*out, c)), bytes)?;
+            work.stack(ops, &entropy.layers, (table, stack), bytes)?;
+            let output = (&head.output, &head.norm);
+            normed(ops, output, (n, bytes), &mut work.a, logits)?;
+            ops.entropy(n, VOCAB_SIZE, (logits, 0), (out, entropies))?;
+        }
+
+        let (n, dim) = (at.encoder.n, model.patch_projection.cols());
+        reserve(x, n * dim)?;
+        match (at.embeddings, &model.tables) {
+            (Embeddings::Ids(ids), Some(tables)) => {
+                let ids = (&work.tables[table], ids);
+                ops.embed(n, tables, ids, chosen.map(|c| (&*out, c)), x)?;
+            }
+            (Embeddings::Sums(from), _) => {
+                let from = (&work.tables[table], from * 4);
+                model.gpu.copy(from, (x, 0), n * dim * 4)?;
+            }
+            (Embeddings::Ids(_), None) => unreachable!("ids are for tables"),
+        }
+        for number in 0..model.encoder.layers.len() {
+            work.layer(ops, (&model.encoder, number), (table, &at.encoder), x)?;
+            let cross = model.encoder_cross.iter().enumerate();
+            for (i, (_, cross)) in cross.filter(|(_, c)| c.0 == number) {
+                let states = (&work.tables[table], at.states);
+                ops.put_rows(n, x, states, (i, 1), dim)?;
+                work.keys_values(ops, cross, (table, at.bytes, n), 2 * i, x)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Vectors of closed patches, the global transformer, and what the decoder reads of its outputs.
+    pub fn close(&mut self, model: &DeviceModel, at: &CloseAt) -> Result<()> {
+        const TABLE: usize = 1;
+        let (ops, m, k) = (&model.ops, at.stack.n, model.k);
+        let dim = model.patch_projection.cols();
+        let Memory {
+            work,
+            pooled,
+            patches,
+            global,
+            vectors,
+            ..
+        } = self;
+        reserve(pooled, m * dim)?;
+        let bytes = (&work.tables[TABLE], at.pooled);
+        ops.max_rows(m, bytes, model.pooled, dim, pooled)?;
+        linear(&model.patch_projection, m, pooled, patches)?;
+        for (i, (_, cross)) in model.encoder_cross.iter().enumerate() {
+            work.cross(ops, cross, (TABLE, at.seen, m * k), 2 * i, patches)?;
+        }
+        if at.traced {
+            reserve(vectors, m * k * dim)?;
+            (model.gpu).copy((patches, 0), (vectors, 0), m * k * dim * 4)?;
+        }
+
+        let x = match &model.input_projection {
+            Some(projection) => {
+                linear(projection, m, patches, global)?;
+                &*global
+            }
+            None => &*patches,
+        };
+        work.stack(ops, &model.global, (TABLE, &at.stack), x)?;
+
+        linear(&model.output_projection, m, x, pooled)?; // (m * k, dim)
+        for (i, cross) in model.decoder_cross.iter().enumerate() {
+            work.keys_values(ops, cross, (TABLE, at.outputs, m * k), 2 * i, pooled)?;
+        }
+        Ok(())
+    }
+
+    /// The outputs of the global transformer, after [`Memory::close`].
+    pub fn global_rows(&self, model: &DeviceModel) -> &cuda::Buffer {
+        match model.input_projection {
+            Some(_) => &self.global,
+            None => &self.patches,
+        }
+    }
+
+    /// The decoder, the wanted logits, and the next ids with the first half of their pass.
+    pub fn decode(&mut self, model: &DeviceModel, at: &DecodeAt) -> Result<()> {
+        const TABLE: usize = 2;
+        let (ops, n) = (&model.ops, at.stack.n);
+        let dim = model.patch_projection.cols();
+        let Memory { work, x, out, .. } = self;
+        reserve(x, n * dim)?;
+        let states = (&work.tables[TABLE], at.states);
+        ops.take_rows(n, x, states, model.encoder_cross.len() - 1, dim)?;
+        for number in 0..model.decoder.layers.len() {
+            if let Some(cross) = model.decoder_cross.get(number) {
+                work.cross(ops, cross, (TABLE, at.seen, n), 2 * number, x)?;
+            }
+            work.layer(ops, (&model.decoder, number), (TABLE, &at.stack), x)?;
+        }
+        let wanted: usize = at.spans.iter().map(|span| span.1).sum();
+        reserve(&mut work.a, wanted * dim)?;
+        let mut n_wanted = 0;
+        for &(first, count) in &at.spans {
+            let rows = (&*x, first * dim);
+            norm_rows(&model.head.norm, ops, count, rows, (&mut work.a, n_wanted))?;
+            n_wanted += count;
+        }
+        if n_wanted == 0 {
+            return Ok(());
+        }
+        (model.head.output).apply(n_wanted, (&work.a, 0), (out, 0), Mode::Set)?;
+        let Some((choices, bytes)) = &at.ahead else {
+            return Ok(());
+        };
+        let chosen = n_wanted * VOCAB_SIZE;
+        let choices = (&work.tables[TABLE], *choices);
+        ops.sample(n_wanted, VOCAB_SIZE, (out, 0), choices, (out, chosen))?;
+        self.read_bytes(model, TABLE, bytes, Some(chosen), chosen + n_wanted)
+    }
+}

@@ -1,0 +1,117 @@
+//! What differs from pass to pass (positions, ranges, angles, ids, how to choose), as one table that is
+//! uploaded before the launches.
+
+use std::ops::Range;
+
+use super::super::block::Rows;
+use crate::cuda::{Row, Store};
+use crate::vocab::Id;
+
+/// The numbers of a table, before they are uploaded. Parts are found by where they begin.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub units: Vec<u32>,
+}
+
+/// Where a table has the rows of a stack of layers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StackAt {
+    pub n: usize,
+    pub rows: usize,
+    pub angles: usize,
+    /// Whether all are of different sequences.
+    pub single: bool,
+}
+
+/// Where a table has what the first half of a pass needs.
+#[derive(Debug)]
+pub(super) struct BytesAt {
+    /// Ids and rows of the entropy model.
+    pub entropy: Option<(usize, StackAt)>,
+    pub encoder: StackAt,
+    /// Ids up to each byte, or its embedding if the host has the tables.
+    pub embeddings: Embeddings,
+    pub states: usize,
+    pub bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Embeddings {
+    Ids(usize),
+    Sums(usize),
+}
+
+impl Table {
+    pub fn put(&mut self, units: impl IntoIterator<Item = u32>) -> usize {
+        // Structures begin at multiples of 16 bytes.
+        self.units.resize(self.units.len().next_multiple_of(4), 0);
+        let at = self.units.len();
+        self.units.extend(units);
+        at
+    }
+
+    pub fn rows(&mut self, rows: &[Row]) -> usize {
+        self.put(rows.iter().flat_map(|row| row.units()))
+    }
+
+    pub fn stack(&mut self, list: &[Row], rows: &Rows<'_>) -> StackAt {
+        let n = list.len();
+        let (cos, sin) = rows.angles.cos_sin();
+        let half = cos.len() / n.max(1);
+        // Per row cosines, then sines.
+        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+        let angles = angles.flat_map(|(cos, sin)| cos.iter().chain(sin).map(|x| x.to_bits()));
+        StackAt {
+            n,
+            rows: self.rows(list),
+            angles: self.put(angles),
+            single: rows.runs.iter().all(|run| run.len() == 1),
+        }
+    }
+}
+
+/// Those of the last run.
+pub(super) fn last_run<'a>(rows: &'a Rows<'_>, store: &'a Store) -> impl Iterator<Item = Row> + 'a {
+    let run = rows.runs.last().expect("a run has been added");
+    let visible = &rows.visible[rows.n() - run.len()..];
+    let rows = run.clone().zip(visible);
+    rows.map(|(position, seen)| store.row(position, seen.clone()))
+}
+
+/// Rows that are only entered or fetched at `positions`.
+pub(super) fn rows_at(positions: Range<usize>, store: &Store) -> impl Iterator<Item = Row> + '_ {
+    positions.map(|p| store.row(p, p..p + 1))
+}
+
+/// The `window` ids up to each of `positions`; 0 before the text and where an id is not known yet.
+pub(super) fn windows(ids: &[Id], positions: Range<usize>, window: usize) -> Vec<u32> {
+    let id = |i: Option<usize>| i.and_then(|i| ids.get(i)).map_or(0, |&id| u32::from(id));
+    positions
+        .flat_map(|p| (0..window).map(move |i| (p + 1 + i).checked_sub(window)))
+        .map(id)
+        .collect()
+}
+
+/// Rows of the second half whose logits are wanted: the first of them, and how many.
+pub(super) type Spans = Vec<(usize, usize)>;
+
+/// Where a table has what closed patches need.
+#[derive(Debug)]
+pub(super) struct CloseAt {
+    pub stack: StackAt,
+    pub pooled: usize,
+    pub seen: usize,
+    pub outputs: usize,
+    pub traced: bool,
+}
+
+/// Where a table has what the decoder needs.
+#[derive(Debug)]
+pub(super) struct DecodeAt {
+    pub stack: StackAt,
+    pub states: usize,
+    pub seen: usize,
+    pub spans: Spans,
+    /// How ids are chosen, and where they are read.
+    pub ahead: Option<(usize, BytesAt)>,
+}
