@@ -7,7 +7,7 @@
 # FIXTURES: reference cases, by default all of them where they lie beside the project, else the subset that
 # comes with it.
 set -eu
-out=$(realpath -m "$1")
+out=$(realpath -m "${1:?usage: benches/cuda/pack.sh OUT.tar.gz [FIXTURES]}")
 fixtures=${2:+$(realpath "$2")}
 cd "$(dirname "$0")/../.."
 if [ -z "$fixtures" ]; then
