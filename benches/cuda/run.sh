@@ -9,6 +9,7 @@
 # left out by name. BLT_BENCH: sizes other than "-p 512 -n 128 -r 3", for a trial on the emulated driver.
 set -u
 cd "$(dirname "$0")"
+mkdir -p "${1:-.}"
 models=${1:-.} shapes=${2:-1b 7b} types=${3:-bf16 q8_0 q4_0} batches=${4:-1 8 32}
 export LC_ALL=C
 table=$(mktemp)
@@ -32,9 +33,13 @@ for test in model kernels; do
     filter=
     [ "$test" = model ] || filter=cuda::
     # shellcheck disable=SC2086
-    if timeout 200 ./test-$test $filter --nocapture > "test-$test.log" 2>&1; then
+    timeout 200 ./test-$test $filter --nocapture > "test-$test.log" 2>&1
+    status=$?
+    if [ $status -eq 0 ]; then
         row "test-$test" "$(grep 'test result' "test-$test.log" | sed 's/; 0 measured.*//')"
         ! grep -q ' models, ' "test-$test.log" || row "" "$(grep ' models, ' "test-$test.log")"
+    elif [ $status -eq 124 ]; then
+        row "test-$test" "did not end in 200 s, see $PWD/test-$test.log"
     else
         row "test-$test" "FAILED, see $PWD/test-$test.log"
     fi
