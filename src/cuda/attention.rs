@@ -1,13 +1,50 @@
 //! Softmax attention over cached keys: attention.cu.
 
+use std::sync::Arc;
+
 use super::Row;
-use super::driver::{Arg, Buffer};
+use super::driver::{Arg, Buffer, Gpu};
 use super::ops::{At, MAX_ROWS, Ops, u32_arg};
 use crate::error::Result;
 use crate::ops::Heads;
 
 /// Widest head of the attention kernel.
 pub const MAX_HEAD_DIM: usize = 256;
+
+/// Least keys of a split, and most splits: the same in attention.cu.
+const SPLIT_KEYS: usize = 128;
+const MAX_SPLITS: usize = 16;
+/// Where there are so many heads of rows, a GPU is busy with a block for each; fewer share so many blocks.
+const MAX_SHARED: usize = 512;
+/// Bytes of `Sums` in attention.cu.
+const SUMS: usize = 12;
+
+/// How many blocks have a split where a row sees at most `longest` positions: of a few numbers the next, so
+/// that there are as few graphs.
+pub fn splits(longest: usize) -> usize {
+    (longest / SPLIT_KEYS)
+        .clamp(1, MAX_SPLITS)
+        .next_power_of_two()
+}
+
+/// What blocks that share the head of a row leave for the last of them.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// (heads of rows, [`MAX_SPLITS`], head_dim, [`SUMS`])
+    parts: Buffer,
+    /// How many have left theirs; 0 between launches. (heads of rows)
+    arrivals: Buffer,
+}
+
+impl Shared {
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Shared> {
+        let n = MAX_SHARED / 2; // for two blocks each
+        Ok(Shared {
+            parts: gpu.alloc(n * MAX_SPLITS * MAX_HEAD_DIM * SUMS)?,
+            arrivals: gpu.upload(&vec![0; n * 4])?,
+        })
+    }
+}
 
 /// What an attention does with its rows.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +53,8 @@ pub struct Attention<'a> {
     pub heads: Heads,
     /// (n, [`Row::UNITS`]).
     pub rows: At<'a>,
+    /// [`splits`] of the most positions that a row sees. Changes how long it takes, and nothing else.
+    pub splits: usize,
     /// The side of the keys; values are in the next.
     pub side: usize,
     /// Width of the rows that begin with the queries.
@@ -43,19 +82,26 @@ impl Ops {
         for first in (0..n).step_by(MAX_ROWS) {
             let n = MAX_ROWS.min(n - first);
             let of_angles = |a: At<'_>| a.0.after(a.1 + first * head_dim, n * head_dim);
+            let blocks = with.splits.min(MAX_SHARED / (n * n_heads)).max(1);
+            let of_heads = if blocks > 1 { n * n_heads } else { 0 };
+            let (shared, grid) = (&self.shared, [n_heads * blocks, n]);
             let args = [
                 q.after(first * with.q_stride, n * with.q_stride),
                 (with.rows.0).after(with.rows.1 + first * Row::UNITS, n * Row::UNITS),
                 with.angles.map_or(Arg::Pointer(0), of_angles),
                 out.after(first * q_dim, n * q_dim),
+                (shared.parts).holding_bytes(of_heads * MAX_SPLITS * head_dim * SUMS),
+                shared.arrivals.holding(of_heads),
                 u32_arg(with.q_stride),
                 u32_arg(with.side),
+                u32_arg(n_heads),
                 u32_arg(n_kv_heads),
                 u32_arg(head_dim),
             ];
             // SAFETY: the arguments of `attention` in attention.cu, sizes checked; rows come from
             // `Store::row`, and positions are taken modulo the capacity, so no range can leave the rings.
-            unsafe { q.gpu().launch(self.attention, [n_heads, n], 256, &args)? };
+            // Launches that share parts and arrivals are in one stream, so one has them at a time.
+            unsafe { q.gpu().launch(self.attention, grid, 256, &args)? };
         }
         Ok(())
     }
@@ -63,76 +109,177 @@ impl Ops {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::cuda::Store;
-    use crate::cuda::ops::testing::{device, noise, rows, upload};
+    use std::ops::Range;
 
-    /// Ranges of one key and of several tiles, rings that wrap, heads that share keys.
+    use super::*;
+    use crate::cuda::ops::testing::{device, noise, rows, upload};
+    use crate::cuda::{Graph, Store};
+
+    /// Positions 0..n with keys and values of (n, kv_dim) each.
+    fn filled(
+        gpu: &Arc<Gpu>,
+        ops: &Ops,
+        limit: usize,
+        kv_dim: usize,
+        k: &[f32],
+        v: &[f32],
+    ) -> Store {
+        let n = k.len() / kv_dim;
+        let mut store = Store::new(gpu, 2, kv_dim, Some(limit)).unwrap();
+        store.reserve(n).unwrap();
+        // No two in a launch that lie in the same place.
+        for first in (0..n).step_by(limit) {
+            let positions = first..n.min(first + limit);
+            let row = |p| [&k[p * kv_dim..][..kv_dim], &v[p * kv_dim..][..kv_dim]].concat();
+            let x: Vec<f32> = positions.clone().flat_map(row).collect();
+            let list: Vec<Row> = positions.map(|p| store.row(p, p..p + 1)).collect();
+            let at = rows(gpu, &list);
+            ops.put_rows(list.len(), &upload(gpu, &x), (&at, 0), (0, 2), kv_dim)
+                .unwrap();
+        }
+        store
+    }
+
+    /// The head's average of the values at the positions `seen`, by the softmax of the scores.
+    fn reference(
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        seen: Range<usize>,
+        (stride, at): (usize, usize),
+    ) -> Vec<f64> {
+        let of = |side: &[f32], p: usize| -> Vec<f64> {
+            let columns = &side[p * stride + at..][..q.len()];
+            columns.iter().map(|&x| f64::from(x)).collect()
+        };
+        let weight = |p| {
+            let dot: f64 = q.iter().zip(of(k, p)).map(|(&a, b)| f64::from(a) * b).sum();
+            (dot / (q.len() as f64).sqrt()).exp()
+        };
+        let (mut average, mut sum) = (vec![0.0; q.len()], 0.0);
+        for p in seen {
+            let weight = weight(p);
+            sum += weight;
+            average
+                .iter_mut()
+                .zip(of(v, p))
+                .for_each(|(to, x)| *to += weight * x);
+        }
+        average.iter().map(|x| x / sum).collect()
+    }
+
+    /// Ranges of one key, of several tiles, around the bounds of splits; rings that have wrapped; heads that
+    /// share keys. And the same bits for a row alone and among others, with however many blocks.
     #[test]
     fn attention_is_the_softmax_average() {
         let Some(gpu) = device() else { return };
         let ops = Ops::new(&gpu).unwrap();
-        for (n_heads, n_kv_heads, head_dim, capacity) in [
+        let all = 3100; // positions entered: those within the limit of the last are left
+        for (n_heads, n_kv_heads, head_dim, limit) in [
             (1, 1, 8, 400),
-            (4, 2, 64, 300),
-            (3, 1, 200, 300),
-            (2, 1, 6, 300),
+            (4, 2, 64, 2500),
+            (3, 1, 200, 600),
+            (2, 1, 6, 2500),
         ] {
             let heads = Heads {
                 n_heads,
                 n_kv_heads,
                 head_dim,
             };
-            let visible = [0..1, 5..133, 250..520, 7..263];
-            let (n, kv_dim) = (visible.len(), n_kv_heads * head_dim);
-            let q = noise(n * n_heads * head_dim, 11);
-            let mut store = Store::new(&gpu, 2, kv_dim, Some(capacity)).unwrap();
-            store.reserve(600).unwrap();
-            let kv = noise(2 * capacity * kv_dim, 13);
-            let (k, v) = kv.split_at(capacity * kv_dim);
-            for position in 0..capacity {
-                let of_side = |side: &[f32]| side[position * kv_dim..][..kv_dim].to_vec();
-                let x = upload(&gpu, &[of_side(k), of_side(v)].concat());
-                let row = rows(&gpu, &[store.row(position, 0..1)]);
-                ops.put_rows(1, &x, (&row, 0), (0, 2), kv_dim).unwrap();
-            }
-            let seen: Vec<Row> = visible.iter().map(|v| store.row(0, v.clone())).collect();
-            let seen = rows(&gpu, &seen);
-            let out = gpu.alloc(q.len() * 4).unwrap();
-            let with = Attention {
-                heads,
-                rows: (&seen, 0),
-                side: 0,
-                q_stride: n_heads * head_dim,
-                angles: None,
-            };
-            ops.attention(n, &upload(&gpu, &q), with, &out).unwrap();
-            let out = gpu.read_f32s(&out, q.len()).unwrap();
-            for (i, (q, out)) in q.chunks(head_dim).zip(out.chunks(head_dim)).enumerate() {
-                let kv_head = i % n_heads / (n_heads / n_kv_heads);
-                let rows: Vec<usize> = (visible[i / n_heads].clone())
-                    .map(|p| p % capacity * kv_dim + kv_head * head_dim)
-                    .collect();
-                let score = |&at: &usize| {
-                    let dot: f64 = q
-                        .iter()
-                        .zip(&k[at..])
-                        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                        .sum();
-                    (dot / (head_dim as f64).sqrt()).exp()
+            let lengths = [
+                1, 63, 127, 128, 129, 255, 256, 257, 384, 511, 2047, 2048, 2049, 2450,
+            ];
+            let lengths = lengths.into_iter().filter(|&length| length <= limit);
+            // Not all to the last position.
+            let visible: Vec<_> = (lengths.enumerate())
+                .map(|(i, length)| (all - i % 7 - length, all - i % 7))
+                .map(|(from, to)| from.max(all - limit)..to)
+                .collect();
+            let (n, q_dim, kv_dim) = (visible.len(), n_heads * head_dim, n_kv_heads * head_dim);
+            let q = noise(n * q_dim, 11);
+            let (k, v) = (noise(all * kv_dim, 13), noise(all * kv_dim, 17));
+            let store = filled(&gpu, &ops, limit, kv_dim, &k, &v);
+            let run = |first: usize, n: usize, splits: usize| {
+                let seen = visible[first..][..n]
+                    .iter()
+                    .map(|v| store.row(0, v.clone()));
+                let seen = rows(&gpu, &seen.collect::<Vec<_>>());
+                let out = gpu.alloc(n * q_dim * 4).unwrap();
+                let with = Attention {
+                    heads,
+                    rows: (&seen, 0),
+                    splits,
+                    side: 0,
+                    q_stride: q_dim,
+                    angles: None,
                 };
-                let weights: Vec<f64> = rows.iter().map(score).collect();
-                let sum: f64 = weights.iter().sum();
-                for (d, &found) in out.iter().enumerate() {
-                    let expected: f64 = rows
-                        .iter()
-                        .zip(&weights)
-                        .map(|(at, w)| w * f64::from(v[at + d]))
-                        .sum::<f64>()
-                        / sum;
+                let q = upload(&gpu, &q[first * q_dim..][..n * q_dim]);
+                ops.attention(n, &q, with, &out).unwrap();
+                gpu.read_f32s(&out, n * q_dim).unwrap()
+            };
+            let found = run(0, n, 1);
+            for (i, (q, found)) in q.chunks(head_dim).zip(found.chunks(head_dim)).enumerate() {
+                let (seen, head) = (visible[i / n_heads].clone(), i % n_heads);
+                let at = head / (n_heads / n_kv_heads) * head_dim;
+                let expected = reference((q, &k, &v), seen.clone(), (kv_dim, at));
+                for (d, (&found, expected)) in found.iter().zip(expected).enumerate() {
                     assert!(
                         (f64::from(found) - expected).abs() < 1e-5,
-                        "{heads:?} row {i} column {d}: expected {expected}, found {found}"
+                        "{heads:?} {seen:?} head {head} column {d}: expected {expected}, found {found}"
+                    );
+                }
+            }
+            for blocks in [2, 3, 16] {
+                assert!(run(0, n, blocks) == found, "{heads:?} {blocks} blocks");
+            }
+            for (i, seen) in visible.iter().enumerate() {
+                let alone = run(i, 1, splits(seen.len()));
+                assert!(alone == found[i * q_dim..][..q_dim], "{heads:?} {seen:?}");
+            }
+        }
+    }
+
+    /// One graph, started as a sequence grows past bounds of splits.
+    #[test]
+    fn a_graph_follows_a_growing_sequence() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let heads = Heads {
+            n_heads: 2,
+            n_kv_heads: 2,
+            head_dim: 32,
+        };
+        let dim = 64;
+        let (k, v) = (noise(2100 * dim, 31), noise(2100 * dim, 37));
+        let store = filled(&gpu, &ops, 4000, dim, &k, &v);
+        let (q, table) = (
+            upload(&gpu, &noise(dim, 41)),
+            rows(&gpu, &[store.row(0, 0..1)]),
+        );
+        let out = gpu.alloc(dim * 4).unwrap();
+        let attend = |splits| {
+            let with = Attention {
+                heads,
+                rows: (&table, 0),
+                splits,
+                side: 0,
+                q_stride: dim,
+                angles: None,
+            };
+            ops.attention(1, &q, with, &out)
+        };
+        for recorded in [4, 16] {
+            let graph = Graph::record(&gpu, || attend(recorded)).unwrap();
+            for seen in [1, 255, 256, 257, 383, 384, 1300, 2047, 2048, 2100, 3] {
+                gpu.write_u32s(&table, &store.row(0, 0..seen).units())
+                    .unwrap();
+                attend(1).unwrap();
+                let expected = gpu.read_f32s(&out, dim).unwrap();
+                for _ in 0..2 {
+                    gpu.write_u32s(&out, &vec![0; dim]).unwrap();
+                    graph.launch().unwrap();
+                    let found = gpu.read_f32s(&out, dim).unwrap();
+                    assert_eq!(
+                        found, expected,
+                        "{seen} seen, recorded for {recorded} splits"
                     );
                 }
             }
@@ -152,20 +299,14 @@ mod tests {
         let (n, q_dim, kv_dim) = (3, 64, 32);
         let qkv = noise(n * (q_dim + 2 * kv_dim), 19);
         let angles = upload(&gpu, &noise(n * heads.head_dim, 23));
-        let run = |fused: bool| {
-            let stores: Vec<Store> = (0..n)
-                .map(|_| Store::new(&gpu, 2, kv_dim, Some(64)).unwrap())
-                .collect();
-            for store in &stores {
-                let row = rows(
-                    &gpu,
-                    &(0..4).map(|p| store.row(p, 0..1)).collect::<Vec<_>>(),
-                );
-                let x = upload(&gpu, &noise(4 * 2 * kv_dim, 29));
-                ops.put_rows(4, &x, (&row, 0), (0, 2), kv_dim).unwrap();
-            }
-            let list: Vec<Row> = stores.iter().map(|s| s.row(4, 1..5)).collect();
-            let list = rows(&gpu, &list);
+        let run = |fused: bool, splits: usize| {
+            // Positions before the rows: in one split, in two; in four, in a ring that has wrapped.
+            let stores = [4, 299, 700].map(|n| {
+                let (k, v) = (noise(n * kv_dim, 29), noise(n * kv_dim, 31));
+                (n, filled(&gpu, &ops, 600, kv_dim, &k, &v))
+            });
+            let row = |(n, store): &(usize, Store)| store.row(*n, n.saturating_sub(530)..n + 1);
+            let list = rows(&gpu, &stores.each_ref().map(row));
             let (qkv, out) = (upload(&gpu, &qkv), gpu.alloc(n * q_dim * 4).unwrap());
             if !fused {
                 let at = ((&list, 0), (&angles, 0));
@@ -174,6 +315,7 @@ mod tests {
             let with = Attention {
                 heads,
                 rows: (&list, 0),
+                splits,
                 side: 0,
                 q_stride: q_dim + 2 * kv_dim,
                 angles: fused.then_some((&angles, 0)),
@@ -185,7 +327,10 @@ mod tests {
             found.extend(gpu.read_f32s(&entered, n * kv_dim).unwrap());
             found
         };
-        assert_eq!(run(true), run(false));
+        let expected = run(false, 1);
+        for splits in [1, 4] {
+            assert_eq!(run(true, splits), expected, "{splits} splits");
+        }
     }
 
     /// Sessions read together can be more rows than a grid has.
@@ -208,6 +353,7 @@ mod tests {
         let with = Attention {
             heads,
             rows: (&list, 0),
+            splits: 1,
             side: 0,
             q_stride: 4,
             angles: None,

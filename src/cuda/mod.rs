@@ -14,7 +14,7 @@ mod rows;
 mod sample;
 mod store;
 
-pub use attention::{Attention, MAX_HEAD_DIM};
+pub use attention::{Attention, MAX_HEAD_DIM, splits};
 pub use driver::{Buffer, DeviceInfo, Gpu, devices};
 pub use embedding::{MAX_TABLES, Tables};
 pub use graph::Graph;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::attention::Shared;
 use super::driver::{Arg, Buffer, Gpu, Kernel};
 use crate::error::Result;
 
@@ -33,10 +34,12 @@ pub struct Ops {
     pub(super) attention: Kernel,
     pub(super) embed: Kernel,
     pub(super) sample: Kernel,
+    /// Of the attention's blocks.
+    pub(super) shared: Shared,
 }
 
 impl Ops {
-    /// Looks the kernels up.
+    /// Looks the kernels up, and makes what their blocks share.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Ops> {
         Ok(Ops {
             rms_norm: gpu.kernel("rms_norm")?,
@@ -49,6 +52,7 @@ impl Ops {
             attention: gpu.kernel("attention")?,
             embed: gpu.kernel("embed")?,
             sample: gpu.kernel("sample")?,
+            shared: Shared::new(gpu)?,
         })
     }
 }

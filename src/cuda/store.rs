@@ -31,6 +31,11 @@ impl Row {
     /// Four-byte numbers of a row.
     pub const UNITS: usize = 6;
 
+    /// How many positions it sees.
+    pub fn n_seen(self) -> usize {
+        (self.to - self.from) as usize
+    }
+
     /// As the kernels read it.
     pub fn units(self) -> [u32; Row::UNITS] {
         let (low, high) = (self.memory as u32, (self.memory >> 32) as u32);

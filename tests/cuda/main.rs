@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blt::checkpoint::Checkpoint;
+use blt::config::{PatcherConfig, PatchingMode};
 use blt::tensor::DType;
 use blt::vocab::{Id, VOCAB_SIZE};
 use blt::{Device, Model, Session, SessionOptions};
@@ -80,7 +81,16 @@ fn assert_entropies(what: &str, found: &[f32], expected: &[f32]) {
 
 /// Reads ids in pieces.
 fn read(model: &Model, ids: &[Id], piece: usize) -> (Vec<f32>, Session) {
-    let mut session = common::session(model, SessionOptions::default());
+    read_with(model, SessionOptions::default(), ids, piece)
+}
+
+fn read_with(
+    model: &Model,
+    options: SessionOptions,
+    ids: &[Id],
+    piece: usize,
+) -> (Vec<f32>, Session) {
+    let mut session = common::session(model, options);
     let mut logits = Vec::new();
     for ids in ids.chunks(piece) {
         common::feed(&mut session, ids, &mut logits);
@@ -309,6 +319,31 @@ fn pieces_rewinds_and_forks_agree_with_one_reading() {
         session.logits(),
         row(n - 1),
     );
+}
+
+/// A patch for each byte, so that the global transformer sees more than a block attends to by itself.
+#[test]
+fn long_contexts_agree_with_the_cpu() {
+    if !have_device() {
+        return;
+    }
+    let (_, model) = common::case("hf-gqa");
+    let options = SessionOptions {
+        patcher: Some(PatcherConfig {
+            mode: PatchingMode::Byte,
+            ..model.config().patcher.clone()
+        }),
+        ..SessionOptions::default()
+    };
+    let mut random = common::Random(8);
+    let n = if brief() { 270 } else { 900 };
+    let ids: Vec<Id> = (0..n).map(|_| 4 + random.below(64) as Id).collect();
+    let expected = read_with(&model, options.clone(), &ids, 1000);
+    let gpu = on_gpu(&model);
+    for_each(&[1000, 1], |&piece| {
+        let found = read_with(&gpu, options.clone(), &ids, piece);
+        compare(&format!("{piece} at once"), &found, &expected);
+    });
 }
 
 #[test]

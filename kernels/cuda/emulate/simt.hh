@@ -30,6 +30,13 @@ struct alignas(16) float4 {
 extern thread_local Place threadIdx, blockIdx, blockDim, gridDim;
 
 void __syncthreads();
+// Blocks run one after the other.
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned *at, unsigned last) {
+    unsigned before = *at;
+    *at = before >= last ? 0 : before + 1;
+    return before;
+}
 // Waits until all threads of the warp are here.
 void warp_wait();
 // Places for the values that the threads of a warp exchange. Two sets, used in turn, so that one wait

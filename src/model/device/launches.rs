@@ -19,7 +19,7 @@ pub(super) const MAX_RECORDED: usize = 64;
 #[derive(Debug)]
 pub(super) struct Scratch {
     pub memory: Memory,
-    graphs: HashMap<Launches, Recorded>,
+    graphs: HashMap<Name, Recorded>,
 }
 
 /// Launches that are the same each time, but for the tables they read.
@@ -32,6 +32,9 @@ pub(super) enum Launches {
     /// Decoder and logits of so many rows, and whether ids are chosen and read ahead, with entropies.
     Decode(usize, bool, bool),
 }
+
+/// And for attentions of so many splits.
+pub(super) type Name = (Launches, usize);
 
 #[derive(Debug)]
 enum Recorded {
@@ -75,6 +78,8 @@ struct Work {
     gate: cuda::Buffer,
     /// Of the first half, of closed patches, of the decoder.
     tables: [cuda::Buffer; 3],
+    /// Of the attentions of each.
+    splits: [usize; 3],
 }
 
 /// Makes a buffer at least `n` four-byte numbers large.
@@ -99,6 +104,7 @@ impl Scratch {
                     gate_up: empty()?,
                     gate: empty()?,
                     tables: [empty()?, empty()?, empty()?],
+                    splits: [1; 3],
                 },
                 bytes: empty()?,
                 logits: empty()?,
@@ -117,7 +123,7 @@ impl Scratch {
     pub fn run(
         &mut self,
         gpu: &Arc<Gpu>,
-        name: Option<Launches>,
+        name: Option<Name>,
         launches: impl Fn(&mut Memory) -> Result<()>,
     ) -> Result<()> {
         let memory = &mut self.memory;
@@ -197,7 +203,7 @@ impl Work {
         let (layer, heads, n) = (&layers.layers[number], layers.heads, at.n);
         let wqkv = (&layer.wqkv, &layer.attention_norm);
         normed(ops, wqkv, (n, x), &mut self.a, &mut self.q)?;
-        let table = &self.tables[table];
+        let (splits, table) = (self.splits[table], &self.tables[table]);
         let (rows, angles) = ((table, at.rows), (table, at.angles));
         if !at.single {
             ops.rope_append(n, heads, &self.q, rows, angles, 2 * number)?;
@@ -206,6 +212,7 @@ impl Work {
         let with = Attention {
             heads,
             rows,
+            splits,
             side: 2 * number,
             q_stride: layer.wqkv.rows(),
             angles: at.single.then_some(angles),
@@ -248,6 +255,7 @@ impl Work {
         let with = Attention {
             heads: c.heads,
             rows: (&self.tables[table], rows),
+            splits: self.splits[table],
             side,
             q_stride: c.wq.rows(),
             angles: None,
@@ -282,6 +290,7 @@ impl Memory {
             gate_up,
             gate,
             tables,
+            splits: _,
         } = &self.work;
         let Memory {
             work: _,
@@ -302,6 +311,7 @@ impl Memory {
     }
 
     pub fn upload(&mut self, gpu: &Gpu, table: usize, content: &Table) -> Result<()> {
+        self.work.splits[table] = content.splits();
         let to = &mut self.work.tables[table];
         reserve(to, content.units.len())?;
         gpu.write_u32s(to, &content.units)

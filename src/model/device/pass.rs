@@ -161,7 +161,7 @@ impl Model {
         let traced = parts.iter().any(|part| part.trace.is_some());
         let n_entropy = at.entropy.map_or(0, |(_, stack)| stack.n);
         let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced)
-            .then_some(Launches::Bytes(at.encoder.n, n_entropy));
+            .then_some((Launches::Bytes(at.encoder.n, n_entropy), table.splits()));
         let gpu = &device.gpu;
         scratch.memory.upload(gpu, 0, &table)?;
         reserve(&mut scratch.memory.out, n_entropy)?;
@@ -242,8 +242,8 @@ impl Model {
             traced: parts.iter().any(|part| part.trace.is_some()),
         };
         let n = at.stack.n;
-        let name =
-            (at.stack.single && n <= MAX_RECORDED && !at.traced).then_some(Launches::Close(n));
+        let name = (at.stack.single && n <= MAX_RECORDED && !at.traced)
+            .then_some((Launches::Close(n), table.splits()));
         scratch.memory.upload(gpu, 1, &table)?;
         scratch.run(gpu, name, |memory| memory.close(device, &at))?;
         if !at.traced {
@@ -327,7 +327,8 @@ impl Model {
         let known = (at.ahead.as_ref()).is_some_and(|(_, bytes)| bytes.entropy.is_some());
         let n_out = n_wanted * VOCAB_SIZE + 2 * n_ahead;
         let recorded = at.stack.single && n <= MAX_RECORDED && n_wanted == n;
-        let name = recorded.then_some(Launches::Decode(n, n_ahead > 0, known));
+        let name = Launches::Decode(n, n_ahead > 0, known);
+        let name = recorded.then_some((name, table.splits()));
         scratch.memory.upload(gpu, 2, &table)?;
         reserve(&mut scratch.memory.out, n_out)?;
         scratch.run(gpu, name, |memory| memory.decode(device, &at))?;

@@ -4,13 +4,15 @@
 use std::ops::Range;
 
 use super::super::block::Rows;
-use crate::cuda::{Row, Store};
+use crate::cuda::{Row, Store, splits};
 use crate::vocab::Id;
 
 /// The numbers of a table, before they are uploaded. Parts are found by where they begin.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub units: Vec<u32>,
+    /// Most positions that a row sees.
+    longest: usize,
 }
 
 /// Where a table has the rows of a stack of layers.
@@ -51,7 +53,14 @@ impl Table {
     }
 
     pub fn rows(&mut self, rows: &[Row]) -> usize {
+        let longest = rows.iter().map(|row| row.n_seen()).max();
+        self.longest = self.longest.max(longest.unwrap_or(0));
         self.put(rows.iter().flat_map(|row| row.units()))
+    }
+
+    /// For its attentions: see [`splits`].
+    pub fn splits(&self) -> usize {
+        splits(self.longest)
     }
 
     pub fn stack(&mut self, list: &[Row], rows: &Rows<'_>) -> StackAt {
