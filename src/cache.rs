@@ -43,6 +43,14 @@ impl KvType {
             KvType::F16 => "f16",
         }
     }
+
+    /// Bytes of a value.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+        }
+    }
 }
 
 impl fmt::Display for KvType {
@@ -148,6 +156,11 @@ impl KvCache {
             high: 0,
             layers: vec![Vec::new(); n_layers],
         }
+    }
+
+    /// How its keys and values are kept.
+    pub fn kv(&self) -> KvType {
+        self.kv
     }
 
     /// The oldest position that has not been overwritten.

@@ -116,9 +116,6 @@ impl Session {
             }
         }
         let entropies = patcher.needs_entropy() || options.entropies;
-        if model.gpu_name().is_some() && options.kv != KvType::F32 {
-            return Err(Error::argument("kv", "expected f32 on a GPU, found f16"));
-        }
         let empty = State::new(model, patcher, entropies, options.entropy_reset, options.kv);
         Ok(Session {
             model: model.clone(),

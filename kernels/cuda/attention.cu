@@ -3,8 +3,8 @@
 //
 // Row i sees the positions from..to of its sequence, not none. Many are cut into splits, by their number
 // alone. A block takes one head of one row, all its splits or some of them. In a split keys are dealt out to
-// groups of lanes, each lane with a few columns of the head, so that a group reads a key and a value in a
-// row. Every group keeps a maximum and sums of its own, which are joined at its end:
+// groups of lanes, each lane with 16 bytes of the head or twice that, so that a group reads a key and a value in
+// a row. Every group keeps a maximum and sums of its own, which are joined at its end:
 //
 //     m' = max(m, scores); sum = sum exp(m - m') + exp(score - m'); acc likewise, with the values
 //
@@ -14,12 +14,11 @@
 
 constexpr unsigned ATTENTION_WARPS = 8;  // of a block
 constexpr unsigned MAX_HEAD = 256;       // widest head: each thread of a block has a column
-constexpr unsigned AT_ONCE = 4;          // keys of a group that are loaded before the first is used
 // The same two in src/cuda/attention.rs.
 constexpr unsigned SPLIT_KEYS = 128;  // least keys of a split, but the last
 constexpr unsigned MAX_SPLITS = 16;
 
-// Keys of each split but the last, of n. A block reads 64 at once, of heads 64 wide.
+// Keys of each split but the last, of n. A block reads 64 at once, of heads 64 wide (128 in half floats).
 DEVICE unsigned split_size(unsigned n) {
     unsigned splits = n < 2 * SPLIT_KEYS ? 1 : n < MAX_SPLITS * SPLIT_KEYS ? n / SPLIT_KEYS : MAX_SPLITS;
     return ((n + splits - 1) / splits + 63) / 64 * 64;
@@ -41,34 +40,58 @@ DEVICE void join(Sums &to, const Sums &from) {
     to.values = fmaf(from.values, b, to.values * a);
 }
 
-// Four columns of a row of a head from `d` on, zeros past its end.
-DEVICE float4 columns(const float *row, unsigned d, unsigned head_dim) {
-    if (head_dim % 4 == 0 && d < head_dim) return *(const float4 *)(row + d);
-    float4 x;
-    x.x = d < head_dim ? row[d] : 0, x.y = d + 1 < head_dim ? row[d + 1] : 0;
-    x.z = d + 2 < head_dim ? row[d + 2] : 0, x.w = d + 3 < head_dim ? row[d + 3] : 0;
-    return x;
+DEVICE uint32_t bits(float x) { return float_bits(x); }
+DEVICE uint32_t bits(uint16_t half) { return half; }
+
+// Columns of a row of a head from `d` on, as many as 16 bytes hold, zeros past its end.
+template <class T>
+DEVICE uint4 columns(const T *row, unsigned d, unsigned head_dim) {
+    constexpr unsigned WIDTH = 16 / sizeof(T), IN_WORD = 4 / sizeof(T);
+    if (head_dim % WIDTH == 0 && d < head_dim) return *(const uint4 *)(row + d);
+    uint32_t words[4] = {};
+    UNROLL
+    for (unsigned i = 0; i < WIDTH; i++)
+        if (d + i < head_dim) words[i / IN_WORD] |= bits(row[d + i]) << i % IN_WORD * 16;
+    return {words[0], words[1], words[2], words[3]};
+}
+DEVICE void widen(const uint4 &from, float (&to)[4]) {
+    to[0] = bits_float(from.x), to[1] = bits_float(from.y), to[2] = bits_float(from.z), to[3] = bits_float(from.w);
+}
+DEVICE void widen(const uint4 &from, float (&to)[8]) {
+    const uint32_t words[4] = {from.x, from.y, from.z, from.w};
+    UNROLL
+    for (unsigned i = 0; i < 8; i++) to[i] = half_float((uint16_t)(words[i / 2] >> i % 2 * 16));
 }
 
-// The positions that `row` sees, by all threads of the block. C: how many times four columns of a head a
-// lane has.
-template <unsigned C>
-DEVICE Sums attend(const float *query, const float *k, const float *v, const Row &row, size_t stride,
-                   unsigned head_dim, float (*accs)[MAX_HEAD]) {
-    __shared__ float maxima[ATTENTION_WARPS], sums[ATTENTION_WARPS];
+// What the warps of a block join.
+struct OfWarps {
+    float maxima[ATTENTION_WARPS], sums[ATTENTION_WARPS], accs[ATTENTION_WARPS][MAX_HEAD];
+};
+
+// The positions that `row` sees, by all threads of the block; its memory, of keys from `k` on and values
+// from `v` on, is of type T. A lane has C times as many columns of a head as it reads at once.
+template <class T, unsigned C>
+DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_t stride, unsigned head_dim,
+                   OfWarps &of) {
+    constexpr unsigned WIDTH = 16 / sizeof(T);
+    constexpr unsigned AT_ONCE = 4 / C;  // keys of a group that are loaded before the first is used
+    const T *memory = (const T *)row.memory;
     unsigned lanes_per_key = 1;
-    while (lanes_per_key < WARP && lanes_per_key * 4 < head_dim) lanes_per_key *= 2;
+    while (lanes_per_key < WARP && lanes_per_key * WIDTH < head_dim) lanes_per_key *= 2;
     unsigned group = threadIdx.x / lanes_per_key, groups = blockDim.x / lanes_per_key;
     unsigned lane = threadIdx.x % lanes_per_key;
     float scale = 1 / sqrtf((float)head_dim);
-    float4 q[C], acc[C];
+    float q[C][WIDTH], acc[C][WIDTH];
     for (unsigned c = 0; c < C; c++) {
-        q[c] = columns(query, (c * lanes_per_key + lane) * 4, head_dim);
-        acc[c].x = acc[c].y = acc[c].z = acc[c].w = 0;
+        UNROLL
+        for (unsigned j = 0; j < WIDTH; j++) {
+            unsigned d = (c * lanes_per_key + lane) * WIDTH + j;
+            q[c][j] = d < head_dim ? query[d] : 0, acc[c][j] = 0;
+        }
     }
     float max = -INFINITY, sum = 0;
     for (unsigned first = row.from; first < row.to; first += groups * AT_ONCE) {
-        float4 keys[AT_ONCE][C], values[AT_ONCE][C];
+        uint4 keys[AT_ONCE][C], values[AT_ONCE][C];
         float scores[AT_ONCE], new_max = max;
         UNROLL
         for (unsigned i = 0; i < AT_ONCE; i++) {
@@ -76,31 +99,38 @@ DEVICE Sums attend(const float *query, const float *k, const float *v, const Row
             size_t at = position % row.capacity * stride;
             for (unsigned c = 0; c < C; c++) {
                 // Past the end of the head there are no columns to read.
-                unsigned d = position < row.to ? (c * lanes_per_key + lane) * 4 : head_dim;
-                keys[i][c] = columns(k + at, d, head_dim);
-                values[i][c] = columns(v + at, d, head_dim);
+                unsigned d = position < row.to ? (c * lanes_per_key + lane) * WIDTH : head_dim;
+                keys[i][c] = columns(memory + k + at, d, head_dim);
+                values[i][c] = columns(memory + v + at, d, head_dim);
             }
         }
         UNROLL
         for (unsigned i = 0; i < AT_ONCE; i++) {
             float dot = 0;
             for (unsigned c = 0; c < C; c++) {
-                dot = fmaf(q[c].x, keys[i][c].x, dot), dot = fmaf(q[c].y, keys[i][c].y, dot);
-                dot = fmaf(q[c].z, keys[i][c].z, dot), dot = fmaf(q[c].w, keys[i][c].w, dot);
+                float key[WIDTH];
+                widen(keys[i][c], key);
+                UNROLL
+                for (unsigned j = 0; j < WIDTH; j++) dot = fmaf(q[c][j], key[j], dot);
             }
             for (unsigned mask = lanes_per_key / 2; mask > 0; mask /= 2) dot += warp_xor(dot, mask);
             scores[i] = first + i * groups + group < row.to ? dot * scale : -INFINITY;
             new_max = fmaxf(new_max, scores[i]);
         }
         float shrink = share(max, new_max), weights = 0;
-        for (unsigned c = 0; c < C; c++) acc[c].x *= shrink, acc[c].y *= shrink, acc[c].z *= shrink, acc[c].w *= shrink;
+        for (unsigned c = 0; c < C; c++) {
+            UNROLL
+            for (unsigned j = 0; j < WIDTH; j++) acc[c][j] *= shrink;
+        }
         UNROLL
         for (unsigned i = 0; i < AT_ONCE; i++) {
             float weight = share(scores[i], new_max);
             weights += weight;
             for (unsigned c = 0; c < C; c++) {
-                acc[c].x = fmaf(weight, values[i][c].x, acc[c].x), acc[c].y = fmaf(weight, values[i][c].y, acc[c].y);
-                acc[c].z = fmaf(weight, values[i][c].z, acc[c].z), acc[c].w = fmaf(weight, values[i][c].w, acc[c].w);
+                float value[WIDTH];
+                widen(values[i][c], value);
+                UNROLL
+                for (unsigned j = 0; j < WIDTH; j++) acc[c][j] = fmaf(weight, value[j], acc[c][j]);
             }
         }
         max = new_max;
@@ -112,28 +142,26 @@ DEVICE Sums attend(const float *query, const float *k, const float *v, const Row
         max = new_max;
         sum *= shrink, sum += warp_xor(sum, mask);
         for (unsigned c = 0; c < C; c++) {
-            acc[c].x *= shrink, acc[c].x += warp_xor(acc[c].x, mask);
-            acc[c].y *= shrink, acc[c].y += warp_xor(acc[c].y, mask);
-            acc[c].z *= shrink, acc[c].z += warp_xor(acc[c].z, mask);
-            acc[c].w *= shrink, acc[c].w += warp_xor(acc[c].w, mask);
+            UNROLL
+            for (unsigned j = 0; j < WIDTH; j++) acc[c][j] *= shrink, acc[c][j] += warp_xor(acc[c][j], mask);
         }
     }
     __syncthreads();  // the arrays may still be read for the split before
     unsigned warp = threadIdx.x / WARP;
     if (threadIdx.x % WARP < lanes_per_key) {
-        maxima[warp] = max, sums[warp] = sum;
+        of.maxima[warp] = max, of.sums[warp] = sum;
         for (unsigned c = 0; c < C; c++) {
-            float *to = accs[warp] + (c * lanes_per_key + lane) * 4;
-            to[0] = acc[c].x, to[1] = acc[c].y, to[2] = acc[c].z, to[3] = acc[c].w;
+            UNROLL
+            for (unsigned j = 0; j < WIDTH; j++) of.accs[warp][(c * lanes_per_key + lane) * WIDTH + j] = acc[c][j];
         }
     }
     __syncthreads();
-    Sums all = {maxima[0], 0, 0};
-    for (unsigned i = 1; i < ATTENTION_WARPS; i++) all.max = fmaxf(all.max, maxima[i]);
+    Sums all = {of.maxima[0], 0, 0};
+    for (unsigned i = 1; i < ATTENTION_WARPS; i++) all.max = fmaxf(all.max, of.maxima[i]);
     for (unsigned i = 0; i < ATTENTION_WARPS; i++) {
-        float weight = share(maxima[i], all.max);
-        all.weights = fmaf(sums[i], weight, all.weights);
-        if (threadIdx.x < head_dim) all.values = fmaf(accs[i][threadIdx.x], weight, all.values);
+        float weight = share(of.maxima[i], all.max);
+        all.weights = fmaf(of.sums[i], weight, all.weights);
+        if (threadIdx.x < head_dim) all.values = fmaf(of.accs[i][threadIdx.x], weight, all.values);
     }
     return all;
 }
@@ -150,8 +178,8 @@ DEVICE Sums attend(const float *query, const float *k, const float *v, const Row
 KERNEL(attention)
 (const float *q, const Row *rows, const float *angles, float *out, Sums *parts, unsigned *arrivals,
  unsigned q_stride, unsigned side, unsigned n_heads, unsigned n_kv_heads, unsigned head_dim) {
-    __shared__ __align__(16) float query[MAX_HEAD];
-    __shared__ float accs[ATTENTION_WARPS][MAX_HEAD];
+    __shared__ float query[MAX_HEAD];
+    __shared__ OfWarps of;
     __shared__ unsigned arrived;
     unsigned head = blockIdx.x % n_heads, kv_head = head / (n_heads / n_kv_heads);
     Row row = rows[blockIdx.y];
@@ -160,8 +188,7 @@ KERNEL(attention)
     if (block >= splits) return;
     if (blocks > splits) blocks = splits;
     size_t stride = (size_t)n_kv_heads * head_dim;
-    float *k = row.memory + (size_t)side * row.capacity * stride + kv_head * head_dim;
-    float *v = k + (size_t)row.capacity * stride;
+    size_t k = (size_t)side * row.capacity * stride + kv_head * head_dim, v = k + row.capacity * stride;
     q += (size_t)blockIdx.y * q_stride;
     const float *own = q + (size_t)n_heads * head_dim + kv_head * head_dim;  // key; the value is `stride` on
     q += head * head_dim;
@@ -170,9 +197,9 @@ KERNEL(attention)
         const float *cos = angles + (size_t)blockIdx.y * head_dim, *sin = cos + head_dim / 2;
         for (unsigned i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
             rotate(q + 2 * i, query + 2 * i, cos[i], sin[i]);
-            rotate(own + 2 * i, k + at + 2 * i, cos[i], sin[i]);
+            keep_rotated(row, k + at + 2 * i, own + 2 * i, cos[i], sin[i]);
         }
-        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) v[at + d] = own[stride + d];
+        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) keep(row, v + at + d, own[stride + d]);
     } else {
         for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) query[d] = q[d];
     }
@@ -184,8 +211,9 @@ KERNEL(attention)
     for (unsigned split = block; split < splits; split += blocks) {
         row.from = from + split * size;
         row.to = to - row.from < size ? to : row.from + size;
-        Sums one = head_dim <= 4 * WARP ? attend<1>(query, k, v, row, stride, head_dim, accs)
-                                        : attend<2>(query, k, v, row, stride, head_dim, accs);
+        Sums one = row.is_half            ? attend<uint16_t, 1>(query, row, k, v, stride, head_dim, of)
+                   : head_dim <= 4 * WARP ? attend<float, 1>(query, row, k, v, stride, head_dim, of)
+                                          : attend<float, 2>(query, row, k, v, stride, head_dim, of);
         if (blocks == 1)
             join(all, one);
         else if (d < head_dim)

@@ -29,6 +29,7 @@ typedef unsigned long long uint64_t;
 DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 DEVICE float half_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+DEVICE uint16_t float_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 DEVICE float warp_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 // x of all threads of the warp, combined.
 template <class Op>
@@ -63,11 +64,25 @@ DEVICE uint64_t double_bits(double x) {
 
 // Where a row of a pass stands: its sequence's memory in a stack of layers, and what it sees there. The
 // memory is one ring of `capacity` rows per layer and side (keys, values); position p lies in row
-// p % capacity of each. The same structure in src/cuda/ops.rs.
+// p % capacity of each. It holds floats, or half floats if `is_half`. The same structure in
+// src/cuda/store.rs.
 struct Row {
-    float *memory;
-    unsigned capacity, position, from, to;
+    void *memory;
+    unsigned capacity, position, from, to, is_half, unused;
 };
+
+// A value of a row's memory.
+DEVICE float kept(const Row &row, size_t at) {
+    return row.is_half ? half_float(((const uint16_t *)row.memory)[at]) : ((const float *)row.memory)[at];
+}
+
+// Enters a value, rounded to the nearest half float (to the even one between two) if they are such.
+DEVICE void keep(const Row &row, size_t at, float x) {
+    if (row.is_half)
+        ((uint16_t *)row.memory)[at] = float_half(x);
+    else
+        ((float *)row.memory)[at] = x;
+}
 
 constexpr unsigned WARP = 32;
 // Threads of the kernels that work on one row with a block.

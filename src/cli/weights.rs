@@ -148,13 +148,10 @@ pub fn cache_traffic(
     context: f64,
     patches_per_byte: f64,
 ) -> f64 {
-    let value = match kv {
-        KvType::F32 => 4.0,
-        KvType::F16 => 2.0,
-    };
     let of = |stack: &TransformerConfig, positions: f64| {
         let seen = positions.min(stack.window.map_or(f64::INFINITY, |w| w as f64));
-        2.0 * value * seen * (stack.n_layers * stack.n_kv_heads * stack.head_dim) as f64
+        let values = 2 * stack.n_layers * stack.n_kv_heads * stack.head_dim;
+        seen * (values * kv.n_bytes()) as f64
     };
     let entropy = config.entropy.as_ref().filter(|_| of_entropy);
     let bytes = (entropy.into_iter()).chain([&config.encoder, &config.decoder]);

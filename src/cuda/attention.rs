@@ -112,20 +112,19 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use crate::cuda::ops::testing::{device, noise, rows, upload};
+    use crate::cache::KvType;
+    use crate::cuda::ops::testing::{device, kept, noise, rows, upload};
     use crate::cuda::{Graph, Store};
 
     /// Positions 0..n with keys and values of (n, kv_dim) each.
     fn filled(
-        gpu: &Arc<Gpu>,
-        ops: &Ops,
-        limit: usize,
-        kv_dim: usize,
-        k: &[f32],
-        v: &[f32],
+        (gpu, ops): (&Arc<Gpu>, &Ops),
+        kv: KvType,
+        (limit, kv_dim): (usize, usize),
+        (k, v): (&[f32], &[f32]),
     ) -> Store {
         let n = k.len() / kv_dim;
-        let mut store = Store::new(gpu, 2, kv_dim, Some(limit)).unwrap();
+        let mut store = Store::new(gpu, kv, (2, kv_dim), Some(limit)).unwrap();
         store.reserve(n).unwrap();
         // No two in a launch that lie in the same place.
         for first in (0..n).step_by(limit) {
@@ -173,11 +172,14 @@ mod tests {
         let Some(gpu) = device() else { return };
         let ops = Ops::new(&gpu).unwrap();
         let all = 3100; // positions entered: those within the limit of the last are left
-        for (n_heads, n_kv_heads, head_dim, limit) in [
-            (1, 1, 8, 400),
-            (4, 2, 64, 2500),
-            (3, 1, 200, 600),
-            (2, 1, 6, 2500),
+        for (n_heads, n_kv_heads, head_dim, limit, kv) in [
+            (1, 1, 8, 400, KvType::F32),
+            (4, 2, 64, 2500, KvType::F32),
+            (4, 2, 64, 2500, KvType::F16),
+            (3, 1, 200, 600, KvType::F32),
+            (3, 1, 200, 600, KvType::F16),
+            (2, 1, 6, 2500, KvType::F32),
+            (2, 1, 12, 600, KvType::F16),
         ] {
             let heads = Heads {
                 n_heads,
@@ -196,7 +198,8 @@ mod tests {
             let (n, q_dim, kv_dim) = (visible.len(), n_heads * head_dim, n_kv_heads * head_dim);
             let q = noise(n * q_dim, 11);
             let (k, v) = (noise(all * kv_dim, 13), noise(all * kv_dim, 17));
-            let store = filled(&gpu, &ops, limit, kv_dim, &k, &v);
+            let store = filled((&gpu, &ops), kv, (limit, kv_dim), (&k, &v));
+            let (k, v) = (kept(kv, &k), kept(kv, &v));
             let run = |first: usize, n: usize, splits: usize| {
                 let seen = visible[first..][..n]
                     .iter()
@@ -223,16 +226,19 @@ mod tests {
                 for (d, (&found, expected)) in found.iter().zip(expected).enumerate() {
                     assert!(
                         (f64::from(found) - expected).abs() < 1e-5,
-                        "{heads:?} {seen:?} head {head} column {d}: expected {expected}, found {found}"
+                        "{heads:?} {kv} {seen:?} head {head} column {d}: expected {expected}, found {found}"
                     );
                 }
             }
             for blocks in [2, 3, 16] {
-                assert!(run(0, n, blocks) == found, "{heads:?} {blocks} blocks");
+                assert!(run(0, n, blocks) == found, "{heads:?} {kv} {blocks} blocks");
             }
             for (i, seen) in visible.iter().enumerate() {
                 let alone = run(i, 1, splits(seen.len()));
-                assert!(alone == found[i * q_dim..][..q_dim], "{heads:?} {seen:?}");
+                assert!(
+                    alone == found[i * q_dim..][..q_dim],
+                    "{heads:?} {kv} {seen:?}"
+                );
             }
         }
     }
@@ -249,7 +255,7 @@ mod tests {
         };
         let dim = 64;
         let (k, v) = (noise(2100 * dim, 31), noise(2100 * dim, 37));
-        let store = filled(&gpu, &ops, 4000, dim, &k, &v);
+        let store = filled((&gpu, &ops), KvType::F32, (4000, dim), (&k, &v));
         let (q, table) = (
             upload(&gpu, &noise(dim, 41)),
             rows(&gpu, &[store.row(0, 0..1)]),
@@ -299,11 +305,11 @@ mod tests {
         let (n, q_dim, kv_dim) = (3, 64, 32);
         let qkv = noise(n * (q_dim + 2 * kv_dim), 19);
         let angles = upload(&gpu, &noise(n * heads.head_dim, 23));
-        let run = |fused: bool, splits: usize| {
+        let run = |kv: KvType, fused: bool, splits: usize| {
             // Positions before the rows: in one split, in two; in four, in a ring that has wrapped.
             let stores = [4, 299, 700].map(|n| {
                 let (k, v) = (noise(n * kv_dim, 29), noise(n * kv_dim, 31));
-                (n, filled(&gpu, &ops, 600, kv_dim, &k, &v))
+                (n, filled((&gpu, &ops), kv, (600, kv_dim), (&k, &v)))
             });
             let row = |(n, store): &(usize, Store)| store.row(*n, n.saturating_sub(530)..n + 1);
             let list = rows(&gpu, &stores.each_ref().map(row));
@@ -327,9 +333,11 @@ mod tests {
             found.extend(gpu.read_f32s(&entered, n * kv_dim).unwrap());
             found
         };
-        let expected = run(false, 1);
-        for splits in [1, 4] {
-            assert_eq!(run(true, splits), expected, "{splits} splits");
+        for kv in KvType::ALL {
+            let expected = run(kv, false, 1);
+            for splits in [1, 4] {
+                assert_eq!(run(kv, true, splits), expected, "{kv}, {splits} splits");
+            }
         }
     }
 
@@ -343,7 +351,7 @@ mod tests {
             n_kv_heads: 1,
             head_dim: 4,
         };
-        let store = Store::new(&gpu, 2, 4, Some(4)).unwrap();
+        let store = Store::new(&gpu, KvType::F32, (2, 4), Some(4)).unwrap();
         let values = [[0.0; 4], [1.0, -2.0, 3.0, 4.0]].concat();
         let row = rows(&gpu, &[store.row(0, 0..1)]);
         ops.put_rows(1, &upload(&gpu, &values), (&row, 0), (0, 2), 4)

@@ -61,6 +61,7 @@ impl Ops {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
+    use crate::cache::KvType;
     use crate::cuda::Row;
 
     /// Numbers in -1..1, the same for a seed.
@@ -98,6 +99,15 @@ pub(super) mod testing {
         let buffer = gpu.alloc(units.len() * 4).unwrap();
         gpu.write_u32s(&buffer, &units).unwrap();
         buffer
+    }
+
+    /// Values as a store keeps them.
+    pub fn kept(kv: KvType, values: &[f32]) -> Vec<f32> {
+        let one = |&x: &f32| match kv {
+            KvType::F32 => x,
+            KvType::F16 => half::f16::from_f32(x).to_f32(),
+        };
+        values.iter().map(one).collect()
     }
 
     #[track_caller]

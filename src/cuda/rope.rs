@@ -99,50 +99,82 @@ impl Ops {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::KvType;
     use crate::cuda::Store;
-    use crate::cuda::ops::testing::{assert_near, device, noise, rows, upload};
+    use crate::cuda::ops::testing::{assert_near, device, kept, noise, rows, upload};
 
-    /// Rings that wrap: what is put is taken, and the maximum is that of what is seen.
+    /// Rings that wrap: what is put is taken, rounded where halves are kept, and the maximum is that of what
+    /// is seen.
     #[test]
     fn rows_of_a_store_are_put_taken_and_pooled() {
         let Some(gpu) = device() else { return };
         let ops = Ops::new(&gpu).unwrap();
         let (dim, capacity, n) = (70, 9, 14);
-        let mut store = Store::new(&gpu, 3, dim, Some(capacity)).unwrap();
-        store.reserve(n).unwrap();
-        let x = noise(n * 2 * dim, 47);
-        for (position, row) in x.chunks(2 * dim).enumerate() {
-            let at = rows(&gpu, &[store.row(position, 0..1)]);
-            let row = upload(&gpu, row);
-            ops.put_rows(1, &row, (&at, 0), (1, 2), dim).unwrap();
-        }
-        let put = |position: usize, side: usize| &x[(2 * position + side - 1) * dim..][..dim];
-        let seen = [5..6, 6..14, 11..13];
-        let list: Vec<Row> = (seen.iter())
-            .map(|s| store.row(s.start, s.clone()))
-            .collect();
-        let list = rows(&gpu, &list);
-        let out = gpu.alloc(seen.len() * dim * 4).unwrap();
-        for side in [1, 2] {
-            ops.take_rows(seen.len(), &out, (&list, 0), side, dim)
-                .unwrap();
-            let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
-            for (row, s) in found.chunks(dim).zip(&seen) {
-                assert_eq!(row, put(s.start, side), "side {side}, row {}", s.start);
+        let mut x = noise(n * 2 * dim, 47);
+        // Of the last row: between two halves, the largest and beyond it, the smallest and below them.
+        let last = [
+            0x3f80_1000u32,
+            0x3f80_3000,
+            0xbf80_1000,
+            0x477f_e000,
+            0x477f_efff,
+            0x477f_f000,
+            0xff7f_ffff,
+            0x3380_0000,
+            0x3300_0000,
+            0x3300_0001,
+            0x33c0_0000,
+            0x387f_e000,
+            0x3880_0000,
+            0x8000_0000,
+            0x8000_0001,
+        ]
+        .map(f32::from_bits);
+        let end = x.len();
+        x[end - last.len()..].copy_from_slice(&last);
+        for kv in KvType::ALL {
+            let mut store = Store::new(&gpu, kv, (3, dim), Some(capacity)).unwrap();
+            store.reserve(n).unwrap();
+            for (position, row) in x.chunks(2 * dim).enumerate() {
+                let at = rows(&gpu, &[store.row(position, 0..1)]);
+                let row = upload(&gpu, row);
+                ops.put_rows(1, &row, (&at, 0), (1, 2), dim).unwrap();
             }
-            ops.max_rows(seen.len(), (&list, 0), side, dim, &out)
-                .unwrap();
-            let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
-            for (row, s) in found.chunks(dim).zip(&seen) {
-                for (i, &found) in row.iter().enumerate() {
-                    let expected = (s.clone()).fold(f32::MIN, |m, p| m.max(put(p, side)[i]));
-                    assert_eq!(found, expected, "side {side}, maximum of {s:?}, column {i}");
+            let x = kept(kv, &x);
+            let put = |position: usize, side: usize| &x[(2 * position + side - 1) * dim..][..dim];
+            let seen = [5..6, 6..14, 11..13, 13..14];
+            let list: Vec<Row> = (seen.iter())
+                .map(|s| store.row(s.start, s.clone()))
+                .collect();
+            let list = rows(&gpu, &list);
+            let out = gpu.alloc(seen.len() * dim * 4).unwrap();
+            for side in [1, 2] {
+                ops.take_rows(seen.len(), &out, (&list, 0), side, dim)
+                    .unwrap();
+                let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
+                for (row, s) in found.chunks(dim).zip(&seen) {
+                    assert_eq!(
+                        row,
+                        put(s.start, side),
+                        "{kv}, side {side}, row {}",
+                        s.start
+                    );
+                }
+                ops.max_rows(seen.len(), (&list, 0), side, dim, &out)
+                    .unwrap();
+                let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
+                for (row, s) in found.chunks(dim).zip(&seen) {
+                    for (i, &found) in row.iter().enumerate() {
+                        let expected =
+                            (s.clone()).fold(f32::NEG_INFINITY, |m, p| m.max(put(p, side)[i]));
+                        assert_eq!(found, expected, "{kv}, side {side}, {s:?}, column {i}");
+                    }
                 }
             }
         }
     }
 
-    /// Queries and keys are turned by their angles, values are not.
+    /// Queries and keys are turned by their angles, values are not; halves are the same numbers, rounded.
     #[test]
     fn positions_turn_queries_and_keys() {
         let Some(gpu) = device() else { return };
@@ -154,20 +186,25 @@ mod tests {
         };
         let (n, q_dim, kv_dim, half) = (3, 24, 12, 3);
         let (qkv, angles) = (noise(n * (q_dim + 2 * kv_dim), 53), noise(n * 2 * half, 59));
-        let store = Store::new(&gpu, 2, kv_dim, Some(4)).unwrap();
-        let list: Vec<Row> = (0..n).map(|i| store.row(2 + i, 0..1)).collect();
-        let list = rows(&gpu, &list);
-        let on_device = upload(&gpu, &qkv);
         let turns = upload(&gpu, &angles);
-        ops.rope_append(n, heads, &on_device, (&list, 0), (&turns, 0), 0)
-            .unwrap();
-        let turned = gpu.read_f32s(&on_device, qkv.len()).unwrap();
-        let out = gpu.alloc(n * kv_dim * 4).unwrap();
-        let side = |side| {
-            ops.take_rows(n, &out, (&list, 0), side, kv_dim).unwrap();
-            gpu.read_f32s(&out, n * kv_dim).unwrap()
-        };
-        let (keys, values) = (side(0), side(1));
+        let [exact, halves] = KvType::ALL.map(|kv| {
+            let store = Store::new(&gpu, kv, (2, kv_dim), Some(4)).unwrap();
+            let list: Vec<Row> = (0..n).map(|i| store.row(2 + i, 0..1)).collect();
+            let list = rows(&gpu, &list);
+            let on_device = upload(&gpu, &qkv);
+            ops.rope_append(n, heads, &on_device, (&list, 0), (&turns, 0), 0)
+                .unwrap();
+            let turned = gpu.read_f32s(&on_device, qkv.len()).unwrap();
+            let out = gpu.alloc(n * kv_dim * 4).unwrap();
+            let side = |side| {
+                ops.take_rows(n, &out, (&list, 0), side, kv_dim).unwrap();
+                gpu.read_f32s(&out, n * kv_dim).unwrap()
+            };
+            (turned, side(0), side(1))
+        });
+        let (turned, keys, values) = exact;
+        let rounded = |values: &[f32]| kept(KvType::F16, values);
+        assert_eq!(halves, (turned.clone(), rounded(&keys), rounded(&values)));
         for i in 0..n {
             let row = &qkv[i * (q_dim + 2 * kv_dim)..][..q_dim + 2 * kv_dim];
             let angle = &angles[i * 2 * half..][..2 * half];

@@ -4,12 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Buffer, Gpu};
+use crate::cache::KvType;
 use crate::error::Result;
 
 /// `sides` rings of `capacity` rows each; the row of position p is row `p % capacity`.
 #[derive(Debug)]
 pub struct Store {
     buffer: Buffer, // (sides, capacity, dim)
+    kv: KvType,
     sides: usize,
     dim: usize,
     capacity: usize,
@@ -25,11 +27,12 @@ pub struct Row {
     position: u32,
     from: u32,
     to: u32,
+    is_half: bool,
 }
 
 impl Row {
     /// Four-byte numbers of a row.
-    pub const UNITS: usize = 6;
+    pub const UNITS: usize = 8;
 
     /// How many positions it sees.
     pub fn n_seen(self) -> usize {
@@ -38,17 +41,31 @@ impl Row {
 
     /// As the kernels read it.
     pub fn units(self) -> [u32; Row::UNITS] {
-        let (low, high) = (self.memory as u32, (self.memory >> 32) as u32);
-        [low, high, self.capacity, self.position, self.from, self.to]
+        [
+            self.memory as u32,
+            (self.memory >> 32) as u32,
+            self.capacity,
+            self.position,
+            self.from,
+            self.to,
+            self.is_half.into(),
+            0, // structures of 8 bytes
+        ]
     }
 }
 
 impl Store {
     /// No rows; at most `limit` positions are kept.
-    pub fn new(gpu: &Arc<Gpu>, sides: usize, dim: usize, limit: Option<usize>) -> Result<Store> {
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        kv: KvType,
+        (sides, dim): (usize, usize),
+        limit: Option<usize>,
+    ) -> Result<Store> {
         let capacity = limit.unwrap_or(64).min(64);
         Ok(Store {
-            buffer: gpu.alloc(sides * capacity * dim * 4)?,
+            buffer: gpu.alloc(sides * capacity * dim * kv.n_bytes())?,
+            kv,
             sides,
             dim,
             capacity,
@@ -63,9 +80,10 @@ impl Store {
         }
         let capacity = (end.next_power_of_two()).min(self.limit.unwrap_or(usize::MAX));
         let gpu = Arc::clone(self.buffer.gpu());
-        let larger = gpu.alloc(self.sides * capacity * self.dim * 4)?;
+        let row = self.dim * self.kv.n_bytes();
+        let larger = gpu.alloc(self.sides * capacity * row)?;
         // Nothing has wrapped yet: before the limit is reached every position has its own row.
-        let (old, new) = (self.capacity * self.dim * 4, capacity * self.dim * 4);
+        let (old, new) = (self.capacity * row, capacity * row);
         for side in 0..self.sides {
             gpu.copy((&self.buffer, side * old), (&larger, side * new), old)?;
         }
@@ -93,11 +111,12 @@ impl Store {
             position: n(position),
             from: n(seen.start),
             to: n(seen.end),
+            is_half: self.kv == KvType::F16,
         }
     }
 
     /// Bytes of device memory.
     pub fn n_bytes(&self) -> usize {
-        self.sides * self.capacity * self.dim * 4
+        self.sides * self.capacity * self.dim * self.kv.n_bytes()
     }
 }

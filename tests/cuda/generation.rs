@@ -2,7 +2,7 @@
 
 use blt::sampler::{Sampler, SamplerConfig};
 use blt::tensor::DType;
-use blt::{Device, Model, Session, SessionOptions, TablePlace, batch};
+use blt::{Device, KvType, Model, Session, SessionOptions, TablePlace, batch};
 use blt_kernels::BlockFormat;
 
 use super::{assert_close, common, compare, have_device, on_gpu, read};
@@ -100,8 +100,9 @@ fn sessions_that_read_together_agree_with_the_cpu() {
         b"She said",
     ];
     let run = |model: &Model| {
-        let new = |_| Session::new(model, SessionOptions::default()).unwrap();
-        let mut sessions: Vec<Session> = texts.iter().map(new).collect();
+        let new = |kv| Session::new(model, SessionOptions::new().kv(kv)).unwrap();
+        let of_both = KvType::ALL.into_iter().cycle();
+        let mut sessions: Vec<Session> = of_both.take(texts.len()).map(new).collect();
         let mut feeds: Vec<(&mut Session, &[u8])> = sessions.iter_mut().zip(texts).collect();
         for result in batch::feed(&mut feeds) {
             result.unwrap();

@@ -87,3 +87,9 @@ inline float half_float(uint16_t bits) {
     memcpy(&x, &bits, 2);
     return (float)x;
 }
+inline uint16_t float_half(float x) {
+    _Float16 half = (_Float16)x;
+    uint16_t bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+}

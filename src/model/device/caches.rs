@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::state::SLACK;
 use super::{DeviceModel, Layers};
+use crate::cache::KvType;
 use crate::cuda::Store;
 use crate::error::Result;
 use crate::vocab::Id;
@@ -38,14 +39,16 @@ pub(crate) struct Ahead {
 const MARGIN: usize = 2 * SLACK;
 
 impl Caches {
-    pub fn new(model: &DeviceModel) -> Result<Caches> {
+    /// Nothing. Keys and values of the stacks' layers are kept as `kv`, all else in f32.
+    pub fn new(model: &DeviceModel, kv: KvType) -> Result<Caches> {
         let gpu = &model.gpu;
         let stack = |layers: &Layers| {
             let dim = layers.heads.n_kv_heads * layers.heads.head_dim;
             let limit = layers.window.map(|window| window + MARGIN);
-            Store::new(gpu, 2 * layers.layers.len(), dim, limit)
+            Store::new(gpu, kv, (2 * layers.layers.len(), dim), limit)
         };
         let entropy = model.entropy.as_ref().map(|e| stack(&e.layers));
+        let exact = |n, dim, limit| Store::new(gpu, KvType::F32, (n, dim), limit);
         let kv_dim = |cross: &super::Cross| cross.heads.n_kv_heads * cross.heads.head_dim;
         let n_cross = model.encoder_cross.len();
         let patch_limit = (model.decoder_window + MARGIN) * model.k;
@@ -55,10 +58,9 @@ impl Caches {
             encoder: stack(&model.encoder)?,
             global: stack(&model.global)?,
             decoder: stack(&model.decoder)?,
-            states: Store::new(gpu, n_cross, model.patch_projection.cols(), None)?,
-            bytes: Store::new(gpu, 2 * n_cross, kv_dim(&model.encoder_cross[0].1), None)?,
-            patches: Store::new(
-                gpu,
+            states: exact(n_cross, model.patch_projection.cols(), None)?,
+            bytes: exact(2 * n_cross, kv_dim(&model.encoder_cross[0].1), None)?,
+            patches: exact(
                 2 * n_patch_cross,
                 kv_dim(&model.decoder_cross[0]),
                 Some(patch_limit),
@@ -68,13 +70,14 @@ impl Caches {
         })
     }
 
-    /// Copies what a fork shares.
+    /// Copies what a fork shares; new ones are of `kv`.
     pub fn own<'a>(
         model: &DeviceModel,
+        kv: KvType,
         caches: &'a mut Option<Arc<Caches>>,
     ) -> Result<&'a mut Caches> {
         if caches.is_none() {
-            *caches = Some(Arc::new(Caches::new(model)?));
+            *caches = Some(Arc::new(Caches::new(model, kv)?));
         }
         let shared = caches.as_mut().expect("made above");
         if Arc::get_mut(shared).is_none() {

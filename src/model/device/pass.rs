@@ -55,7 +55,8 @@ impl Model {
         // first.
         let scratch = device.scratch.lock();
         let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
-        let own = caches.iter_mut().map(|c| Caches::own(device, c));
+        let own = (parts.iter().zip(caches))
+            .map(|(part, caches)| Caches::own(device, part.state.global_cache.kv(), caches));
         let mut caches: Vec<&mut Caches> = own.collect::<Result<_>>()?;
         for (part, caches) in parts.iter().zip(&mut caches) {
             // Rows know where they are, so this comes before any: one byte more is read ahead, and a byte
