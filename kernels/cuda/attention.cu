@@ -3,8 +3,8 @@
 //
 // Row i sees the positions from..to of its sequence, not none. Many are cut into splits, by their number
 // alone. A block takes one head of one row, all its splits or some of them. In a split keys are dealt out to
-// groups of lanes, each lane with 16 bytes of the head or twice that, so that a group reads a key and a value in
-// a row. Every group keeps a maximum and sums of its own, which are joined at its end:
+// groups of lanes, each lane with eight columns of the head, so that a group reads a key and a value in a
+// row. Every group keeps a maximum and sums of its own, which are joined at its end:
 //
 //     m' = max(m, scores); sum = sum exp(m - m') + exp(score - m'); acc likewise, with the values
 //
@@ -69,15 +69,15 @@ struct OfWarps {
 };
 
 // The positions that `row` sees, by all threads of the block; its memory, of keys from `k` on and values
-// from `v` on, is of type T. A lane has C times as many columns of a head as it reads at once.
-template <class T, unsigned C>
+// from `v` on, is of type T.
+template <class T>
 DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_t stride, unsigned head_dim,
                    OfWarps &of) {
-    constexpr unsigned WIDTH = 16 / sizeof(T);
+    constexpr unsigned WIDTH = 16 / sizeof(T), C = 8 / WIDTH;  // a lane has C times WIDTH columns
     constexpr unsigned AT_ONCE = 4 / C;  // keys of a group that are loaded before the first is used
     const T *memory = (const T *)row.memory;
     unsigned lanes_per_key = 1;
-    while (lanes_per_key < WARP && lanes_per_key * WIDTH < head_dim) lanes_per_key *= 2;
+    while (lanes_per_key < WARP && lanes_per_key * 8 < head_dim) lanes_per_key *= 2;
     unsigned group = threadIdx.x / lanes_per_key, groups = blockDim.x / lanes_per_key;
     unsigned lane = threadIdx.x % lanes_per_key;
     float scale = 1 / sqrtf((float)head_dim);
@@ -90,13 +90,17 @@ DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_
         }
     }
     float max = -INFINITY, sum = 0;
+    // The row of memory of the group's next key; divided here, not for every key.
+    unsigned place = (row.from + group) % row.capacity, step = groups % row.capacity;
     for (unsigned first = row.from; first < row.to; first += groups * AT_ONCE) {
         uint4 keys[AT_ONCE][C], values[AT_ONCE][C];
         float scores[AT_ONCE], new_max = max;
         UNROLL
         for (unsigned i = 0; i < AT_ONCE; i++) {
             unsigned position = first + i * groups + group;
-            size_t at = position % row.capacity * stride;
+            size_t at = place * stride;
+            place += step;
+            if (place >= row.capacity) place -= row.capacity;
             for (unsigned c = 0; c < C; c++) {
                 // Past the end of the head there are no columns to read.
                 unsigned d = position < row.to ? (c * lanes_per_key + lane) * WIDTH : head_dim;
@@ -106,15 +110,21 @@ DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_
         }
         UNROLL
         for (unsigned i = 0; i < AT_ONCE; i++) {
-            float dot = 0;
+            scores[i] = 0;
             for (unsigned c = 0; c < C; c++) {
                 float key[WIDTH];
                 widen(keys[i][c], key);
                 UNROLL
-                for (unsigned j = 0; j < WIDTH; j++) dot = fmaf(q[c][j], key[j], dot);
+                for (unsigned j = 0; j < WIDTH; j++) scores[i] = fmaf(q[c][j], key[j], scores[i]);
             }
-            for (unsigned mask = lanes_per_key / 2; mask > 0; mask /= 2) dot += warp_xor(dot, mask);
-            scores[i] = first + i * groups + group < row.to ? dot * scale : -INFINITY;
+        }
+        for (unsigned mask = lanes_per_key / 2; mask > 0; mask /= 2) {
+            UNROLL
+            for (unsigned i = 0; i < AT_ONCE; i++) scores[i] += warp_xor(scores[i], mask);
+        }
+        UNROLL
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            scores[i] = first + i * groups + group < row.to ? scores[i] * scale : -INFINITY;
             new_max = fmaxf(new_max, scores[i]);
         }
         float shrink = share(max, new_max), weights = 0;
@@ -211,9 +221,8 @@ KERNEL(attention)
     for (unsigned split = block; split < splits; split += blocks) {
         row.from = from + split * size;
         row.to = to - row.from < size ? to : row.from + size;
-        Sums one = row.is_half            ? attend<uint16_t, 1>(query, row, k, v, stride, head_dim, of)
-                   : head_dim <= 4 * WARP ? attend<float, 1>(query, row, k, v, stride, head_dim, of)
-                                          : attend<float, 2>(query, row, k, v, stride, head_dim, of);
+        Sums one = row.is_half ? attend<uint16_t>(query, row, k, v, stride, head_dim, of)
+                               : attend<float>(query, row, k, v, stride, head_dim, of);
         if (blocks == 1)
             join(all, one);
         else if (d < head_dim)
