@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
     use crate::cache::KvType;
-    use crate::cuda::ops::testing::{device, kept, noise, rows, upload};
+    use crate::cuda::ops::testing::{assert_near, device, kept, noise, rows, upload};
     use crate::cuda::{Graph, Store};
 
     /// Positions 0..n with keys and values of (n, kv_dim) each.
@@ -239,6 +239,43 @@ mod tests {
                     alone == found[i * q_dim..][..q_dim],
                     "{heads:?} {kv} {seen:?}"
                 );
+            }
+        }
+    }
+
+    /// A range longer than its ring goes round in it, also where a block reads more keys at once than that has.
+    #[test]
+    fn no_range_leaves_its_ring() {
+        let Some(gpu) = device() else { return };
+        let ops = Ops::new(&gpu).unwrap();
+        let heads = Heads {
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 8,
+        };
+        let (limit, dim) = (5, heads.head_dim);
+        let (q, k, v) = (
+            noise(dim, 43),
+            noise(limit * dim, 47),
+            noise(limit * dim, 53),
+        );
+        let store = filled((&gpu, &ops), KvType::F32, (limit, dim), (&k, &v));
+        for n in [3, 700, 9000] {
+            let row = rows(&gpu, &[store.row(0, 0..n)]);
+            let out = gpu.alloc(dim * 4).unwrap();
+            let with = Attention {
+                heads,
+                rows: (&row, 0),
+                splits: splits(n),
+                side: 0,
+                q_stride: dim,
+                angles: None,
+            };
+            ops.attention(1, &upload(&gpu, &q), with, &out).unwrap();
+            let round = |side: &[f32]| side.repeat(n.div_ceil(limit));
+            let expected = reference((&q, &round(&k), &round(&v)), 0..n, (dim, 0));
+            for (found, expected) in gpu.read_f32s(&out, dim).unwrap().into_iter().zip(expected) {
+                assert_near(&format!("{n} positions"), found, expected);
             }
         }
     }
