@@ -3,7 +3,7 @@
 //
 // A kernel compiles with nvcc, and as plain C++ with emulate/simt.hh, which runs the threads of a
 // block as fibers. It therefore keeps to: __shared__ arrays of fixed size, __syncthreads(), the warp
-// functions here, and `Mma` for the tensor cores.
+// functions here, and `mma` for the tensor cores.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -20,9 +20,11 @@ typedef unsigned long long uint64_t;
 #endif
 
 #ifdef __CUDACC__
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <mma.h>
 #define KERNEL(name) extern "C" __global__ void name
+// Of a kernel: its threads, and how many blocks of it an SM should have registers for.
+#define BOUNDED(threads, blocks) __launch_bounds__(threads, blocks)
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 
@@ -30,6 +32,13 @@ DEVICE float bits_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 DEVICE float half_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 DEVICE uint16_t float_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+// x with byte i of `bytes` as its last.
+DEVICE uint32_t with_byte(uint32_t x, uint32_t bytes, unsigned i) { return __byte_perm(bytes, x, 0x7650 + i); }
+// x, of which nothing is known here: what is made of it is not kept in registers from before.
+DEVICE unsigned anew(unsigned x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEVICE float warp_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 // x of all threads of the warp, combined.
 template <class Op>

@@ -36,22 +36,23 @@ struct Plain : F {
         float scale[2][2], minimum[2][2];
     };
     DEVICE static unsigned column(unsigned step, unsigned t) { return 8 * t + 4 * step; }
+    // `whole`: all 32 columns are there, and all rows begin at a multiple of 16 bytes. Rows past the last are the
+    // last one.
     DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, const unsigned of[2], unsigned number,
-                          unsigned t) {
+                          unsigned t, bool whole) {
         Run run;
         unsigned col = number * 32 + 8 * t;
         for (unsigned i = 0; i < 2; i++) {
-            unsigned row = of[i];
-            const Element *from = (const Element *)w + (size_t)row * cols + col;
-            if (row < rows && col + 8 <= cols && cols % 8 == 0) {
+            const Element *from = (const Element *)w + ((of[i] < rows ? of[i] : rows - 1) * cols + col);
+            if (whole) {
                 for (unsigned j = 0; j < sizeof(Element) / 2; j++) run.rows[i].all[j] = ((const uint4 *)from)[j];
             } else {
-                for (unsigned j = 0; j < 8; j++) run.rows[i].e[j] = row < rows && col + j < cols ? from[j] : 0;
+                for (unsigned j = 0; j < 8; j++) run.rows[i].e[j] = col + j < cols ? from[j] : 0;
             }
         }
         return run;
     }
-    DEVICE static void step(const Run &run, unsigned step, uint32_t high[4], uint32_t low[4]) {
+    DEVICE static void step(const Run &run, unsigned step, unsigned, uint32_t high[4], uint32_t low[4]) {
         for (unsigned i = 0; i < 4; i++) {
             const Element *pair = run.rows[i % 2].e + 4 * step + i / 2 * 2;
             if (F::LOW_PART)
@@ -60,6 +61,7 @@ struct Plain : F {
                 high[i] = (uint32_t)pair[0] | (uint32_t)pair[1] << 16;
         }
     }
+    DEVICE static void scales_at(const uint8_t *, unsigned, unsigned, unsigned, unsigned, float &, float &) {}
     // Weights (row, col..col + 4) of a (rows, cols) matrix; zero outside.
     DEVICE static void load4(const uint8_t *w, unsigned cols, unsigned row, unsigned col, float out[4]) {
         const Element *from = (const Element *)w + (size_t)row * cols + col;
@@ -69,31 +71,42 @@ struct Plain : F {
 
 DEVICE float half_at(const uint8_t *p) { return half_float(*(const uint16_t *)p); }
 
-// The four bytes of group `group` (of 4 columns) in a run of 32 columns of nibbles.
-DEVICE uint32_t nibbles(const uint8_t *quants, unsigned row, unsigned group) {
-    uint32_t bytes = *(const uint32_t *)(quants + (group % 4 * TILE_ROWS + row) * 4);
-    return group < 4 ? bytes & 0x0f0f0f0f : bytes >> 4 & 0x0f0f0f0f;
-}
-
-// Block formats: a weight is scale * (byte - ZERO) - minimum. `bytes`: the four of group `group` (of 4 columns)
-// of a row of a chunk. SCALES: 1 if there is no minimum, 2 if there is one.
+// Block formats: a weight is scale * (byte - ZERO) - minimum. Of a run of 32 columns of a row of a chunk, `load` has
+// what group `t` (of 4 columns) of both its halves needs, and `bytes` makes the four of a half of it. SCALES: 1 if
+// there is no minimum, 2 if there is one.
 struct Q8_0 {
     static constexpr unsigned COLS = 64, CHUNK = 1088, ZERO = 128, SCALES = 1;
-    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
-        return *(const uint32_t *)(chunk + 64 + group / 8 * 512 + (group % 8 * TILE_ROWS + row) * 4);
+    struct Loaded {
+        uint32_t halves[2];
+    };
+    DEVICE static Loaded load(const uint8_t *chunk, unsigned row, unsigned run, unsigned t) {
+        const uint32_t *from = (const uint32_t *)(chunk + 64 + run * 512) + t * TILE_ROWS + row;
+        return {from[0], from[4 * TILE_ROWS]};
     }
-    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &) {
-        scale = half_at(chunk + (group / 8 * TILE_ROWS + row) * 2);
+    DEVICE static uint32_t bytes(const Loaded &loaded, unsigned half, unsigned) { return loaded.halves[half]; }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned run, unsigned, float &scale, float &) {
+        scale = half_at(chunk + (run * TILE_ROWS + row) * 2);
     }
+};
+
+// 32 columns of nibbles.
+struct Nibbles {
+    uint32_t both;
+    DEVICE static Nibbles load(const uint8_t *quants, unsigned row, unsigned run, unsigned t) {
+        return {((const uint32_t *)(quants + run * 256))[t * TILE_ROWS + row]};
+    }
+    DEVICE uint32_t bytes(unsigned half) const { return both >> 4 * half & 0x0f0f0f0f; }
 };
 
 struct Q4_0 {
     static constexpr unsigned COLS = 64, CHUNK = 576, ZERO = 8, SCALES = 1;
-    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
-        return nibbles(chunk + 64 + group / 8 * 256, row, group % 8);
+    using Loaded = Nibbles;
+    DEVICE static Loaded load(const uint8_t *chunk, unsigned row, unsigned run, unsigned t) {
+        return Nibbles::load(chunk + 64, row, run, t);
     }
-    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &) {
-        scale = half_at(chunk + (group / 8 * TILE_ROWS + row) * 2);
+    DEVICE static uint32_t bytes(const Loaded &loaded, unsigned half, unsigned) { return loaded.bytes(half); }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned run, unsigned, float &scale, float &) {
+        scale = half_at(chunk + (run * TILE_ROWS + row) * 2);
     }
 };
 
@@ -105,24 +118,33 @@ struct Q4K {
         if (block % 4 < 3) return bytes[block % 4 * 16] & 63;
         return bytes[0] >> 6 | bytes[16] >> 6 << 2 | bytes[32] >> 6 << 4;
     }
-    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
-        return nibbles(chunk + 256 + group / 8 * 256, row, group % 8);
+    using Loaded = Nibbles;
+    DEVICE static Loaded load(const uint8_t *chunk, unsigned row, unsigned run, unsigned t) {
+        return Nibbles::load(chunk + 256, row, run, t);
     }
-    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &minimum) {
-        scale = half_at(chunk + row * 2) * six(chunk, row, group / 8);
-        minimum = half_at(chunk + 32 + row * 2) * six(chunk, row, group / 8 + 8);
+    DEVICE static uint32_t bytes(const Loaded &loaded, unsigned half, unsigned) { return loaded.bytes(half); }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned run, unsigned, float &scale,
+                              float &minimum) {
+        scale = half_at(chunk + row * 2) * six(chunk, row, run);
+        minimum = half_at(chunk + 32 + row * 2) * six(chunk, row, run + 8);
     }
 };
 
 struct Q6K {
     static constexpr unsigned COLS = 256, CHUNK = 3392, ZERO = 32, SCALES = 1;
-    DEVICE static uint32_t bytes(const uint8_t *chunk, unsigned row, unsigned group) {
-        uint32_t low = nibbles(chunk + 320 + group / 8 * 256, row, group % 8);
-        uint32_t high = *(const uint32_t *)(chunk + 2368 + (group / 4 * TILE_ROWS + row) * 4);
-        return low | (high >> group % 4 * 2 & 0x03030303) << 4;
+    struct Loaded {
+        Nibbles low;
+        uint32_t high[2];
+    };
+    DEVICE static Loaded load(const uint8_t *chunk, unsigned row, unsigned run, unsigned t) {
+        const uint32_t *high = (const uint32_t *)(chunk + 2368) + run * 2 * TILE_ROWS + row;
+        return {Nibbles::load(chunk + 320, row, run, t), {high[0], high[TILE_ROWS]}};
     }
-    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned group, float &scale, float &) {
-        scale = half_at(chunk + row * 2) * (int8_t)chunk[64 + group / 4 * TILE_ROWS + row];
+    DEVICE static uint32_t bytes(const Loaded &loaded, unsigned half, unsigned t) {
+        return loaded.low.bytes(half) | (loaded.high[half] >> t * 2 & 0x03030303) << 4;
+    }
+    DEVICE static void scales(const uint8_t *chunk, unsigned row, unsigned run, unsigned half, float &scale, float &) {
+        scale = half_at(chunk + row * 2) * (int8_t)chunk[64 + (run * 2 + half) * TILE_ROWS + row];
     }
 };
 
@@ -130,53 +152,61 @@ struct Q6K {
 // ones.
 DEVICE void whole_numbers(uint32_t bytes, float zero, uint32_t pairs[2]) {
     float v[4];
-    for (unsigned i = 0; i < 4; i++) v[i] = bits_float(0x4b000000 | (bytes >> 8 * i & 255)) - (8388608 + zero);
+    for (unsigned i = 0; i < 4; i++) v[i] = bits_float(with_byte(0x4b000000, bytes, i)) - (8388608 + zero);
     pairs[0] = bf16_pair(v[0], v[1]), pairs[1] = bf16_pair(v[2], v[3]);
 }
 
 template <class F>
 struct Tiles : F {
-    // That of `load4`; in a run there is none.
-    static constexpr bool LOW_PART = true;
+    static constexpr bool LOW_PART = false;
     // Two rows: in a step of 16 columns a lane has the four of group t.
     struct Run {
-        uint32_t bytes[2][2];  // step, row
-        float scale[2][2], minimum[2][2];
+        typename F::Loaded rows[2];
+        float scale[2][2], minimum[2][2];  // step, row
     };
     DEVICE static unsigned column(unsigned step, unsigned t) { return 16 * step + 4 * t; }
+    // The chunk of a row with a run of 32 columns, and which of the chunk's runs that is.
+    DEVICE static const uint8_t *chunk_at(const uint8_t *w, unsigned cols, unsigned row, unsigned &run) {
+        unsigned chunk = row / TILE_ROWS * ((cols + F::COLS - 1) / F::COLS) + run / (F::COLS / 32);
+        run %= F::COLS / 32;
+        return w + (size_t)chunk * F::CHUNK;
+    }
+    DEVICE static void scales_at(const uint8_t *w, unsigned cols, unsigned row, unsigned run, unsigned half,
+                                 float &scale, float &minimum) {
+        const uint8_t *chunk = chunk_at(w, cols, row, run);
+        F::scales(chunk, row % TILE_ROWS, run, half, scale, minimum);
+    }
     DEVICE static Run run(const uint8_t *w, unsigned, unsigned cols, const unsigned of[2], unsigned number,
-                          unsigned t) {
+                          unsigned t, bool) {
         Run run;
-        unsigned chunks = (cols + F::COLS - 1) / F::COLS, block = number % (F::COLS / 32);
         for (unsigned i = 0; i < 2; i++) {
-            size_t tile = of[i] / TILE_ROWS;
-            const uint8_t *chunk = w + (tile * chunks + number / (F::COLS / 32)) * F::CHUNK;
-            for (unsigned step = 0; step < 2; step++) {
-                unsigned row = of[i] % TILE_ROWS, group = block * 8 + step * 4 + t;
-                run.bytes[step][i] = F::bytes(chunk, row, group);
-                F::scales(chunk, row, group, run.scale[step][i], run.minimum[step][i]);
-            }
+            unsigned in_chunk = number, row = of[i] % TILE_ROWS;
+            const uint8_t *chunk = chunk_at(w, cols, of[i], in_chunk);
+            run.rows[i] = F::load(chunk, row, in_chunk, t);
+            for (unsigned step = 0; step < 2; step++)
+                F::scales(chunk, row, in_chunk, step, run.scale[step][i], run.minimum[step][i]);
         }
         return run;
     }
-    DEVICE static void step(const Run &run, unsigned step, uint32_t high[4], uint32_t *) {
+    DEVICE static void step(const Run &run, unsigned step, unsigned t, uint32_t high[4], uint32_t *) {
         for (unsigned i = 0; i < 2; i++) {
             uint32_t pairs[2];
-            whole_numbers(run.bytes[step][i], F::ZERO, pairs);
+            whole_numbers(F::bytes(run.rows[i], step, t), F::ZERO, pairs);
             high[i] = pairs[0], high[i + 2] = pairs[1];
         }
     }
     // The four weights of a group of a row of a chunk.
     DEVICE static void group4(const uint8_t *chunk, unsigned row, unsigned group, float out[4]) {
         float scale, minimum = 0;
-        F::scales(chunk, row, group, scale, minimum);
-        uint32_t q = F::bytes(chunk, row, group);
+        unsigned run = group / 8, half = group / 4 % 2, t = group % 4;
+        F::scales(chunk, row, run, half, scale, minimum);
+        uint32_t q = F::bytes(F::load(chunk, row, run, t), half, t);
         for (int i = 0; i < 4; i++) out[i] = scale * ((int)(q >> 8 * i & 255) - (int)F::ZERO) - minimum;
     }
     // Weights (row, col..col + 4), col a multiple of 4; padding is zero.
     DEVICE static void load4(const uint8_t *w, unsigned cols, unsigned row, unsigned col, float out[4]) {
-        unsigned chunks = (cols + F::COLS - 1) / F::COLS;
-        size_t chunk = (size_t)(row / TILE_ROWS) * chunks + col / F::COLS;
-        group4(w + chunk * F::CHUNK, row % TILE_ROWS, col % F::COLS / 4, out);
+        unsigned run = col / 32;
+        const uint8_t *chunk = chunk_at(w, cols, row, run);
+        group4(chunk, row % TILE_ROWS, run * 8 + col % 32 / 4, out);
     }
 };

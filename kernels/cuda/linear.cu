@@ -2,7 +2,7 @@
 // activations and sums in f32.
 //
 // `narrow_*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all
-// rows. `matmul_*` is for more. Both use the tensor cores: every f32 is cut into two bfloat16, high + low,
+// rows. `matmul_*` is for more, of whole runs of 32 columns. Both use the tensor cores: every f32 is cut into two bfloat16, high + low,
 // and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
 // bfloat16, or small whole numbers times a scale, have no low part and save a third of it.
 //
@@ -34,6 +34,29 @@ DEVICE float4 load_x(const float *x, unsigned cols, unsigned n, unsigned row, un
     return v;
 }
 
+// Adds the product of 16 rows of weights and 8 of x in a step.
+template <class F>
+DEVICE void add_products(float sums[4], const uint32_t a_high[4], const uint32_t a_low[4], const uint32_t high[2],
+                         const uint32_t low[2], const float scale[2]) {
+    if (F::SCALES == 0) {
+        mma(sums, a_high, low);
+        if (F::LOW_PART) mma(sums, a_low, high);
+        mma(sums, a_high, high);
+        return;
+    }
+    float c[4] = {0, 0, 0, 0};
+    mma(c, a_high, low);
+    mma(c, a_high, high);
+    for (unsigned j = 0; j < 4; j++) sums[j] = fmaf(scale[j / 2], c[j], sums[j]);
+}
+
+// Takes a minimum times the sum of x over the step off.
+template <class F>
+DEVICE void subtract_minimum(float sums[4], const float of_x[4], const float minimum[2]) {
+    if (F::SCALES == 2)
+        for (unsigned j = 0; j < 4; j++) sums[j] = fmaf(-minimum[j / 2], of_x[j], sums[j]);
+}
+
 // 16 outputs per block for up to 8 * N rows of x, 8 with gates; grid (rows / 16 or 8), 256 threads. A warp takes
 // every 8th run of 32 columns, in two steps of 16; F says which columns of the run a lane has in which step (any
 // order of the columns is right, as long as weights and x have the same), how they are read, and what is
@@ -59,7 +82,8 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
         for (unsigned r = 0; r < AHEAD; r++) {
             unsigned run = first + r * NARROW_WARPS;
             if (run >= runs) break;
-            weights[r] = F::run(w, weight_rows, cols, of, run, t);
+            bool whole = cols % 8 == 0 && run * 32 + 32 <= cols;
+            weights[r] = F::run(w, weight_rows, cols, of, run, t, whole);
             UNROLL
             for (unsigned step = 0; step < 2; step++) {
                 unsigned col = run * 32 + F::column(step, t);
@@ -80,32 +104,20 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
             UNROLL
             for (unsigned step = 0; step < 2; step++) {
                 uint32_t a_high[4], a_low[4];
-                F::step(weights[r], step, a_high, a_low);
+                F::step(weights[r], step, t, a_high, a_low);
                 UNROLL
                 for (unsigned i = 0; i < N; i++) {
                     uint32_t high[2], low[2];
                     split_pair(inputs[r][step][i].x, inputs[r][step][i].y, high[0], low[0]);
                     split_pair(inputs[r][step][i].z, inputs[r][step][i].w, high[1], low[1]);
-                    if (F::SCALES == 0) {
-                        mma(sums[i], a_high, low);
-                        if (F::LOW_PART) mma(sums[i], a_low, high);
-                        mma(sums[i], a_high, high);
-                        continue;
-                    }
-                    float c[4] = {0, 0, 0, 0};
-                    mma(c, a_high, low);
-                    mma(c, a_high, high);
-                    for (unsigned j = 0; j < 4; j++)
-                        sums[i][j] = fmaf(weights[r].scale[step][j / 2], c[j], sums[i][j]);
-                    if (F::SCALES == 2) {
-                        // What a minimum is multiplied with: the sum of x.
-                        const uint32_t ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
-                        float of_x[4] = {0, 0, 0, 0};
-                        mma(of_x, ones, low);
-                        mma(of_x, ones, high);
-                        for (unsigned j = 0; j < 4; j++)
-                            sums[i][j] = fmaf(-weights[r].minimum[step][j / 2], of_x[j], sums[i][j]);
-                    }
+                    add_products<F>(sums[i], a_high, a_low, high, low, weights[r].scale[step]);
+                    if (F::SCALES < 2) continue;
+                    // What a minimum is multiplied with: the sum of x.
+                    const uint32_t ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+                    float of_x[4] = {0, 0, 0, 0};
+                    mma(of_x, ones, low);
+                    mma(of_x, ones, high);
+                    subtract_minimum<F>(sums[i], of_x, weights[r].minimum[step]);
                 }
             }
         }
@@ -133,69 +145,146 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
     }
 }
 
-// Side of a block's square of outputs, and the columns it takes at a time.
-constexpr unsigned SIDE = 64, STEP = 32;
-// Rows in shared memory are padded, so that tiles do not fall on the same banks.
-constexpr unsigned STRIDE = STEP + 8;
+// Side of a block's square of outputs; runs of 32 columns whose scales are made at a time.
+constexpr unsigned SIDE = 128, SCALE_RUNS = 8;
 
-DEVICE void put_split(Bf16Bits *high, Bf16Bits *low, unsigned at, float x) {
-    high[at] = bf16_bits(x);
-    low[at] = bf16_bits(x - bf16_value(high[at]));
-}
+// What a thread multiplies: 4 tiles of 16 rows of W from `w_tile` on by 4 of 8 rows of x from `x_tile` on.
+struct Share {
+    unsigned lane, w_tile, x_tile;
+    DEVICE Share(unsigned thread)
+        : lane(thread % WARP), w_tile(thread / WARP % 2 * 4), x_tile(thread / WARP / 2 * 4) {}
+};
 
-// 64 x 64 outputs per block; grid (rows / 64, n / 64), 128 threads: 2 x 2 warps of 32 x 32 each.
+// 128 x 128 outputs per block, for whole runs of 32 columns; grid (rows / 128, n / 128), 256 threads: 8 warps of 64
+// rows of W by 32 of x.
+//
+//     for each step of 16 columns:
+//         ask for W, then x of the next step, into registers
+//         multiply those of this step, from shared memory
+//         cut the next ones into high and low parts, into the other half of shared memory
+//
+// 1. Shared memory holds operands as the lanes of an mma have them, so that each is one read of 16 bytes without
+//    conflicts, whatever the format; a warp puts its 16 rows of W there and twice 8 rows of x, in the order of columns
+//    that `narrow` has.
+// 2. All fits 128 registers, two blocks an SM, which are at different places of the loop. To that end a third of a
+//    step is under way at a time, scales are made 256 columns ahead, and addresses are made `anew` where they are used.
+//
+// Counted, not measured: in a step a warp makes 32 mma (48 if weights have a low part), reads 4 (6) KB of shared
+// memory and writes 1.5 (2): 176 (171) bytes per mma; scales add 32. An SM of an A100 takes an mma in 2 clocks, in
+// which shared memory moves 256 bytes: 69% of that, 81% with scales, if mma runs at its peak. On an H100 it would be 1
+// clock, and mma.sync is known to reach two thirds of that: 92%. Of global memory, mostly L2, a block asks for 768
+// bytes per column in bf16: 24 bytes a clock and SM at the peak of an A100. Cutting x takes 24 instructions of a thread
+// per step, beside mma of 256 clocks on its quarter of the SM; a kernel that does it once for all blocks would save
+// less than a tenth of the issue slots, and cost a launch and a pass over x. Scales cost 2 fma per mma, minimums 2
+// more. So mma is the bottleneck, and its peak is half of the tensor cores' for products of f32 by bf16 or whole
+// numbers, a third for f32 and f16.
 template <class F>
-DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols,
-                   unsigned stride, unsigned n, unsigned mode) {
-    __shared__ __align__(32) Bf16Bits x_high[SIDE * STRIDE], x_low[SIDE * STRIDE];
-    __shared__ __align__(32) Bf16Bits w_high[SIDE * STRIDE], w_low[SIDE * STRIDE];
-    __shared__ __align__(32) float out[SIDE * SIDE];
+DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride,
+                   unsigned n, unsigned mode) {
+    // Each by step of a run. W: high and low parts; x: both; scales by row; the sums of x that minimums are for.
+    __shared__ uint4 of_w[2][F::LOW_PART ? 2 : 1][SIDE / 16 * WARP], of_x[2][SIDE / 8 * WARP];
+    __shared__ float scales[2 * SCALE_RUNS][SIDE], minimums[2 * SCALE_RUNS][SIDE];
+    __shared__ __align__(8) float x_sums[2][SIDE];
     unsigned first_w = blockIdx.x * SIDE, first_x = blockIdx.y * SIDE;
-    unsigned warp = threadIdx.x / WARP, to_x = warp / 2 * 32, to_w = warp % 2 * 32;
-    TileC sums[2][2];
-    for (auto &line : sums)
-        for (TileC &tile : line) tile.clear();
-    for (unsigned k = 0; k < cols; k += STEP) {
-        __syncthreads();
-        for (unsigned i = threadIdx.x; i < SIDE * STEP / 4; i += blockDim.x) {
-            unsigned row = i / (STEP / 4), col = i % (STEP / 4) * 4;
-            float weights[4] = {0, 0, 0, 0};
-            if (first_w + row < rows && k + col < cols) F::load4(w, cols, first_w + row, k + col, weights);
+    // What the warp puts, in three parts: 16 rows of W, and twice 8 rows of x.
+    typename F::Run weights;
+    float4 input;
+    auto fetch = [&](unsigned run, unsigned step, unsigned part) {
+        // In place of rows past the last, any: their outputs are dropped.
+        unsigned thread = anew(threadIdx.x), g = thread % WARP / 4, t = thread % 4;
+        if (part == 0) {
+            unsigned tile = first_w / 16 + thread / WARP, own = 16 * (16 * tile < rows ? tile : 0);
+            const unsigned of[2] = {own | g, own | 8 | g};
+            weights = F::run(w, rows, cols, of, run, t, true);
+        } else {
+            unsigned row = first_x + 8 * (thread / WARP + 8 * (part - 1)) + g;
+            input = *(const float4 *)(x + ((row < n ? row : 0) * cols + run * 32 + F::column(step, t)));
+        }
+    };
+    auto put = [&](unsigned step, unsigned part) {
+        uint32_t high[4], low[4];
+        if (part == 0) {
+            F::step(weights, step, threadIdx.x % 4, high, low);
+            of_w[step][0][threadIdx.x] = {high[0], high[1], high[2], high[3]};
+            if (F::LOW_PART) of_w[step][F::LOW_PART][threadIdx.x] = {low[0], low[1], low[2], low[3]};
+            return;
+        }
+        unsigned at = 8 * WARP * (part - 1) + threadIdx.x;
+        split_pair(input.x, input.y, high[0], low[0]);
+        split_pair(input.z, input.w, high[1], low[1]);
+        of_x[step][at] = {high[0], high[1], low[0], low[1]};
+        if (F::SCALES == 2) {
+            float sum = input.x + input.y + input.z + input.w;
+            sum += warp_xor(sum, 1), sum += warp_xor(sum, 2);
+            if (at % 4 == 0) x_sums[step][at / 4] = sum;
+        }
+    };
+    float sums[4][4][4] = {};
+    unsigned runs = cols / 32;
+    UNROLL
+    for (unsigned part = 0; part < 3; part++) {
+        fetch(0, 0, part);
+        put(0, part);
+    }
+    for (unsigned run = 0; run < runs; run++) {
+        if (F::SCALES > 0 && run % SCALE_RUNS == 0) {
+            __syncthreads();
+            for (unsigned i = anew(threadIdx.x); i < 2 * SCALE_RUNS * SIDE; i += blockDim.x) {
+                unsigned to = i / SIDE, row = i % SIDE, at = run + to % SCALE_RUNS;
+                if (first_w + row >= rows || at >= runs) continue;
+                float minimum;
+                F::scales_at(w, cols, first_w + row, at, to / SCALE_RUNS, scales[to][row], minimum);
+                if (F::SCALES == 2) minimums[to][row] = minimum;
+            }
+        }
+        UNROLL
+        for (unsigned step = 0; step < 2; step++) {
+            __syncthreads();
+            const Share share(anew(threadIdx.x));
+            unsigned lane = share.lane, w_tile = share.w_tile, x_tile = share.x_tile, g = lane / 4, t = lane % 4;
+            bool busy = first_w + 16 * w_tile < rows && first_x + 8 * x_tile < n;
+            // After the last step its run once more, put where nothing reads it.
+            unsigned next = run + step < runs ? run + step : run;
+            uint32_t high[4][2], low[4][2];
             for (unsigned j = 0; j < 4; j++) {
-                bool inside = first_x + row < n && k + col + j < cols;
-                float v = inside ? x[(size_t)(first_x + row) * cols + k + col + j] : 0;
-                put_split(x_high, x_low, row * STRIDE + col + j, v);
-                put_split(w_high, w_low, row * STRIDE + col + j, weights[j]);
+                uint4 v = of_x[step][(x_tile + j) * WARP + lane];
+                high[j][0] = v.x, high[j][1] = v.y, low[j][0] = v.z, low[j][1] = v.w;
             }
-        }
-        __syncthreads();
-        for (unsigned kk = 0; kk < STEP; kk += 16) {
-            TileA a_high[2], a_low[2];
-            for (unsigned i = 0; i < 2; i++) {
-                a_high[i].load(x_high + (to_x + 16 * i) * STRIDE + kk, STRIDE);
-                a_low[i].load(x_low + (to_x + 16 * i) * STRIDE + kk, STRIDE);
-            }
-            for (unsigned j = 0; j < 2; j++) {
-                TileB b;
-                b.load(w_high + (to_w + 16 * j) * STRIDE + kk, STRIDE);
-                for (unsigned i = 0; i < 2; i++) {
-                    sums[i][j].add(a_low[i], b);
-                    sums[i][j].add(a_high[i], b);
+            UNROLL
+            for (unsigned part = 0; part < 3; part++) {
+                fetch(next, 1 - step, part);
+                UNROLL
+                for (unsigned i = part ? part + 1 : 0; busy && i < part + 2; i++) {
+                    unsigned at = (w_tile + i) * WARP + lane;
+                    uint4 v = of_w[step][0][at], l = of_w[step][F::LOW_PART][at];
+                    const uint32_t a_high[4] = {v.x, v.y, v.z, v.w}, a_low[4] = {l.x, l.y, l.z, l.w};
+                    unsigned row = 16 * (w_tile + i) + g, from = step * SCALE_RUNS + run % SCALE_RUNS;
+                    const float scale[2] = {scales[from][row], scales[from][row + 8]};
+                    const float minimum[2] = {minimums[from][row], minimums[from][row + 8]};
+                    UNROLL
+                    for (unsigned j = 0; j < 4; j++) {
+                        add_products<F>(sums[i][j], a_high, a_low, high[j], low[j], scale);
+                        float2 sum = *(const float2 *)&x_sums[step][8 * (x_tile + j) + 2 * t];
+                        const float x_sum[4] = {sum.x, sum.y, sum.x, sum.y};
+                        subtract_minimum<F>(sums[i][j], x_sum, minimum);
+                    }
                 }
-                if (F::LOW_PART) {
-                    b.load(w_low + (to_w + 16 * j) * STRIDE + kk, STRIDE);
-                    for (unsigned i = 0; i < 2; i++) sums[i][j].add(a_high[i], b);
-                }
+                put(1 - step, part);
             }
         }
     }
-    for (unsigned i = 0; i < 2; i++)
-        for (unsigned j = 0; j < 2; j++) sums[i][j].store(out + (to_x + 16 * i) * SIDE + to_w + 16 * j, SIDE);
-    __syncthreads();
-    for (unsigned i = threadIdx.x; i < SIDE * SIDE; i += blockDim.x) {
-        unsigned row = first_x + i / SIDE, col = first_w + i % SIDE;
-        if (row < n && col < rows) finish(y + (size_t)row * stride + col, out[i], mode);
-    }
+    const Share share(anew(threadIdx.x));
+    unsigned lane = share.lane, w_tile = share.w_tile, x_tile = share.x_tile;
+    UNROLL
+    for (unsigned i = 0; i < 4; i++)
+        UNROLL
+        for (unsigned j = 0; j < 4; j++)
+            UNROLL
+            for (unsigned k = 0; k < 4; k++) {
+                unsigned at = first_w + 16 * (w_tile + i) + lane / 4 + k / 2 * 8;
+                unsigned row = first_x + 8 * (x_tile + j) + lane % 4 * 2 + k % 2;
+                if (row < n && at < rows) finish(y + (size_t)row * stride + at, sums[i][j][k], mode);
+            }
 }
 
 #define LINEAR(name, LAYOUT, FORMAT)                                                                              \
@@ -209,7 +298,7 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
      unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {                                        \
         narrow<LAYOUT<FORMAT>, 4>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
     }                                                                                                             \
-    KERNEL(matmul_##name)                                                                                         \
+    KERNEL(BOUNDED(256, 2) matmul_##name)                                                                         \
     (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
      unsigned mode) {                                                                                             \
         matmul<LAYOUT<FORMAT>>(w, x, y, rows, cols, stride, n, mode);                                             \

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::driver::{Arg, Buffer, Gpu, Kernel};
 use super::ops::{At, MAX_ROWS, u32_arg};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Matrix;
 use crate::tensor::DType;
 
@@ -59,7 +59,7 @@ impl Linear {
     /// Copies matrices to the device as they lie in the file.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] if the memory does not suffice.
+    /// [`Error::Device`] if the memory does not suffice; [`Error::Unsupported`] for matrices of 2^32 values.
     pub fn new(gpu: &Arc<Gpu>, matrices: &[&Matrix]) -> Result<Linear> {
         let cols = matrices[0].cols();
         let mut parts: Vec<Part> = Vec::new();
@@ -92,6 +92,11 @@ impl Linear {
                 at += bytes.len();
             }
             let of_part: usize = now.iter().map(|m| m.rows()).sum();
+            if u32::try_from(of_part * cols).is_err() {
+                return Err(Error::Unsupported(format!(
+                    "matrices on a GPU: expected fewer than 2^32 values, found {of_part} x {cols}"
+                )));
+            }
             parts.push(Part {
                 weights,
                 n_bytes,
@@ -118,14 +123,19 @@ impl Linear {
 
     /// The product with x (n, cols) into y (n, rows).
     pub fn apply(&self, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
-        for first in (0..n).step_by(MAX_ROWS) {
-            let n = MAX_ROWS.min(n - first);
+        // `matmul_*` takes whole runs of 32 columns, and counts the values of x in 32 bits.
+        let most = match self.cols % 32 {
+            0 => MAX_ROWS.min(u32::MAX as usize / self.cols),
+            _ => NARROW_ROWS,
+        };
+        for first in (0..n).step_by(most) {
+            let n = most.min(n - first);
             for part in &self.parts {
                 let x = (x.0, x.1 + first * self.cols);
                 let y = (y.0, y.1 + first * self.rows);
                 match n {
                     0..=NARROW_ROWS => self.narrow(part, n, (x, None), y, (mode, 0))?,
-                    _ => self.launch(part, n, x, y, mode)?,
+                    _ => self.matmul(part, n, x, y, mode)?,
                 }
             }
         }
@@ -190,7 +200,7 @@ impl Linear {
         unsafe { gpu.launch(kernel, grid, 256, &args) }
     }
 
-    fn launch(&self, part: &Part, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
+    fn matmul(&self, part: &Part, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
         let gpu = part.weights.gpu();
         let args = [
             part.weights.holding_bytes(part.n_bytes),
@@ -202,10 +212,10 @@ impl Linear {
             u32_arg(n),
             Arg::U32(mode as u32),
         ];
-        let grid = [part.rows.div_ceil(64), n.div_ceil(64)];
+        let grid = [part.rows.div_ceil(128), n.div_ceil(128)];
         // SAFETY: the arguments of `matmul_*` in linear.cu; `after` checked x and y, the weights are whole
         // matrices of that shape.
-        unsafe { gpu.launch(part.matmul, grid, 128, &args) }
+        unsafe { gpu.launch(part.matmul, grid, 256, &args) }
     }
 }
 
@@ -230,7 +240,9 @@ mod tests {
                 (64, 64, 8),
                 (70, 300, 9),
                 (40, 96, 32),
-                (33, 256, 65),
+                (33, 288, 65),
+                (136, 64, 130),
+                (24, 100, 40),
             ] {
                 let values = noise(rows * cols, 3);
                 let tensor = Tensor::from_values(dtype, vec![rows, cols], &values).unwrap();

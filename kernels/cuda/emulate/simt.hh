@@ -10,6 +10,7 @@
 #include <cstring>
 
 #define KERNEL(name) static void name
+#define BOUNDED(threads, blocks)
 #define DEVICE inline
 #define UNROLL
 #define __shared__ static thread_local
@@ -21,6 +22,9 @@ struct Place {
 // Aligned as on a GPU, which faults where an address is not; the build checks it.
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
 };
 struct alignas(16) float4 {
     float x, y, z, w;
@@ -93,3 +97,5 @@ inline uint16_t float_half(float x) {
     memcpy(&bits, &half, 2);
     return bits;
 }
+inline uint32_t with_byte(uint32_t x, uint32_t bytes, unsigned i) { return (x & ~255u) | (bytes >> 8 * i & 255); }
+inline unsigned anew(unsigned x) { return x; }
