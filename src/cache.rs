@@ -159,6 +159,7 @@ impl KvCache {
     }
 
     /// How its keys and values are kept.
+    #[cfg(feature = "cuda")]
     pub fn kv(&self) -> KvType {
         self.kv
     }
