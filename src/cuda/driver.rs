@@ -7,6 +7,7 @@
 use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
@@ -168,6 +169,8 @@ pub struct Gpu {
     context: sys::CUcontext,
     stream: sys::CUstream,
     module: sys::CUmodule,
+    /// See [`Gpu::n_kernels`].
+    pub(super) n_kernels: AtomicUsize,
 }
 
 // SAFETY: contexts, streams, modules and functions of the driver may be used from any thread, once the
@@ -224,6 +227,7 @@ impl Gpu {
             context: std::ptr::null_mut(),
             stream: std::ptr::null_mut(),
             module: std::ptr::null_mut(),
+            n_kernels: AtomicUsize::new(0),
         };
         let fatbin = blt_kernels::CUDA_FATBIN.as_ptr().cast();
         // SAFETY: see the top of this file; the fatbin is a whole one, made by NVIDIA's tools. Dropping
@@ -252,6 +256,11 @@ impl Gpu {
     /// The device.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// How many kernels have been started, those of graphs included.
+    pub fn n_kernels(&self) -> usize {
+        self.n_kernels.load(Ordering::Relaxed)
     }
 
     /// As [`check`], naming the device.
@@ -445,6 +454,7 @@ impl Gpu {
                 std::ptr::null_mut(),
             )
         };
+        self.n_kernels.fetch_add(1, Ordering::Relaxed);
         self.check(result, "starting a kernel")
     }
 }

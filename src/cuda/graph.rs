@@ -1,6 +1,7 @@
 //! CUDA graphs: launches recorded once and started together.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::sys;
 
@@ -12,6 +13,7 @@ use crate::error::Result;
 #[derive(Debug)]
 pub struct Graph {
     graph: sys::CUgraphExec,
+    n_kernels: usize,
     gpu: Arc<Gpu>,
 }
 
@@ -28,6 +30,7 @@ impl Graph {
         let what = "recording a graph";
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         let mut graph = std::ptr::null_mut();
+        let before = gpu.n_kernels();
         // SAFETY: the stream is the device's own, and whoever records holds the only pass on it. The
         // recording ends here in every case but a panic of `launches`, which only our own mistakes cause.
         let recorded = unsafe {
@@ -36,6 +39,9 @@ impl Graph {
             let ended = gpu.check(sys::cuStreamEndCapture(gpu.stream(), &mut graph), what);
             result.and(ended)
         };
+        // These have not been started yet.
+        let n_kernels = gpu.n_kernels() - before;
+        gpu.n_kernels.fetch_sub(n_kernels, Ordering::Relaxed);
         let mut made = std::ptr::null_mut();
         // SAFETY: a graph is made anew or null, and no longer needed once there is one to be started.
         let result = unsafe {
@@ -50,6 +56,7 @@ impl Graph {
         };
         result.map(|()| Graph {
             graph: made,
+            n_kernels,
             gpu: Arc::clone(gpu),
         })
     }
@@ -58,6 +65,7 @@ impl Graph {
     /// numbers or an error of the device, which no kernel can leave.
     pub fn launch(&self) -> Result<()> {
         self.gpu.make_current()?;
+        (self.gpu.n_kernels).fetch_add(self.n_kernels, Ordering::Relaxed);
         // SAFETY: the graph lives as long as `self`; its kernels reach the memory of the device alone.
         let result = unsafe { sys::cuGraphLaunch(self.graph, self.gpu.stream()) };
         self.gpu.check(result, "starting a graph")
@@ -91,6 +99,7 @@ mod tests {
         };
         one(0.0, 1.0);
         ops.swiglu(1, 1, &x, &y).unwrap();
+        let n_kernels = gpu.n_kernels();
         let graph = Graph::record(&gpu, || ops.swiglu(1, 1, &x, &y)).unwrap();
         assert_eq!(
             gpu.read_f32s(&y, 1).unwrap(),
@@ -102,6 +111,7 @@ mod tests {
             graph.launch().unwrap();
             assert_eq!(gpu.read_f32s(&y, 1).unwrap(), [100.0 * up]);
         }
+        assert_eq!(gpu.n_kernels(), n_kernels + 2, "kernels of two starts");
         let failed = Graph::record(&gpu, || Err(crate::Error::Device("no".into())));
         assert!(failed.is_err());
         one(100.0, 5.0);

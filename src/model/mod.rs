@@ -141,6 +141,11 @@ impl Model {
         (self.device.as_ref().map(|device| device.bandwidth())).transpose()
     }
 
+    /// Kernels that the GPU has started for this model: all, and those for patches that ended; `None` on the CPU.
+    pub fn gpu_kernels(&self) -> Option<(usize, usize)> {
+        self.device.as_ref().map(|device| device.n_kernels())
+    }
+
     /// The name of the GPU that computes; `None` if the CPU does.
     pub fn gpu_name(&self) -> Option<&str> {
         self.device.as_ref().map(|device| device.name())

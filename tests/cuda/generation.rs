@@ -1,5 +1,6 @@
 //! What a GPU does beyond reading: bytes chosen there and read ahead, sessions together, tables.
 
+use blt::config::{Config, CrossAttentionConfig, TransformerConfig};
 use blt::sampler::{Sampler, SamplerConfig};
 use blt::tensor::DType;
 use blt::{Device, KvType, Model, Session, SessionOptions, TablePlace, batch};
@@ -84,6 +85,71 @@ fn the_gpu_chooses_bytes_as_the_sampler_does() {
             assert_close("another text after it", session.logits(), alone.logits());
         }
     }
+}
+
+/// Kernels of a byte that is generated, and of a patch that ends: five a layer, norms and gates within.
+fn kernels(config: &Config) -> (usize, usize) {
+    let crosses = |stack: &TransformerConfig, cross: &CrossAttentionConfig| match cross.all_layers {
+        true => stack.n_layers,
+        false => 1,
+    };
+    let written = crosses(&config.encoder, &config.encoder_cross);
+    let read = crosses(&config.decoder, &config.decoder_cross);
+    // Embedding, layers, output, entropy.
+    let entropy = config
+        .entropy
+        .as_ref()
+        .map_or(0, |e| 1 + 5 * e.n_layers + 2);
+    // Embedding, layers, states and their keys and values.
+    let encoder = 1 + 5 * config.encoder.n_layers + 3 * written;
+    // States, layers, cross-attentions, norm, output, choice.
+    let decoder = 1 + 5 * config.decoder.n_layers + 3 * read + 3;
+    let projected = config.global.dim != config.cross_attn_k * config.encoder.dim;
+    // Pooling, projections, cross-attentions, layers, keys and values.
+    let ending =
+        1 + 2 + usize::from(projected) + 3 * written + 5 * config.global.n_layers + 2 * read;
+    (entropy + encoder + decoder, ending)
+}
+
+#[test]
+fn as_many_kernels_are_started_as_a_model_has_steps() {
+    if !have_device() {
+        return;
+    }
+    // What README.md says.
+    let published = blt::cli::synthetic::config("1b").unwrap();
+    assert_eq!(kernels(&published), (158, 149));
+    let gpu = on_gpu(&default_model());
+    let mut session = Session::new(&gpu, SessionOptions::default()).unwrap();
+    session.feed(b"The old").unwrap();
+    let options = blt::GenerateOptions {
+        sampler: SamplerConfig {
+            ignore_eos: true,
+            ..SamplerConfig::default()
+        },
+        ..Default::default()
+    };
+    let mut generator = session.generate(&options).unwrap();
+    let mut step = || {
+        generator.next().unwrap().unwrap();
+        (
+            gpu.gpu_kernels().unwrap(),
+            generator.session().patch_starts().len(),
+        )
+    };
+    // The first byte is chosen by logits that are there, and nothing of it has been read ahead.
+    step();
+    let mut before = step();
+    let (byte, patch) = kernels(gpu.config());
+    let mut n_patches = 0;
+    for _ in 0..40 {
+        let now = step();
+        let ended = now.1 - before.1;
+        let started = (now.0.0 - before.0.0, now.0.1 - before.0.1);
+        assert_eq!(started, (byte + ended * patch, ended * patch));
+        (before, n_patches) = (now, n_patches + ended);
+    }
+    assert!(n_patches > 2);
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub struct Runs {
     /// Steps of all runs in which any session began a patch: the weights of a patch's path are then read
     /// once for all of them.
     pub patch_steps: usize,
+    /// Kernels that a GPU started in all runs: all, and those for patches that ended.
+    pub kernels: Option<(usize, usize)>,
 }
 
 impl Runs {
@@ -60,6 +62,16 @@ impl Runs {
             self.patches,
             self.n_bytes * self.n_sessions * self.times.len(),
         )
+    }
+
+    /// Kernels per step without those for patches, and per step with a patch.
+    pub fn kernels_per_step(&self) -> Option<(f64, f64)> {
+        let (all, closing) = self.kernels?;
+        let steps = self.n_bytes * self.times.len();
+        Some((
+            units::ratio(all - closing, steps),
+            units::ratio(closing, self.patch_steps),
+        ))
     }
 
     /// Steps with a patch per step.
@@ -165,9 +177,14 @@ impl Bench<'_> {
         base.feed(&text(context))?;
         for run in 0..self.n_runs {
             let mut sessions = self.forks(&base);
+            let before = self.model.gpu_kernels();
             let start = Instant::now();
             runs.patch_steps += generate(&mut sessions, n_bytes, run as u64)?;
             runs.times.push(start.elapsed());
+            if let (Some(before), Some(after)) = (before, self.model.gpu_kernels()) {
+                let (all, closing) = runs.kernels.unwrap_or_default();
+                runs.kernels = Some((all + after.0 - before.0, closing + after.1 - before.1));
+            }
             let patches = sessions.iter().map(|s| patches_in(s, base.len()));
             runs.patches += patches.sum::<usize>();
             runs.cache_bytes = sessions[0].cache_bytes();

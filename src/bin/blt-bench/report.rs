@@ -129,6 +129,10 @@ impl Report {
         } else {
             let _ = writeln!(s, "this memory is read at {:.2} GB/s", self.bandwidth / 1e9);
         }
+        let kernels = self.generate.as_ref().and_then(Runs::kernels_per_step);
+        if let Some((byte, patch)) = kernels {
+            let _ = writeln!(s, "kernels: {byte:.1} per byte, {patch:.1} more per patch");
+        }
         if let Some(operations) = self.prompt_operations() {
             let _ = writeln!(s, "prompt: {:.1} GFLOP/s in products", operations / 1e9);
         }
@@ -219,6 +223,8 @@ fn test(runs: &Runs) -> Value {
         "fastest": fastest,
         "mean_patch_length": mean_patch_length(runs),
         "cache_bytes": runs.cache_bytes,
+        "kernels_per_byte": runs.kernels_per_step().map(|k| k.0),
+        "kernels_per_patch": runs.kernels_per_step().map(|k| k.1),
         "seconds": seconds,
     })
 }

@@ -19,6 +19,8 @@ pub(super) const MAX_RECORDED: usize = 64;
 #[derive(Debug)]
 pub(super) struct Scratch {
     pub memory: Memory,
+    /// Kernels started for patches that ended.
+    pub n_closing: usize,
     graphs: HashMap<Name, Recorded>,
 }
 
@@ -115,6 +117,7 @@ impl Scratch {
                 vectors: empty()?,
                 out: empty()?,
             },
+            n_closing: 0,
             graphs: HashMap::new(),
         })
     }

@@ -235,6 +235,12 @@ impl DeviceModel {
         Ok(2.0 * SIZE as f64 / best)
     }
 
+    /// Kernels started so far: all, and those for patches that ended.
+    pub fn n_kernels(&self) -> (usize, usize) {
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.gpu.n_kernels(), scratch.n_closing)
+    }
+
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.gpu.info().name

@@ -246,7 +246,9 @@ impl Model {
         let name = (at.stack.single && n <= MAX_RECORDED && !at.traced)
             .then_some((Launches::Close(n), table.splits()));
         scratch.memory.upload(gpu, 1, &table)?;
+        let before = gpu.n_kernels();
         scratch.run(gpu, name, |memory| memory.close(device, &at))?;
+        scratch.n_closing += gpu.n_kernels() - before;
         if !at.traced {
             return Ok(());
         }
