@@ -358,6 +358,7 @@ impl Gpu {
     }
 
     /// Writes numbers, as [`Gpu::write`].
+    #[cfg(test)]
     pub fn write_u32s(&self, to: &Buffer, values: &[u32]) -> Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write((to, 0), &bytes)

@@ -12,6 +12,7 @@ mod ops;
 mod rope;
 mod rows;
 mod sample;
+mod staging;
 mod store;
 
 pub use attention::{Attention, MAX_HEAD_DIM, splits};
@@ -21,4 +22,5 @@ pub use graph::Graph;
 pub use linear::{Linear, Mode, NARROW_ROWS, Norm};
 pub use ops::{At, Ops};
 pub use sample::{Choice, MAX_VOCAB};
+pub use staging::Staging;
 pub use store::{Row, Store};

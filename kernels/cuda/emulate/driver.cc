@@ -5,7 +5,8 @@
 //
 // It is stricter than a GPU where that shows mistakes:
 //
-// 1. Work of a stream waits until something waits for it, as late as a GPU may take it up.
+// 1. Work of a stream waits until something waits for it, as late as a GPU may take it up; copies from pinned memory
+//    of the host read it then.
 // 2. Device memory is full of NaN when it is allocated, and ends where the process may not read.
 // 3. Threads and blocks run in ascending order in one launch and in descending order in the next, so
 //    that a missing barrier or a block that reads what another writes gives different results.
@@ -215,6 +216,8 @@ std::atomic<size_t> waits_begun;
 std::mutex lock;
 std::map<size_t, size_t> allocated;
 size_t in_use, allocations;
+// Pinned memory of the host, likewise.
+std::map<size_t, size_t> pinned;
 
 size_t page_ceil(size_t n) { return (n + 4095) / 4096 * 4096; }
 // Bytes mapped for an allocation, and where they begin: it ends where the last page does, but for the
@@ -222,11 +225,15 @@ size_t page_ceil(size_t n) { return (n + 4095) / 4096 * 4096; }
 size_t mapped(size_t n) { return page_ceil(n) + 4096; }
 size_t mapping(size_t address) { return address / 4096 * 4096; }
 
-// Whether these bytes lie in one allocation; said on standard error if not.
-bool inside(size_t at, size_t n) {
+// Whether these bytes lie in one allocation.
+bool is_in(const std::map<size_t, size_t> &allocated, size_t at, size_t n) {
     std::lock_guard<std::mutex> guard(lock);
     auto after = allocated.upper_bound(at);
-    bool found = after != allocated.begin() && (--after, at + n <= after->first + after->second);
+    return after != allocated.begin() && (--after, at + n <= after->first + after->second);
+}
+// On the device; said on standard error if not.
+bool inside(size_t at, size_t n) {
+    bool found = is_in(allocated, at, n);
     if (!found) fprintf(stderr, "emulated CUDA: copy of %zu bytes outside of allocated memory\n", n);
     return found;
 }
@@ -267,6 +274,13 @@ struct Stream {
         return run(now);
     }
 };
+// Waited for by waiting for the whole stream.
+struct Event {
+    Stream *stream = nullptr;
+    size_t recorded = 0, passed = 0;
+};
+using SharedEvent = std::shared_ptr<Event>;
+
 std::mutex streams_lock;
 std::map<Stream *, std::unique_ptr<Stream>> streams;
 
@@ -405,8 +419,39 @@ int cuMemFree_v2(size_t address) {
     return is_lost ? LAUNCH_FAILED : SUCCESS;
 }
 
+// Where it was, nothing is once it is given back: a copy still to be made then ends the program.
+int cuMemAllocHost_v2(void **address, size_t n) {
+    if (n == 0) return INVALID_VALUE;
+    if (is_lost) return LAUNCH_FAILED;
+    *address = mmap(nullptr, page_ceil(n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*address == MAP_FAILED) return OUT_OF_MEMORY;
+    std::lock_guard<std::mutex> guard(lock);
+    return pinned[(size_t)*address] = n, SUCCESS;
+}
+int cuMemFreeHost(void *address) {
+    std::lock_guard<std::mutex> guard(lock);
+    auto at = pinned.find((size_t)address);
+    if (at == pinned.end()) return INVALID_VALUE;
+    munmap(address, page_ceil(at->second));
+    return pinned.erase(at), SUCCESS;
+}
+
+int cuEventCreate(void **event, unsigned) { return *event = new SharedEvent(std::make_shared<Event>()), SUCCESS; }
+int cuEventDestroy_v2(void *event) { return delete (SharedEvent *)event, SUCCESS; }
+int cuEventRecord(void *event, void *stream) {
+    SharedEvent e = *(SharedEvent *)event;
+    e->stream = (Stream *)stream;
+    return e->stream->add([e, nth = ++e->recorded] { return e->passed = nth, SUCCESS; });
+}
+int cuEventSynchronize(void *event) {
+    Event &e = **(SharedEvent *)event;
+    return e.passed < e.recorded ? e.stream->wait() : is_lost ? LAUNCH_FAILED : SUCCESS;
+}
+
 int cuMemcpyHtoDAsync_v2(size_t to, const void *from, size_t n, void *stream) {
     if (!inside(to, n)) return ILLEGAL_ADDRESS;
+    if (is_in(pinned, (size_t)from, n))
+        return ((Stream *)stream)->add([=] { return copy(to, (size_t)from, n); });
     // Pageable memory is copied at once.
     std::vector<char> bytes((const char *)from, (const char *)from + n);
     return ((Stream *)stream)->add([to, bytes = std::move(bytes)] {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::table::{BytesAt, CloseAt, DecodeAt, Embeddings, StackAt, Table};
 use super::{Cross, DeviceModel, Layers};
-use crate::cuda::{self, At, Attention, Gpu, Graph, Linear, Mode, NARROW_ROWS, Norm, Ops};
+use crate::cuda::{self, At, Attention, Gpu, Graph, Linear, Mode, NARROW_ROWS, Norm, Ops, Staging};
 use crate::error::Result;
 use crate::vocab::VOCAB_SIZE;
 
@@ -80,6 +80,8 @@ struct Work {
     gate: cuda::Buffer,
     /// Of the first half, of closed patches, of the decoder.
     tables: [cuda::Buffer; 3],
+    /// What each is copied from.
+    staging: [Staging; 3],
     /// Of the attentions of each.
     splits: [usize; 3],
 }
@@ -96,6 +98,7 @@ pub(super) fn reserve(buffer: &mut cuda::Buffer, n: usize) -> Result<()> {
 impl Scratch {
     pub fn new(gpu: &Arc<Gpu>) -> Result<Scratch> {
         let empty = || gpu.alloc(4);
+        let staging = || Staging::new(gpu);
         Ok(Scratch {
             memory: Memory {
                 work: Work {
@@ -106,6 +109,7 @@ impl Scratch {
                     gate_up: empty()?,
                     gate: empty()?,
                     tables: [empty()?, empty()?, empty()?],
+                    staging: [staging()?, staging()?, staging()?],
                     splits: [1; 3],
                 },
                 bytes: empty()?,
@@ -293,6 +297,7 @@ impl Memory {
             gate_up,
             gate,
             tables,
+            staging: _,
             splits: _,
         } = &self.work;
         let Memory {
@@ -313,11 +318,11 @@ impl Memory {
         buffers.map(cuda::Buffer::address).collect()
     }
 
-    pub fn upload(&mut self, gpu: &Gpu, table: usize, content: &Table) -> Result<()> {
+    pub fn upload(&mut self, table: usize, content: &Table) -> Result<()> {
         self.work.splits[table] = content.splits();
         let to = &mut self.work.tables[table];
         reserve(to, content.units.len())?;
-        gpu.write_u32s(to, &content.units)
+        self.work.staging[table].write(to, &content.units)
     }
 
     /// The first half of a pass. With `chosen` the last ids are read from there in `out`; entropies go to

@@ -164,7 +164,7 @@ impl Model {
         let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced)
             .then_some((Launches::Bytes(at.encoder.n, n_entropy), table.splits()));
         let gpu = &device.gpu;
-        scratch.memory.upload(gpu, 0, &table)?;
+        scratch.memory.upload(0, &table)?;
         reserve(&mut scratch.memory.out, n_entropy)?;
         scratch.run(gpu, name, |memory| {
             memory.read_bytes(device, 0, &at, None, 0)
@@ -245,7 +245,7 @@ impl Model {
         let n = at.stack.n;
         let name = (at.stack.single && n <= MAX_RECORDED && !at.traced)
             .then_some((Launches::Close(n), table.splits()));
-        scratch.memory.upload(gpu, 1, &table)?;
+        scratch.memory.upload(1, &table)?;
         let before = gpu.n_kernels();
         scratch.run(gpu, name, |memory| memory.close(device, &at))?;
         scratch.n_closing += gpu.n_kernels() - before;
@@ -332,7 +332,7 @@ impl Model {
         let recorded = at.stack.single && n <= MAX_RECORDED && n_wanted == n;
         let name = Launches::Decode(n, n_ahead > 0, known);
         let name = recorded.then_some((name, table.splits()));
-        scratch.memory.upload(gpu, 2, &table)?;
+        scratch.memory.upload(2, &table)?;
         reserve(&mut scratch.memory.out, n_out)?;
         scratch.run(gpu, name, |memory| memory.decode(device, &at))?;
         let out = gpu.read_u32s(&scratch.memory.out, n_out)?;
