@@ -23,6 +23,11 @@ fn main() {
         .map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0)
         .collect();
     let (d, keys) = (64, 128);
+    let rows = StridedRows {
+        values: Vectors::F32(&x),
+        stride: d,
+        next: Vectors::F32(&[]),
+    };
     println!(
         "nanoseconds a call; softmax of 512, entropy of 260, rms_norm of 2048, swiglu of 5632,"
     );
@@ -46,15 +51,14 @@ fn main() {
                 dot_rows(
                     isa,
                     black_box(View::dense(&x[..d], d)),
-                    Vectors::F32(&x),
-                    d,
+                    rows,
                     0.125,
                     ViewMut::dense(&mut scores, keys),
                 )
             }),
             time(|| {
                 let p = black_box(View::dense(&scores, keys));
-                weighted_sum(isa, p, Vectors::F32(&x), d, ViewMut::dense(&mut y[..d], d))
+                weighted_sum(isa, p, rows, ViewMut::dense(&mut y[..d], d))
             }),
             time(|| quantize_activations(isa, black_box(&x[..2048]), 2048, &mut quantized)),
         ];

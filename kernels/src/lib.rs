@@ -64,7 +64,7 @@ pub use isa::{Avx2, Avx512, Isa, Neon};
 pub use product::{Into, Precision, multiply_adds, product, vectorized};
 pub use rounded::RoundedActivations;
 pub use team::Team;
-pub use vectors::Vectors;
+pub use vectors::{StridedRows, Vectors};
 pub use view::{View, ViewMut};
 pub use weights::Weights;
 
@@ -328,61 +328,54 @@ pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
     dispatch!(isa, dot(a, b))
 }
 
-/// Dot products of vectors with many rows: `out[i][j] = scale * dot(q[i], rows[j * stride ..][..d])`, as
-/// attention scores need them.
+/// Dot products of vectors with many rows: `out[i][j] = scale * dot(q[i], rows[j])`, as attention scores
+/// need them.
 ///
-/// - `q`: (m, d); `rows`: n rows, `stride` apart; `out`: (m, n).
+/// - `q`: (m, d); `rows`: n of d values; `out`: (m, n).
 ///
 /// # Panics
 /// If `rows` does not hold `n` rows, or there are not as many outputs as inputs.
 pub fn dot_rows(
     isa: Isa,
     q: View<'_, f32>,
-    rows: Vectors,
-    stride: usize,
+    rows: StridedRows<'_>,
     scale: f32,
     mut out: ViewMut<'_, f32>,
 ) {
     let ((m, d), n) = (q.shape(), out.shape().1);
     assert!(q.has_dense_rows() && out.shape().0 == m, "rows");
-    check_rows(rows, n, stride, d);
+    check_rows(rows, n, d);
     let out = &mut out;
-    dispatch!(isa, dot_rows(q, rows, stride, scale, out))
+    dispatch!(isa, dot_rows(q, rows, scale, out))
 }
 
-/// Adds weighted rows: `acc[i][c] = fma(p[i][j], rows[j * stride + c], acc[i][c])` for `j` in increasing
-/// order.
+/// Adds weighted rows: `acc[i][c] = fma(p[i][j], rows[j][c], acc[i][c])` for `j` in increasing order.
 ///
 /// Strictly sequential in `j`, so two calls over consecutive spans of rows give the bits of one.
 ///
-/// - `p`: (m, n); `rows`: n rows, `stride` apart; `acc`: (m, d).
+/// - `p`: (m, n); `rows`: n of d values; `acc`: (m, d).
 ///
 /// # Panics
 /// If `rows` does not hold `n` rows, or there are not as many sums as rows of weights.
-pub fn weighted_sum(
-    isa: Isa,
-    p: View<'_, f32>,
-    rows: Vectors,
-    stride: usize,
-    mut acc: ViewMut<'_, f32>,
-) {
+pub fn weighted_sum(isa: Isa, p: View<'_, f32>, rows: StridedRows<'_>, mut acc: ViewMut<'_, f32>) {
     let ((m, n), d) = (p.shape(), acc.shape().1);
     assert!(p.has_dense_rows() && acc.shape().0 == m, "rows");
-    check_rows(rows, n, stride, d);
+    check_rows(rows, n, d);
     let acc = &mut acc;
-    dispatch!(isa, weighted_sum(p, rows, stride, acc))
+    dispatch!(isa, weighted_sum(p, rows, acc))
 }
 
-/// Proves that `rows` holds `n` rows of `d` values, `stride` apart.
-fn check_rows(rows: Vectors, n: usize, stride: usize, d: usize) {
+/// Proves that `rows` holds `n` rows of `d` values.
+fn check_rows(rows: StridedRows<'_>, n: usize, d: usize) {
+    let StridedRows { values, stride, .. } = rows;
     let needed = match n {
         0 => Some(0),
         _ => (n - 1).checked_mul(stride).and_then(|s| s.checked_add(d)),
     };
     assert!(
-        needed.is_some_and(|needed| needed <= rows.len()),
+        needed.is_some_and(|needed| needed <= values.len()),
         "{n} rows of {d} values, {stride} apart, do not fit into {} values",
-        rows.len()
+        values.len()
     );
 }
 

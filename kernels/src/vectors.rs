@@ -14,6 +14,18 @@ pub enum Vectors<'a> {
     F16(&'a [f16]),
 }
 
+/// Rows some distance apart: keys or values of one head.
+#[derive(Clone, Copy, Debug)]
+pub struct StridedRows<'a> {
+    /// From the first row on.
+    pub values: Vectors<'a>,
+    /// Values from one row to the next.
+    pub stride: usize,
+    /// What is read after these rows, as far apart, of as many rows as there are: it is asked for row by
+    /// row meanwhile, as waiting for memory is most of what attention does. May be empty.
+    pub next: Vectors<'a>,
+}
+
 impl<'a> Vectors<'a> {
     /// The number of values.
     #[allow(clippy::len_without_is_empty)]

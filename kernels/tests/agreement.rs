@@ -68,10 +68,16 @@ impl Stored {
         [Stored::F32(x), Stored::F16(half)]
     }
 
-    fn vectors(&self) -> Vectors<'_> {
-        match self {
+    /// From value `first` on, `stride` apart; what is asked for ahead may be anything.
+    fn strided(&self, first: usize, stride: usize) -> StridedRows<'_> {
+        let all = match self {
             Stored::F32(x) => Vectors::F32(x),
             Stored::F16(x) => Vectors::F16(x),
+        };
+        StridedRows {
+            values: all.slice(first..all.len()),
+            stride,
+            next: all,
         }
     }
 
@@ -276,7 +282,7 @@ fn dots_every_length() {
                 let run = |isa, scale| {
                     let (q, mut out) = (View::strided(&q, m, d, q_stride), vec![0.0; m * n]);
                     let to = ViewMut::strided(&mut out, m, n, n);
-                    dot_rows(isa, q, rows.vectors(), stride, scale, to);
+                    dot_rows(isa, q, rows.strided(0, stride), scale, to);
                     out
                 };
                 let what = format!("{m} times {n} dots of {d}");
@@ -308,9 +314,9 @@ fn weighted_sums_every_length() {
                 let mut from = 0;
                 for &to in cuts {
                     let p = View::strided(&p[sums.start * n + from..], sums.len(), to - from, n);
-                    let rows = rows.vectors().slice(from * stride..n * stride);
+                    let rows = rows.strided(from * stride, stride);
                     let acc = ViewMut::strided(&mut acc, sums.len(), d, d);
-                    weighted_sum(isa, p, rows, stride, acc);
+                    weighted_sum(isa, p, rows, acc);
                     from = to;
                 }
                 acc

@@ -39,13 +39,17 @@ fn linear_is_a_matrix_product() {
 fn attention_pieces() {
     let (d, n, stride) = (24, 9, 30);
     let (q, rows) = (noise(d, 3), noise(n * stride, 4));
+    let of_rows = StridedRows {
+        values: Vectors::F32(&rows),
+        stride,
+        next: Vectors::F32(&rows[..2 * stride]),
+    };
     for isa in Isa::available() {
         let mut scores = vec![0.0; n];
         dot_rows(
             isa,
             View::dense(&q, d),
-            Vectors::F32(&rows),
-            stride,
+            of_rows,
             0.5,
             ViewMut::dense(&mut scores, n),
         );
@@ -59,8 +63,7 @@ fn attention_pieces() {
         weighted_sum(
             isa,
             View::dense(&scores, n),
-            Vectors::F32(&rows),
-            stride,
+            of_rows,
             ViewMut::dense(&mut acc, d),
         );
         for c in 0..d {
@@ -183,8 +186,11 @@ fn rows_out_of_range_are_refused() {
     dot_rows(
         Isa::detect(),
         View::dense(&[0.0; 4], 4),
-        Vectors::F32(&[0.0; 10]),
-        4,
+        StridedRows {
+            values: Vectors::F32(&[0.0; 10]),
+            stride: 4,
+            next: Vectors::F32(&[]),
+        },
         1.0,
         ViewMut::dense(&mut [0.0; 3], 3),
     );

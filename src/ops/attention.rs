@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use blt_kernels::{Isa, Vectors, View, ViewMut};
+use blt_kernels::{Isa, StridedRows, Vectors, View, ViewMut};
 
 use super::Compute;
 use crate::few::Few;
@@ -85,10 +85,10 @@ pub fn attention<K: Keys>(
     let visible = || runs.iter().flat_map(|(_, visible)| *visible);
     let n_scores: usize = visible().map(|r| r.len()).sum();
     let n_tasks = compute.n_tasks(2 * n_scores * dim);
-    // A task is some rows of some heads.
+    // A task is some rows of some heads; each thread gets as many.
     let n_heads = match n_tasks {
         1 => heads.n_heads,
-        _ => heads.n_heads.div_ceil(n_tasks),
+        n => (heads.n_heads).div_ceil(n.next_multiple_of(compute.n_threads())),
     };
     let size = (ROWS, n_heads * heads.head_dim);
     let mut left = out;
@@ -108,10 +108,17 @@ pub fn attention<K: Keys>(
         let mut p = compute.buffer(n * span.len()); // (n, span)
         let mut p2 = compute.buffer(lambda.map_or(0, |_| p.len()));
         for (i, head) in (col..col + width).step_by(heads.head_dim).enumerate() {
+            let kv_head = head / heads.head_dim / (heads.n_heads / heads.n_kv_heads);
+            let has_next = head + heads.head_dim < col + width;
             let seen = Seen {
                 isa: compute.isa(),
                 keys,
-                kv_head: head / heads.head_dim / (heads.n_heads / heads.n_kv_heads),
+                kv_head,
+                next_head: if has_next {
+                    kv_head + 1
+                } else {
+                    heads.n_kv_heads
+                },
                 visible,
                 span: span.clone(),
             };
@@ -138,6 +145,8 @@ struct Seen<'t, K> {
     isa: Isa,
     keys: &'t K,
     kv_head: usize,
+    /// The head whose keys will be needed next, or the number of heads.
+    next_head: usize,
     /// What each row sees.
     visible: &'t [Range<usize>],
     /// From what the first row sees to what the last one sees.
@@ -171,9 +180,13 @@ impl<K: Keys> Seen<'_, K> {
         let ((n, d), width) = (q.shape(), self.span.len());
         let scale = 1.0 / (d as f32).sqrt();
         for (tile, offset, at) in self.parts(self.span.clone()) {
-            let keys = tile.k.slice(offset + first..tile.k.len());
+            let keys = StridedRows {
+                values: tile.k.slice(offset + first..tile.k.len()),
+                stride: tile.row_stride,
+                next: tile.v.slice(offset..tile.v.len()),
+            };
             let p = ViewMut::strided(&mut p[at.start..], n, at.len(), width);
-            blt_kernels::dot_rows(self.isa, q, keys, tile.row_stride, scale, p);
+            blt_kernels::dot_rows(self.isa, q, keys, scale, p);
         }
         for (p, visible) in p.chunks_exact_mut(width).zip(self.visible) {
             let seen = visible.start - self.span.start..visible.end - self.span.start;
@@ -209,11 +222,16 @@ impl<K: Keys> Seen<'_, K> {
     ) {
         let width = self.span.len();
         for (tile, offset, at) in self.parts(positions) {
-            let values = tile.v.slice(offset..tile.v.len());
+            let next = offset + (self.next_head - self.kv_head) * tile.head_stride;
+            let values = StridedRows {
+                values: tile.v.slice(offset..tile.v.len()),
+                stride: tile.row_stride,
+                next: tile.k.slice(next.min(tile.k.len())..tile.k.len()),
+            };
             let p = &p[rows.start * width + at.start..];
             let p = View::strided(p, rows.len(), at.len(), width);
             let out = out.rows(rows.clone());
-            blt_kernels::weighted_sum(self.isa, p, values, tile.row_stride, out);
+            blt_kernels::weighted_sum(self.isa, p, values, out);
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use rounded::{linear_rounded, round_row};
 
 use half::f16;
 
-use crate::{Vectors, View, ViewMut, Weights};
+use crate::{StridedRows, View, ViewMut, Weights};
 use exp::exp;
 
 /// The number of lanes of every sum.
@@ -68,31 +68,29 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 pub(crate) fn dot_rows(
     q: View<'_, f32>,
-    rows: Vectors,
-    stride: usize,
+    rows: StridedRows<'_>,
     scale: f32,
     out: &mut ViewMut<'_, f32>,
 ) {
     let (m, d) = q.shape();
     for i in 0..m {
         for (j, out) in out.row(i).iter_mut().enumerate() {
-            let row: Vec<f32> = (0..d).map(|c| rows.at(j * stride + c)).collect();
+            let row: Vec<f32> = (0..d)
+                .map(|c| rows.values.at(j * rows.stride + c))
+                .collect();
             *out = scale * dot(q.row(i, 0, d), &row);
         }
     }
 }
 
-pub(crate) fn weighted_sum(
-    p: View<'_, f32>,
-    rows: Vectors,
-    stride: usize,
-    acc: &mut ViewMut<'_, f32>,
-) {
+pub(crate) fn weighted_sum(p: View<'_, f32>, rows: StridedRows<'_>, acc: &mut ViewMut<'_, f32>) {
     let (m, n) = p.shape();
     for i in 0..m {
         for j in 0..n {
             for (c, acc) in acc.row(i).iter_mut().enumerate() {
-                *acc = p.get(i, j).mul_add(rows.at(j * stride + c), *acc);
+                *acc = p
+                    .get(i, j)
+                    .mul_add(rows.values.at(j * rows.stride + c), *acc);
             }
         }
     }

@@ -26,7 +26,7 @@ use core::ops::Range;
 
 use super::{Ahead, Simd};
 use crate::scalar::LANES;
-use crate::{Vectors, View, ViewMut};
+use crate::{StridedRows, Vectors, View, ViewMut};
 
 /// How a weight is stored.
 pub(crate) trait Element {
@@ -545,14 +545,13 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 pub(crate) fn dot_rows<S: Simd>(
     s: S,
     q: View<'_, f32>,
-    rows: Vectors,
-    stride: usize,
+    rows: StridedRows<'_>,
     scale: f32,
     out: &mut ViewMut<'_, f32>,
 ) {
-    match rows {
-        Vectors::F32(_) => dot_rows_of::<S, F32>(s, q, rows.bytes(), stride, scale, out),
-        Vectors::F16(_) => dot_rows_of::<S, F16>(s, q, rows.bytes(), stride, scale, out),
+    match rows.values {
+        Vectors::F32(_) => dot_rows_of::<S, F32>(s, q, rows, scale, out),
+        Vectors::F16(_) => dot_rows_of::<S, F16>(s, q, rows, scale, out),
     }
 }
 
@@ -560,8 +559,7 @@ pub(crate) fn dot_rows<S: Simd>(
 fn dot_rows_of<S: Simd, E: Element>(
     s: S,
     q: View<'_, f32>,
-    rows: &[u8],
-    stride: usize,
+    mut rows: StridedRows<'_>,
     scale: f32,
     out: &mut ViewMut<'_, f32>,
 ) {
@@ -569,10 +567,11 @@ fn dot_rows_of<S: Simd, E: Element>(
     let mut i = 0;
     while i < m {
         i += match m - i {
-            4.. => dot_rows_with::<S, E, 4>(s, q, i, rows, stride, scale, out),
-            2.. => dot_rows_with::<S, E, 2>(s, q, i, rows, stride, scale, out),
-            _ => dot_rows_with::<S, E, 1>(s, q, i, rows, stride, scale, out),
+            4.. => dot_rows_with::<S, E, 4>(s, q, i, rows, scale, out),
+            2.. => dot_rows_with::<S, E, 2>(s, q, i, rows, scale, out),
+            _ => dot_rows_with::<S, E, 1>(s, q, i, rows, scale, out),
         };
+        rows.next = Vectors::F32(&[]);
     }
 }
 
@@ -582,14 +581,14 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
     s: S,
     q: View<'_, f32>,
     i: usize,
-    rows: &[u8],
-    stride: usize,
+    rows: StridedRows<'_>,
     scale: f32,
     out: &mut ViewMut<'_, f32>,
 ) -> usize {
     let ((m, d), n) = (q.shape(), out.shape().1);
     assert!(i + N <= m);
-    let stride = stride * E::BYTES;
+    let (stride, next) = (rows.stride * E::BYTES, rows.next.bytes());
+    let rows = rows.values.bytes();
     let x = || {
         let (start, stride) = q.row_start(i);
         Inputs {
@@ -601,6 +600,9 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
     let ahead = Ahead::Often(4 * stride);
     let mut j = 0;
     while j + 4 <= n {
+        for row in j..j + 4 {
+            ask_for_row(s, next, row * stride, d * E::BYTES);
+        }
         let w = Rows {
             start: rows[j * stride..][..3 * stride + d * E::BYTES].as_ptr(),
             stride,
@@ -615,6 +617,7 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
         j += 4;
     }
     while j < n {
+        ask_for_row(s, next, j * stride, d * E::BYTES);
         let w = Rows {
             start: rows[j * stride..][..d * E::BYTES].as_ptr(),
             stride,
@@ -628,4 +631,14 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
         j += 1;
     }
     N
+}
+
+/// Asks for the cache lines of the row of `bytes` bytes at `at`, as far as there is one.
+#[inline(always)]
+pub(super) fn ask_for_row<S: Simd>(s: S, rows: &[u8], at: usize, bytes: usize) {
+    if let Some(row) = rows.get(at..at + bytes) {
+        for line in row.chunks(64) {
+            s.prefetch(line.as_ptr());
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! Everything that is not a matrix: softmax, norms, gates, rotations and elementwise sums.
 
-use super::linear::{Bf16, Element, F16, F32};
+use super::linear::{Bf16, Element, F16, F32, ask_for_row};
 use super::{Simd, dot, fold_vectors, for_vectors};
 use crate::scalar::{self, LANES};
-use crate::{Vectors, View, ViewMut, Weights};
+use crate::{StridedRows, Vectors, View, ViewMut, Weights};
 use half::f16;
 
 /// `e^x`, by the operations of [`scalar::exp`].
@@ -126,13 +126,12 @@ pub(crate) fn max_assign<S: Simd>(s: S, acc: &mut [f32], row: &[f32]) {
 pub(crate) fn weighted_sum<S: Simd>(
     s: S,
     p: View<'_, f32>,
-    rows: Vectors,
-    stride: usize,
+    rows: StridedRows<'_>,
     acc: &mut ViewMut<'_, f32>,
 ) {
-    match rows {
-        Vectors::F32(_) => weighted_sum_of::<S, F32>(s, p, rows.bytes(), stride, acc),
-        Vectors::F16(_) => weighted_sum_of::<S, F16>(s, p, rows.bytes(), stride, acc),
+    match rows.values {
+        Vectors::F32(_) => weighted_sum_of::<S, F32>(s, p, rows, acc),
+        Vectors::F16(_) => weighted_sum_of::<S, F16>(s, p, rows, acc),
     }
 }
 
@@ -140,15 +139,14 @@ pub(crate) fn weighted_sum<S: Simd>(
 fn weighted_sum_of<S: Simd, E: Element>(
     s: S,
     p: View<'_, f32>,
-    rows: &[u8],
-    stride: usize,
+    mut rows: StridedRows<'_>,
     acc: &mut ViewMut<'_, f32>,
 ) {
     let ((m, n), d) = (p.shape(), acc.shape().1);
     if n == 0 {
         return;
     }
-    let stride = stride * E::BYTES;
+    let stride = rows.stride * E::BYTES;
     let whole = d - d % LANES;
     let mut c = 0;
     while c < whole {
@@ -157,15 +155,15 @@ fn weighted_sum_of<S: Simd, E: Element>(
             2.. => 2,
             _ => 1,
         };
-        let rows = &rows[c * E::BYTES..];
         let mut i = 0;
         while i < m {
             i += match (vectors, m - i) {
-                (4, 4..) => weighted_columns::<S, E, 4, 4>(s, p, i, rows, stride, acc, c),
-                (4, _) => weighted_columns::<S, E, 1, 4>(s, p, i, rows, stride, acc, c),
-                (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, stride, acc, c),
-                _ => weighted_columns::<S, E, 1, 1>(s, p, i, rows, stride, acc, c),
+                (4, 4..) => weighted_columns::<S, E, 4, 4>(s, p, i, rows, acc, c),
+                (4, _) => weighted_columns::<S, E, 1, 4>(s, p, i, rows, acc, c),
+                (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, acc, c),
+                _ => weighted_columns::<S, E, 1, 1>(s, p, i, rows, acc, c),
             };
+            rows.next = Vectors::F32(&[]);
         }
         c += vectors * LANES;
     }
@@ -173,6 +171,7 @@ fn weighted_sum_of<S: Simd, E: Element>(
         return;
     }
     let bytes = (d - whole) * E::BYTES;
+    let rows = rows.values.bytes();
     for i in 0..m {
         let tail = &mut acc.row(i)[whole..];
         let mut sum = s.load_padded(tail, 0.0);
@@ -191,12 +190,13 @@ fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
     p: View<'_, f32>,
     i: usize,
-    rows: &[u8],
-    stride: usize,
+    rows: StridedRows<'_>,
     acc: &mut ViewMut<'_, f32>,
     c: usize,
 ) -> usize {
     let n = p.shape().1;
+    let (stride, next) = (rows.stride * E::BYTES, rows.next.bytes());
+    let rows = &rows.values.bytes()[c * E::BYTES..];
     let width = N * LANES;
     let mut sums = [[s.splat(0.0); N]; M];
     for (m, sums) in sums.iter_mut().enumerate() {
@@ -208,6 +208,7 @@ fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
     let weights: [&[f32]; M] = core::array::from_fn(|m| p.row(i + m, 0, n));
     assert!(weights.iter().all(|w| w.len() == n));
     for j in 0..n {
+        ask_for_row(s, next, j * stride, acc.shape().1 * E::BYTES);
         let row = &rows[j * stride..][..width * E::BYTES];
         let mut values = [s.splat(0.0); N];
         for (v, value) in values.iter_mut().enumerate() {

@@ -263,15 +263,13 @@ macro_rules! entry_points {
             fn dot(a: &[f32], b: &[f32]) -> f32;
             fn dot_rows(
                 q: $crate::View<'_, f32>,
-                rows: $crate::Vectors,
-                stride: usize,
+                rows: $crate::StridedRows<'_>,
                 scale: f32,
                 out: &mut $crate::ViewMut<'_, f32>
             ) -> ();
             fn weighted_sum(
                 p: $crate::View<'_, f32>,
-                rows: $crate::Vectors,
-                stride: usize,
+                rows: $crate::StridedRows<'_>,
                 acc: &mut $crate::ViewMut<'_, f32>
             ) -> ();
             fn round_row(x: &[f32], out: &mut [u16]) -> ();
