@@ -17,6 +17,7 @@ use half::f16;
 use crate::codec::{ReadError, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::ops::{Compute, Heads, Keys, KvTile};
+use crate::tensor::DType;
 
 /// Positions in a page.
 const PAGE: usize = 64;
@@ -35,6 +36,23 @@ pub enum KvType {
 impl KvType {
     /// All types.
     pub const ALL: [KvType; 2] = [KvType::F32, KvType::F16];
+
+    /// What sessions have unless told, by the type of the global transformer's matrices: half floats if
+    /// they are quantised, a rounding a hundred times coarser, and else all bits.
+    pub fn for_weights(matrices: DType) -> KvType {
+        match matrices.is_quantized() {
+            true => KvType::F16,
+            false => KvType::F32,
+        }
+    }
+
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            KvType::F32 => size_of::<f32>(),
+            KvType::F16 => size_of::<f16>(),
+        }
+    }
 
     /// The name that is parsed and shown.
     pub fn name(self) -> &'static str {

@@ -250,7 +250,7 @@ impl SessionOptions {
     /// Sets [`SessionOptions::kv`].
     #[must_use]
     pub fn kv(mut self, kv: KvType) -> Self {
-        self.kv = kv;
+        self.kv = Some(kv);
         self
     }
 }

@@ -51,9 +51,9 @@ pub struct SessionOptions {
     pub max_patches: Option<usize>,
     /// What to do at a limit.
     pub overflow: Overflow,
-    /// How keys and values are kept. Either way every chunking gives the same bits; the two differ
-    /// from each other by rounding.
-    pub kv: KvType,
+    /// How keys and values are kept; as [`Model::default_kv`] says if `None`. Either way every chunking
+    /// gives the same bits; the two differ from each other by rounding.
+    pub kv: Option<KvType>,
 }
 
 /// One sequence and its caches. `Clone` is a fork that shares what both have in common.
@@ -116,12 +116,16 @@ impl Session {
             }
         }
         let entropies = patcher.needs_entropy() || options.entropies;
-        let empty = State::new(model, patcher, entropies, options.entropy_reset, options.kv);
+        let kv = options.kv.unwrap_or(model.default_kv());
+        let empty = State::new(model, patcher, entropies, options.entropy_reset, kv);
         Ok(Session {
             model: model.clone(),
             max_bytes: options.max_bytes.unwrap_or(config.max_bytes),
             max_patches: options.max_patches.unwrap_or(config.max_patches),
-            options,
+            options: SessionOptions {
+                kv: Some(kv),
+                ..options
+            },
             state: empty.clone(),
             empty,
             logits: Vec::new(),

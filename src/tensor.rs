@@ -128,6 +128,9 @@ pub struct Tensor {
     range: Range<usize>, // of storage.bytes(); its length is dtype.size_of(shape)
 }
 
+/// The smallest page of the systems we run on.
+const PAGE: usize = 4096;
+
 impl Tensor {
     /// A view of `storage`, `offset` bytes into it.
     ///
@@ -330,8 +333,17 @@ impl Tensor {
         let _ = row;
     }
 
+    /// Waits until the pages of a row are in memory and mapped. A row out of range is passed over. Does
+    /// nothing for bytes in memory.
+    pub fn touch_row(&self, row: usize) {
+        if let (Storage::Mapped(_), Some(pages)) = (&self.storage, self.pages(row)) {
+            for page in pages.step_by(PAGE) {
+                std::hint::black_box(self.storage.bytes()[page]);
+            }
+        }
+    }
+
     /// The bytes of the tensor among which those of row `row` are.
-    #[cfg_attr(not(unix), allow(dead_code))]
     fn row_range(&self, row: usize) -> Range<usize> {
         const TILE: usize = BlockFormat::TILE_ROWS;
         let row_bytes = self.row_bytes();
@@ -350,10 +362,7 @@ impl Tensor {
     }
 
     /// The bytes of row `row` in the storage, rounded out to pages; `None` if there is no such row.
-    #[cfg_attr(not(unix), allow(dead_code))]
     fn pages(&self, row: usize) -> Option<Range<usize>> {
-        /// The smallest page of the systems we run on.
-        const PAGE: usize = 4096;
         if row >= self.rows() || self.range.is_empty() {
             return None;
         }

@@ -29,7 +29,7 @@ fn models_and_texts() -> Vec<(String, Model, Vec<Vec<Id>>)> {
 fn settings(i: usize) -> SessionOptions {
     SessionOptions {
         no_bos: true, // the texts have it, where it belongs
-        kv: KvType::ALL[i % 2],
+        kv: Some(KvType::ALL[i % 2]),
         patch_lengths: (i % 3 == 2).then(|| vec![1, 2, 5, 3, 1]),
         entropy_reset: (i % 4 == 1).then_some(37),
         ..SessionOptions::default()

@@ -96,7 +96,7 @@ fn settings_come_back() {
         max_bytes: Some(40),
         max_patches: Some(30),
         overflow: Overflow::Slide { keep: 6 },
-        kv: KvType::F16,
+        kv: Some(KvType::F16),
         ..SessionOptions::default()
     };
     let mut session = Session::new(&model, options).unwrap();

@@ -60,7 +60,8 @@ pub enum blt_option {
     /// Sessions, int: when the context is full, go on with so many of the last bytes instead of
     /// failing with BLT_ERROR_CONTEXT_FULL.
     BLT_OPTION_SLIDE_KEEP = 30,
-    /// Sessions, text: how keys and values are kept, "f32" or "f16" (half the memory); "f32".
+    /// Sessions, text: how keys and values are kept, "f32" or "f16" (half the memory); "f16" if the
+    /// weights are quantised, else "f32".
     BLT_OPTION_KV = 31,
 
     /// Choosing bytes, real: 0 always takes the most probable; 0.8.
@@ -285,8 +286,9 @@ impl Settings {
                 self.model = self.model.clone().profile(profile);
             }
             BLT_OPTION_KV => {
-                self.session.kv =
+                let kv =
                     (word.parse()).map_err(|e: Error| Failure::argument(&name, e.to_string()))?;
+                self.session.kv = Some(kv);
             }
             BLT_OPTION_STOP if text.is_empty() => self.generate.stop.clear(),
             BLT_OPTION_STOP => self.generate.stop.push(text.to_vec()),

@@ -123,18 +123,22 @@ impl Encoder {
                 self.hasher.rows(ids, first + i, rows);
             }
         }
-        for (t, table) in self.hash_embeddings.iter().enumerate() {
-            let of_table = rows.iter().skip(t).step_by(n_tables);
-            of_table.for_each(|&row| table.tensor().prefetch_row(row));
-        }
+        // A page that was never read costs a few microseconds even if the system has it: all threads
+        // look for them, once all are asked for.
+        let tensor = |at: usize| self.hash_embeddings[at % n_tables].tensor();
+        compute.each(&mut rows, 1 << 15, |at, row| tensor(at).prefetch_row(*row));
+        compute.each(&mut rows, 1 << 16, |at, row| tensor(at).touch_row(*row));
         let mut x = compute.buffer(n * dim);
         x.fill(0.0);
-        for (i, x) in x.chunks_exact_mut(dim).enumerate() {
-            ops::add_table_row(compute, &self.tok_embeddings, ids[first + i].into(), x);
-            for (t, table) in self.hash_embeddings.iter().enumerate() {
-                ops::add_table_row(compute, table, rows[i * n_tables + t], x);
+        compute.rows(&mut x, dim, 4 * (1 + n_tables), |run, x| {
+            for (i, x) in x.chunks_exact_mut(dim).enumerate() {
+                let i = run + i;
+                ops::add_table_row(compute, &self.tok_embeddings, ids[first + i].into(), x);
+                for (t, table) in self.hash_embeddings.iter().enumerate() {
+                    ops::add_table_row(compute, table, rows[i * n_tables + t], x);
+                }
             }
-        }
+        });
         x
     }
 

@@ -27,6 +27,7 @@ mod weights;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
 use crate::device::{Device, TablePlace};
@@ -149,6 +150,12 @@ impl Model {
     /// The name of the GPU that computes; `None` if the CPU does.
     pub fn gpu_name(&self) -> Option<&str> {
         self.device.as_ref().map(|device| device.name())
+    }
+
+    /// How sessions keep keys and values unless told: see [`KvType::for_weights`].
+    pub fn default_kv(&self) -> KvType {
+        let first = self.weights.global.layers.blocks.first();
+        first.map_or(KvType::F32, |b| KvType::for_weights(b.wq.tensor().dtype()))
     }
 
     /// The hyper-parameters.

@@ -218,7 +218,7 @@ impl Compute {
 
     /// Calls `f(first, rows)` on the threads for runs of rows of x (n, dim); `work` as for
     /// [`Compute::runs`].
-    pub(super) fn rows(
+    pub(crate) fn rows(
         &self,
         x: &mut [f32],
         dim: usize,

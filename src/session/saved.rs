@@ -180,7 +180,7 @@ impl Session {
             Overflow::Error => None,
             Overflow::Slide { keep } => Some(*keep),
         })?;
-        out.u8((*kv == KvType::F16).into())
+        out.u8((*kv == Some(KvType::F16)).into())
     }
 }
 
@@ -242,10 +242,10 @@ fn load_options(input: &mut Reader<'_>) -> Result<SessionOptions, ReadError> {
             None => Overflow::Error,
             Some(keep) => Overflow::Slide { keep },
         },
-        kv: match input.flag("kv")? {
+        kv: Some(match input.flag("kv")? {
             false => KvType::F32,
             true => KvType::F16,
-        },
+        }),
     })
 }
 

@@ -104,8 +104,8 @@ fn read_with(
 /// Compares two readings of a text: patches, entropies, logits.
 fn compare(what: &str, gpu: &(Vec<f32>, Session), cpu: &(Vec<f32>, Session)) {
     let tolerance = match gpu.1.options().kv {
-        KvType::F32 => ENTROPY_TOLERANCE,
-        KvType::F16 => HALF_ENTROPY_TOLERANCE,
+        Some(KvType::F16) => HALF_ENTROPY_TOLERANCE,
+        _ => ENTROPY_TOLERANCE,
     };
     assert_entropies(what, gpu.1.entropies(), cpu.1.entropies(), tolerance);
     assert_eq!(

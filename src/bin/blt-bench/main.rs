@@ -108,9 +108,10 @@ struct Args {
     #[argh(option, arg_name = "name", default = "Profile::Exact")]
     profile: Profile,
 
-    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
-    #[argh(option, arg_name = "type", default = "KvType::F32")]
-    kv: KvType,
+    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default: f16 if the weights
+    /// are quantised, else f32)
+    #[argh(option, arg_name = "type")]
+    kv: Option<KvType>,
 
     /// what computes: cpu, cuda, cuda:N, or auto, which is the GPU if it can and else the CPU
     /// (default: cpu)
@@ -179,10 +180,11 @@ fn run(args: Args) -> Result<(), Failure> {
         None => choice.path()?,
     };
     let model = choice.take(&checkpoint)?;
+    let kv = args.kv.unwrap_or(model.default_kv());
     let bench = Bench {
         model: &model,
         patch_length: args.patch_length,
-        kv: args.kv,
+        kv,
         n_runs: args.runs,
         n_sessions: args.batch,
     };
@@ -198,7 +200,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let cache_traffic = generate.as_ref().map_or(0.0, |runs| {
         let (config, entropy) = (model.config(), bench.runs_entropy_model());
         let halfway = context as f64 + args.n_bytes as f64 / 2.0;
-        weights::cache_traffic(config, args.kv, entropy, halfway, runs.patches_per_byte())
+        weights::cache_traffic(config, kv, entropy, halfway, runs.patches_per_byte())
     });
     let report = Report {
         peak_memory,
@@ -209,7 +211,7 @@ fn run(args: Args) -> Result<(), Failure> {
         n_threads: model.compute().n_threads(),
         n_sessions: args.batch,
         profile: args.profile,
-        kv: args.kv,
+        kv,
         prompt,
         generate,
         traffic: Traffic::of(&checkpoint, bench.runs_entropy_model()),

@@ -113,7 +113,7 @@ impl Bench<'_> {
                 patch_lengths: self.patch_length.map(lengths),
                 // Given lengths stand in for what the entropy model would say: it runs all the same.
                 entropies: self.patch_length.is_some() && self.model.has_entropy_model(),
-                kv: self.kv,
+                kv: Some(self.kv),
                 ..SessionOptions::default()
             },
         )

@@ -6,6 +6,7 @@ use blt::checkpoint::{Checkpoint, config_to_json};
 use blt::config::{Config, CrossAttentionConfig, PatchingMode, TransformerConfig};
 use serde_json::{Map, Value, json};
 
+use blt::KvType;
 use blt::cli::units;
 use blt::cli::weights::{Part, Traffic, by_part};
 

@@ -112,9 +112,10 @@ struct Args {
     #[argh(option, arg_name = "name", default = "Profile::Exact")]
     profile: Profile,
 
-    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default f32)
-    #[argh(option, arg_name = "type", default = "KvType::F32")]
-    kv: KvType,
+    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default: f16 if the weights
+    /// are quantised, else f32)
+    #[argh(option, arg_name = "type")]
+    kv: Option<KvType>,
 
     /// what computes: cpu, cuda, cuda:N, or auto, which is the GPU if it can and else the CPU
     /// (default: cpu)
