@@ -46,14 +46,6 @@ impl KvType {
         }
     }
 
-    /// Bytes of a value.
-    pub fn size(self) -> usize {
-        match self {
-            KvType::F32 => size_of::<f32>(),
-            KvType::F16 => size_of::<f16>(),
-        }
-    }
-
     /// The name that is parsed and shown.
     pub fn name(self) -> &'static str {
         match self {

@@ -27,6 +27,10 @@ impl DeviceModel {
         match *self {}
     }
 
+    pub fn n_kernels(&self) -> (usize, usize) {
+        match *self {}
+    }
+
     pub fn name(&self) -> &str {
         match *self {}
     }

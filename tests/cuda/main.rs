@@ -348,7 +348,7 @@ fn long_contexts_agree_with_the_cpu() {
             mode: PatchingMode::Byte,
             ..model.config().patcher.clone()
         }),
-        kv,
+        kv: Some(kv),
         ..SessionOptions::default()
     };
     let mut random = common::Random(8);

@@ -27,7 +27,7 @@ impl Memory {
         Memory {
             traffic: Traffic::of(checkpoint, runs_entropy_model(config)),
             resident: resident.map(|(_, weights)| weights.bytes).sum(),
-            caches: cache_bytes(config),
+            caches: cache_bytes(config, default_kv(checkpoint)),
         }
     }
 }
@@ -36,13 +36,20 @@ fn runs_entropy_model(config: &Config) -> bool {
     config.entropy.is_some() && config.patcher.mode == PatchingMode::Entropy
 }
 
-/// Keys and values in single precision: a window of bytes in the local parts, all patches in the
+/// As sessions keep keys and values unless told.
+fn default_kv(checkpoint: &Checkpoint) -> KvType {
+    let mut global = (checkpoint.tensors()).filter(|(name, _)| name.starts_with("global.layers."));
+    let matrix = global.find(|(name, _)| name.ends_with(".wq"));
+    matrix.map_or(KvType::F32, |(_, wq)| KvType::for_weights(wq.dtype()))
+}
+
+/// Keys and values: a window of bytes in the local parts, all patches in the
 /// global one, and the global output of each patch. The few hundred positions that a session keeps
 /// beyond a window, to go back, are left out.
-fn cache_bytes(config: &Config) -> u64 {
+fn cache_bytes(config: &Config, kv: KvType) -> u64 {
     let stack = |c: &TransformerConfig, positions: usize| {
         let kept = c.window.map_or(positions, |window| window.min(positions));
-        (2 * c.n_layers * c.n_kv_heads * c.head_dim * size_of::<f32>()) as u64 * kept as u64
+        (2 * c.n_layers * c.n_kv_heads * c.head_dim * kv.n_bytes()) as u64 * kept as u64
     };
     let entropy = config
         .entropy
