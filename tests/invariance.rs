@@ -29,7 +29,7 @@ fn seen(session: &Session, logits: &[f32]) -> Seen {
 }
 
 fn at_once(model: &Model, ids: &[Id]) -> Seen {
-    at_once_in(model, KvType::F32, ids)
+    at_once_in(model, model.default_kv(), ids)
 }
 
 fn at_once_in(model: &Model, kv: KvType, ids: &[Id]) -> Seen {
@@ -175,13 +175,19 @@ fn every_instruction_set_gives_the_scalar_bits() {
 }
 
 #[test]
-fn half_float_caches_keep_the_promise() {
+fn caches_of_the_other_type_keep_the_promise() {
     use blt_kernels::Isa;
     let mut n_differ = 0;
     for (name, model, texts) in some_models() {
         let ids = &texts[0];
-        let options = || SessionOptions::new().kv(KvType::F16);
-        let expected = at_once_in(&model, KvType::F16, ids);
+        let is_quantized = BlockFormat::ALL.iter().any(|f| name.ends_with(f.name()));
+        let (usual, kv) = match is_quantized {
+            true => (KvType::F16, KvType::F32),
+            false => (KvType::F32, KvType::F16),
+        };
+        assert_eq!(model.default_kv(), usual, "{name}");
+        let options = || SessionOptions::new().kv(kv);
+        let expected = at_once_in(&model, kv, ids);
         n_differ += usize::from(expected.logits != at_once(&model, ids).logits);
         for most in [1, 7] {
             let mut random = Random(most as u64);
@@ -193,9 +199,10 @@ fn half_float_caches_keep_the_promise() {
                 rest = &rest[n..];
             }
             assert!(seen(&session, &logits) == expected, "{name}: up to {most}");
-            let mut wide = common::session(&model, SessionOptions::new());
-            wide.feed_ids(ids).unwrap();
-            assert!(session.cache_bytes() < wide.cache_bytes(), "{name}");
+            let mut other = common::session(&model, SessionOptions::new());
+            other.feed_ids(ids).unwrap();
+            let smaller = session.cache_bytes() < other.cache_bytes();
+            assert_eq!(smaller, kv == KvType::F16, "{name}");
             // Back, and on from there.
             let half = ids.len() / 2;
             session.rewind(half).unwrap();
@@ -207,11 +214,11 @@ fn half_float_caches_keep_the_promise() {
             );
         }
         let threads = Compute::new(Some(3), None).unwrap().split_everything();
-        let found = at_once_in(&model.with_compute(threads), KvType::F16, ids);
+        let found = at_once_in(&model.with_compute(threads), kv, ids);
         assert!(found == expected, "{name}: threads");
         for isa in Isa::available() {
             let model = model.with_compute(Compute::new(Some(1), Some(isa)).unwrap());
-            let found = at_once_in(&model, KvType::F16, ids);
+            let found = at_once_in(&model, kv, ids);
             let same = found == expected;
             assert!(same || isa == Isa::Portable, "{name}: {}", isa.name());
         }
