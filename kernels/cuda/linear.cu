@@ -19,7 +19,7 @@
 #include "mma.cuh"
 
 DEVICE void finish(float *y, float sum, unsigned mode) {
-    *y = mode == 0 ? sum : mode == 1 ? *y + sum : 2 * *y + sum;
+    *y = mode == 0 ? sum : fmaf((float)mode, *y, sum);
 }
 
 constexpr unsigned NARROW_WARPS = 8;  // of a block
@@ -155,8 +155,9 @@ struct Share {
         : lane(thread % WARP), w_tile(thread / WARP % 2 * 4), x_tile(thread / WARP / 2 * 4) {}
 };
 
-// 128 x 128 outputs per block, for whole runs of 32 columns; grid (rows / 128, n / 128), 256 threads: 8 warps of 64
-// rows of W by 32 of x.
+// 128 x 128 outputs per block, for whole runs of 32 columns; grid (rows / 128, n / 128, slices), 256 threads: 8 warps
+// of 64 rows of W by 32 of x. A slice is `slice_runs` of the runs, a multiple of SCALE_RUNS; where there is more than
+// one, y is (slices, n, stride), for `join_slices`.
 //
 //     for each step of 16 columns:
 //         ask for W, then x of the next step, into registers
@@ -178,9 +179,12 @@ struct Share {
 // less than a tenth of the issue slots, and cost a launch and a pass over x. Scales cost 2 fma per mma, minimums 2
 // more. So mma is the bottleneck, and its peak is half of the tensor cores' for products of f32 by bf16 or whole
 // numbers, a third for f32 and f16.
+//
+// Slices are for the global transformer, whose rows are patches: 2,048 x 2,048 weights and 115 patches are 16 blocks
+// of outputs, 65,000 clocks of mma each; in 8 slices 128 blocks of 8,200, and 7 MB of sums written and read again.
 template <class F>
 DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride,
-                   unsigned n, unsigned mode) {
+                   unsigned n, unsigned mode, unsigned slice_runs) {
     // Each by step of a run. W: high and low parts; x: both; scales by row; the sums of x that minimums are for.
     __shared__ uint4 of_w[2][F::LOW_PART ? 2 : 1][SIDE / 16 * WARP], of_x[2][SIDE / 8 * WARP];
     __shared__ float scales[2 * SCALE_RUNS][SIDE], minimums[2 * SCALE_RUNS][SIDE];
@@ -220,13 +224,14 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
         }
     };
     float sums[4][4][4] = {};
-    unsigned runs = cols / 32;
+    unsigned first = blockIdx.z * slice_runs, runs = cols / 32;
+    if (first + slice_runs < runs) runs = first + slice_runs;
     UNROLL
     for (unsigned part = 0; part < 3; part++) {
-        fetch(0, 0, part);
+        fetch(first, 0, part);
         put(0, part);
     }
-    for (unsigned run = 0; run < runs; run++) {
+    for (unsigned run = first; run < runs; run++) {
         if (F::SCALES > 0 && run % SCALE_RUNS == 0) {
             __syncthreads();
             for (unsigned i = anew(threadIdx.x); i < 2 * SCALE_RUNS * SIDE; i += blockDim.x) {
@@ -244,10 +249,11 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
             unsigned lane = share.lane, w_tile = share.w_tile, x_tile = share.x_tile, g = lane / 4, t = lane % 4;
             bool busy = first_w + 16 * w_tile < rows && first_x + 8 * x_tile < n;
             // After the last step its run once more, put where nothing reads it.
-            unsigned next = run + step < runs ? run + step : run;
+            unsigned next = run + step == runs ? run : run + step;
             uint32_t high[4][2], low[4][2];
+            const uint4 *own_w = of_w[step][0] + w_tile * WARP + lane, *own_x = of_x[step] + x_tile * WARP + lane;
             for (unsigned j = 0; j < 4; j++) {
-                uint4 v = of_x[step][(x_tile + j) * WARP + lane];
+                uint4 v = own_x[j * WARP];
                 high[j][0] = v.x, high[j][1] = v.y, low[j][0] = v.z, low[j][1] = v.w;
             }
             UNROLL
@@ -255,8 +261,7 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
                 fetch(next, 1 - step, part);
                 UNROLL
                 for (unsigned i = part ? part + 1 : 0; busy && i < part + 2; i++) {
-                    unsigned at = (w_tile + i) * WARP + lane;
-                    uint4 v = of_w[step][0][at], l = of_w[step][F::LOW_PART][at];
+                    uint4 v = own_w[i * WARP], l = own_w[(F::LOW_PART * SIDE / 16 + i) * WARP];
                     const uint32_t a_high[4] = {v.x, v.y, v.z, v.w}, a_low[4] = {l.x, l.y, l.z, l.w};
                     unsigned row = 16 * (w_tile + i) + g, from = step * SCALE_RUNS + run % SCALE_RUNS;
                     const float scale[2] = {scales[from][row], scales[from][row + 8]};
@@ -283,8 +288,19 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
             for (unsigned k = 0; k < 4; k++) {
                 unsigned at = first_w + 16 * (w_tile + i) + lane / 4 + k / 2 * 8;
                 unsigned row = first_x + 8 * (x_tile + j) + lane % 4 * 2 + k % 2;
-                if (row < n && at < rows) finish(y + (size_t)row * stride + at, sums[i][j][k], mode);
+                if (row < n && at < rows)
+                    finish(y + ((size_t)blockIdx.z * n + row) * stride + at, sums[i][j][k], mode);
             }
+}
+
+// Adds the sums of slices, in their order; grid (rows / 256, n), 256 threads.
+KERNEL(join_slices)
+(const float *parts, float *y, unsigned rows, unsigned stride, unsigned mode, unsigned slices) {
+    unsigned at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y, n = gridDim.y;
+    if (at >= rows) return;
+    float sum = 0;
+    for (unsigned slice = 0; slice < slices; slice++) sum += parts[((size_t)slice * n + row) * rows + at];
+    finish(y + (size_t)row * stride + at, sum, mode);
 }
 
 #define LINEAR(name, LAYOUT, FORMAT)                                                                              \
@@ -300,8 +316,8 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
     }                                                                                                             \
     KERNEL(BOUNDED(256, 2) matmul_##name)                                                                         \
     (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \
-     unsigned mode) {                                                                                             \
-        matmul<LAYOUT<FORMAT>>(w, x, y, rows, cols, stride, n, mode);                                             \
+     unsigned mode, unsigned slice_runs) {                                                                        \
+        matmul<LAYOUT<FORMAT>>(w, x, y, rows, cols, stride, n, mode, slice_runs);                                 \
     }
 
 LINEAR(f32, Plain, F32)

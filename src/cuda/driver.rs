@@ -412,15 +412,15 @@ impl Gpu {
         self.check(result, "copy on it")
     }
 
-    /// Runs a kernel on `grid` blocks of `threads` threads.
+    /// Runs a kernel on `grid` blocks, in up to three dimensions, of `threads` threads.
     ///
     /// # Safety
     /// `args` are of the kernel's types, in its order, and its pointers hold what it reads and writes for
     /// this grid.
-    pub(super) unsafe fn launch(
+    pub(super) unsafe fn launch<const D: usize>(
         &self,
         kernel: Kernel,
-        grid: [usize; 2],
+        grid: [usize; D],
         threads: usize,
         args: &[Arg],
     ) -> Result<()> {
@@ -437,7 +437,11 @@ impl Gpu {
             .iter_mut()
             .map(|v| std::ptr::from_mut(v).cast())
             .collect();
-        let [x, y] = grid.map(|n| u32::try_from(n).expect("a grid fits"));
+        let mut sides = [1; 3];
+        for (side, n) in sides.iter_mut().zip(grid) {
+            *side = u32::try_from(n).expect("a grid fits");
+        }
+        let [x, y, z] = sides;
         // SAFETY: the caller vouches for the arguments; the driver copies their values before it
         // returns.
         let result = unsafe {
@@ -445,7 +449,7 @@ impl Gpu {
                 kernel.0,
                 x,
                 y,
-                1,
+                z,
                 threads as u32,
                 1,
                 1,

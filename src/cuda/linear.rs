@@ -11,6 +11,28 @@ use crate::tensor::DType;
 /// Most rows whose weights are read once for all of them; only these are normed or gated on the way.
 pub const NARROW_ROWS: usize = 32;
 
+/// Side of the square of outputs that a block of `matmul_*` has, and the columns whose scales it makes at a time:
+/// as in linear.cu.
+const SIDE: usize = 128;
+const SCALE_COLS: usize = 256;
+/// Blocks that all of a GPU should have: where outputs alone are fewer, columns are dealt out too. A number that
+/// is the same for all GPUs, and with it the order of sums.
+const BLOCKS: usize = 256;
+
+/// Sums of products whose columns are dealt out, before they are added; one product at a time.
+#[derive(Debug, Clone)]
+pub struct Slices(Arc<Buffer>);
+
+impl Slices {
+    /// Memory for the largest.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the memory does not suffice.
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Slices> {
+        Ok(Slices(Arc::new(gpu.alloc(BLOCKS * SIDE * SIDE * 4)?)))
+    }
+}
+
 /// An RMSNorm: gain and epsilon.
 #[derive(Debug)]
 pub struct Norm {
@@ -40,6 +62,8 @@ pub struct Linear {
     parts: Vec<Part>,
     rows: usize,
     cols: usize,
+    slices: Slices,
+    join: Kernel,
 }
 
 /// Matrices of one type.
@@ -56,11 +80,11 @@ struct Part {
 }
 
 impl Linear {
-    /// Copies matrices to the device as they lie in the file.
+    /// Copies matrices to the device as they lie in the file. All products of a device can have the same `slices`.
     ///
     /// # Errors
     /// [`Error::Device`] if the memory does not suffice; [`Error::Unsupported`] for matrices of 2^32 values.
-    pub fn new(gpu: &Arc<Gpu>, matrices: &[&Matrix]) -> Result<Linear> {
+    pub fn new(gpu: &Arc<Gpu>, slices: &Slices, matrices: &[&Matrix]) -> Result<Linear> {
         let cols = matrices[0].cols();
         let mut parts: Vec<Part> = Vec::new();
         let mut rows = 0;
@@ -108,7 +132,13 @@ impl Linear {
             });
             rows += of_part;
         }
-        Ok(Linear { parts, rows, cols })
+        Ok(Linear {
+            parts,
+            rows,
+            cols,
+            slices: slices.clone(),
+            join: gpu.kernel("join_slices")?,
+        })
     }
 
     /// Output width: of all matrices together.
@@ -202,20 +232,45 @@ impl Linear {
 
     fn matmul(&self, part: &Part, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
         let gpu = part.weights.gpu();
+        let (w_tiles, x_tiles) = (part.rows.div_ceil(SIDE), n.div_ceil(SIDE));
+        let chunks = self.cols.div_ceil(SCALE_COLS);
+        let in_slice = chunks.div_ceil((BLOCKS / (w_tiles * x_tiles)).max(1));
+        let slices = chunks.div_ceil(in_slice);
+        let to = y.0.after(y.1 + part.first, n * self.rows - part.first);
+        let (sums, stride, first_mode) = match slices {
+            1 => (to, self.rows, mode),
+            _ => {
+                let sums = self.slices.0.holding(slices * n * part.rows);
+                (sums, part.rows, Mode::Set)
+            }
+        };
         let args = [
             part.weights.holding_bytes(part.n_bytes),
             x.0.after(x.1, n * self.cols),
-            y.0.after(y.1 + part.first, n * self.rows - part.first),
+            sums,
             u32_arg(part.rows),
             u32_arg(self.cols),
-            u32_arg(self.rows),
+            u32_arg(stride),
             u32_arg(n),
-            Arg::U32(mode as u32),
+            Arg::U32(first_mode as u32),
+            u32_arg(in_slice * SCALE_COLS / 32),
         ];
-        let grid = [part.rows.div_ceil(128), n.div_ceil(128)];
-        // SAFETY: the arguments of `matmul_*` in linear.cu; `after` checked x and y, the weights are whole
-        // matrices of that shape.
-        unsafe { gpu.launch(part.matmul, grid, 256, &args) }
+        // SAFETY: the arguments of `matmul_*` in linear.cu; x and y or the slices are checked, the weights are
+        // whole matrices of that shape.
+        unsafe { gpu.launch(part.matmul, [w_tiles, x_tiles, slices], 256, &args)? };
+        if slices == 1 {
+            return Ok(());
+        }
+        let args = [
+            sums,
+            to,
+            u32_arg(part.rows),
+            u32_arg(self.rows),
+            Arg::U32(mode as u32),
+            u32_arg(slices),
+        ];
+        // SAFETY: the arguments of `join_slices` in linear.cu, checked as above.
+        unsafe { gpu.launch(self.join, [part.rows.div_ceil(256), n], 256, &args) }
     }
 }
 
@@ -230,8 +285,9 @@ mod tests {
     #[test]
     fn products_are_those_of_the_weights_values() {
         let Some(gpu) = device() else { return };
-        // Two bfloat16 keep 16 bits of a term; sums of up to 300 terms of size 1.
+        // Two bfloat16 keep 16 bits of a term; sums of up to 544 terms of size 1.
         const TOLERANCE: f64 = 300.0 / 65536.0 / 16.0;
+        let slices = Slices::new(&gpu).unwrap();
         let types = (DType::FLOATS.into_iter()).chain(BlockFormat::ALL.map(DType::Tiles));
         for dtype in types {
             for (rows, cols, n) in [
@@ -243,13 +299,15 @@ mod tests {
                 (33, 288, 65),
                 (136, 64, 130),
                 (24, 100, 40),
+                (24, 544, 40),
             ] {
                 let values = noise(rows * cols, 3);
                 let tensor = Tensor::from_values(dtype, vec![rows, cols], &values).unwrap();
                 let w = tensor.to_f32_vec();
                 let x = noise(n * cols, 5);
                 let before = noise(n * rows, 7);
-                let matrix = Linear::new(&gpu, &[&Matrix::new("w", tensor).unwrap()]).unwrap();
+                let matrix =
+                    Linear::new(&gpu, &slices, &[&Matrix::new("w", tensor).unwrap()]).unwrap();
                 for (mode, keep) in [(Mode::Set, 0.0), (Mode::Add, 1.0), (Mode::DoubleAdd, 2.0)] {
                     let y = upload(&gpu, &before);
                     matrix
@@ -291,7 +349,12 @@ mod tests {
                 let (gate, up) = (tensor(3), tensor(71));
                 let (g, u) = (gate.to_f32_vec(), up.to_f32_vec());
                 let matrix = |t| Matrix::new("w", t).unwrap();
-                let w = Linear::new(&gpu, &[&matrix(gate), &matrix(up)]).unwrap();
+                let w = Linear::new(
+                    &gpu,
+                    &Slices::new(&gpu).unwrap(),
+                    &[&matrix(gate), &matrix(up)],
+                )
+                .unwrap();
                 assert!(w.is_gated());
                 let (x, gain) = (noise(n * cols, 5), noise(cols, 9));
                 let norm = Norm {

@@ -19,7 +19,7 @@ pub use attention::{Attention, MAX_HEAD_DIM, splits};
 pub use driver::{Buffer, DeviceInfo, Gpu, devices};
 pub use embedding::{MAX_TABLES, Tables};
 pub use graph::Graph;
-pub use linear::{Linear, Mode, NARROW_ROWS, Norm};
+pub use linear::{Linear, Mode, NARROW_ROWS, Norm, Slices};
 pub use ops::{At, Ops};
 pub use sample::{Choice, MAX_VOCAB};
 pub use staging::Staging;

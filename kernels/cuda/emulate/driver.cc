@@ -152,10 +152,10 @@ void run_grid(const std::function<void()> &kernel, Place grid, Place block) {
     host->descending = !host->descending;
     host->kernel = &kernel;
     gridDim = grid, blockDim = block;
-    unsigned n = grid.x * grid.y;
+    unsigned n = grid.x * grid.y * grid.z;
     for (unsigned i = 0; i < n; i++) {
         unsigned at = host->descending ? n - 1 - i : i;
-        blockIdx = {at % grid.x, at / grid.x, 0};
+        blockIdx = {at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y};
         run_block();
     }
 }
@@ -179,7 +179,7 @@ Function function(void (*kernel)(A...)) {
 #define ENTRY(name) {#name, function(name)}
 std::map<std::string, Function> functions = {
     ENTRY(attention), ENTRY(rope_append), ENTRY(rms_norm), ENTRY(swiglu), ENTRY(embed), ENTRY(sample),
-    ENTRY(put_rows), ENTRY(take_rows), ENTRY(max_rows), ENTRY(entropy), ENTRY(narrow8_f32),
+    ENTRY(put_rows), ENTRY(take_rows), ENTRY(max_rows), ENTRY(entropy), ENTRY(join_slices), ENTRY(narrow8_f32),
     ENTRY(narrow32_f32), ENTRY(matmul_f32), ENTRY(narrow8_f16), ENTRY(narrow32_f16), ENTRY(matmul_f16),
     ENTRY(narrow8_bf16), ENTRY(narrow32_bf16), ENTRY(matmul_bf16), ENTRY(narrow8_q8_0), ENTRY(narrow32_q8_0),
     ENTRY(matmul_q8_0), ENTRY(narrow8_q4_0), ENTRY(narrow32_q4_0), ENTRY(matmul_q4_0), ENTRY(narrow8_q4_k),
@@ -468,9 +468,9 @@ int cuMemcpyDtoDAsync_v2(size_t to, size_t from, size_t n, void *stream) {
 }
 int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void *stream, void **parameters, void **) {
-    if (gx * gy * gz == 0 || gy > 65535 || gz != 1 || by != 1 || bz != 1 || bx == 0 || bx > 1024 || shared != 0)
+    if (gx * gy * gz == 0 || gy > 65535 || gz > 65535 || by != 1 || bz != 1 || bx == 0 || bx > 1024 || shared != 0)
         return INVALID_VALUE;
-    Place grid = {gx, gy, 1}, block = {bx, 1, 1};
+    Place grid = {gx, gy, gz}, block = {bx, 1, 1};
     return ((Stream *)stream)->add([grid, block, thread = ((Function *)f)->bind(parameters)] {
         return run_grid(thread, grid, block), SUCCESS;
     });

@@ -16,7 +16,7 @@ pub(super) use caches::{Ahead, Caches};
 use super::Weights;
 use super::block::Stack;
 use super::cross::CrossAttention;
-use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, Tables};
+use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, Slices, Tables};
 use crate::device::TablePlace;
 use crate::error::{Error, Result};
 use crate::ops::{Heads, Matrix};
@@ -104,7 +104,8 @@ impl DeviceModel {
     /// heads wider than the kernels know.
     pub fn new(weights: &Weights, number: usize, place: TablePlace) -> Result<DeviceModel> {
         let gpu = Gpu::new(number)?;
-        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, matrices);
+        let slices = Slices::new(&gpu)?;
+        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &slices, matrices);
         let norm = |values: &[f32], eps| {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             Ok::<_, Error>(Norm {
