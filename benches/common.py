@@ -52,6 +52,23 @@ def blt_bench(model: pathlib.Path, *options) -> dict:
     return json.loads(run(BIN / "blt-bench", model, *options, "--json", "--quiet"))
 
 
+def cached(model: pathlib.Path) -> pathlib.Path:
+    """The file, once it is in the page cache: text that was never seen before looks up rows of hash tables
+    that no run before has read."""
+    with open(model, "rb", buffering=0) as file:
+        buffer = bytearray(16 << 20)
+        while file.readinto(buffer):
+            pass
+    return model
+
+
+def drop_pages(path: pathlib.Path) -> None:
+    """Takes the file out of the page cache: a full cache slows programs that allocate down."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def bench_program(package: str, name: str) -> pathlib.Path:
     """The compiled `cargo bench --bench name`."""
     command = ["cargo", "bench", "-p", package, "--bench", name, "--no-run", "--message-format=json"]

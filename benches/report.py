@@ -21,7 +21,7 @@ import pathlib
 import re
 import tempfile
 
-from common import BIN, ROOT, Table, bench_program, blt_bench, limits, main, measured, median, percent, run, spread
+from common import BIN, ROOT, Table, bench_program, blt_bench, cached, drop_pages, limits, main, measured, median, percent, run, spread
 
 SMALL = ["q8_0", "q4_k"]
 
@@ -97,12 +97,6 @@ def memory(args) -> Table:
     )
 
 
-def drop_pages(path: pathlib.Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def cold(args) -> Table:
     rows = []
     text = (ROOT / "README.md").read_bytes()[:512]
@@ -132,7 +126,7 @@ def cold(args) -> Table:
 
 
 def context(args) -> Table:
-    path, rows, base = model(args, "q4_k"), [], None
+    path, rows, base = cached(model(args, "q4_k")), [], None
     for n in (64, 512, 4000, 16000):
         rates = []
         # Patches of 4; and one patch without end, which leaves the byte models alone.
