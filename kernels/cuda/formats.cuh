@@ -23,6 +23,11 @@ struct Bf16 {
     DEVICE static float value(Element x) { return bits_float((uint32_t)x << 16); }
 };
 
+template <class E>
+struct __align__(4 * sizeof(E)) Four {
+    E e[4];
+};
+
 template <class F>
 struct Plain : F {
     using Element = typename F::Element;
@@ -36,20 +41,31 @@ struct Plain : F {
         float scale[2][2], minimum[2][2];
     };
     DEVICE static unsigned column(unsigned step, unsigned t) { return 8 * t + 4 * step; }
-    // `whole`: all 32 columns are there, and all rows begin at a multiple of 16 bytes. Rows past the last are the
-    // last one.
+    // Rows past the last are the last one.
+    DEVICE static const Element *at(const uint8_t *w, unsigned rows, unsigned cols, unsigned row, unsigned col) {
+        return (const Element *)w + ((row < rows ? row : rows - 1) * cols + col);
+    }
     DEVICE static Run run(const uint8_t *w, unsigned rows, unsigned cols, const unsigned of[2], unsigned number,
-                          unsigned t, bool whole) {
+                          unsigned t) {
         Run run;
         unsigned col = number * 32 + 8 * t;
         for (unsigned i = 0; i < 2; i++) {
-            const Element *from = (const Element *)w + ((of[i] < rows ? of[i] : rows - 1) * cols + col);
-            if (whole) {
+            const Element *from = at(w, rows, cols, of[i], col);
+            if (number * 32 + 32 <= cols && cols % 8 == 0) {
                 for (unsigned j = 0; j < sizeof(Element) / 2; j++) run.rows[i].all[j] = ((const uint4 *)from)[j];
             } else {
                 for (unsigned j = 0; j < 8; j++) run.rows[i].e[j] = col + j < cols ? from[j] : 0;
             }
         }
+        return run;
+    }
+    // A step alone, of a run that is whole: columns 16 step + 4 t on.
+    DEVICE static Run run_for(unsigned step, const uint8_t *w, unsigned rows, unsigned cols, const unsigned of[2],
+                              unsigned number, unsigned t) {
+        Run run;
+        for (unsigned i = 0; i < 2; i++)
+            *(Four<Element> *)(run.rows[i].e + 4 * step) =
+                *(const Four<Element> *)at(w, rows, cols, of[i], number * 32 + 16 * step + 4 * t);
         return run;
     }
     DEVICE static void step(const Run &run, unsigned step, unsigned, uint32_t high[4], uint32_t low[4]) {
@@ -177,7 +193,7 @@ struct Tiles : F {
         F::scales(chunk, row % TILE_ROWS, run, half, scale, minimum);
     }
     DEVICE static Run run(const uint8_t *w, unsigned, unsigned cols, const unsigned of[2], unsigned number,
-                          unsigned t, bool) {
+                          unsigned t) {
         Run run;
         for (unsigned i = 0; i < 2; i++) {
             unsigned in_chunk = number, row = of[i] % TILE_ROWS;
@@ -187,6 +203,10 @@ struct Tiles : F {
                 F::scales(chunk, row, in_chunk, step, run.scale[step][i], run.minimum[step][i]);
         }
         return run;
+    }
+    DEVICE static Run run_for(unsigned, const uint8_t *w, unsigned rows, unsigned cols, const unsigned of[2],
+                              unsigned number, unsigned t) {
+        return run(w, rows, cols, of, number, t);
     }
     DEVICE static void step(const Run &run, unsigned step, unsigned t, uint32_t high[4], uint32_t *) {
         for (unsigned i = 0; i < 2; i++) {

@@ -82,8 +82,7 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
         for (unsigned r = 0; r < AHEAD; r++) {
             unsigned run = first + r * NARROW_WARPS;
             if (run >= runs) break;
-            bool whole = cols % 8 == 0 && run * 32 + 32 <= cols;
-            weights[r] = F::run(w, weight_rows, cols, of, run, t, whole);
+            weights[r] = F::run(w, weight_rows, cols, of, run, t);
             UNROLL
             for (unsigned step = 0; step < 2; step++) {
                 unsigned col = run * 32 + F::column(step, t);
@@ -165,20 +164,19 @@ struct Share {
 //         cut the next ones into high and low parts, into the other half of shared memory
 //
 // 1. Shared memory holds operands as the lanes of an mma have them, so that each is one read of 16 bytes without
-//    conflicts, whatever the format; a warp puts its 16 rows of W there and twice 8 rows of x, in the order of columns
-//    that `narrow` has.
+//    conflicts, whatever the format; a warp puts its 16 rows of W there and twice 8 rows of x.
 // 2. All fits 128 registers, two blocks an SM, which are at different places of the loop. To that end a third of a
 //    step is under way at a time, scales are made 256 columns ahead, and addresses are made `anew` where they are used.
 //
 // Counted, not measured: in a step a warp makes 32 mma (48 if weights have a low part), reads 4 (6) KB of shared
-// memory and writes 1.5 (2): 176 (171) bytes per mma; scales add 32. An SM of an A100 takes an mma in 2 clocks, in
-// which shared memory moves 256 bytes: 69% of that, 81% with scales, if mma runs at its peak. On an H100 it would be 1
-// clock, and mma.sync is known to reach two thirds of that: 92%. Of global memory, mostly L2, a block asks for 768
-// bytes per column in bf16: 24 bytes a clock and SM at the peak of an A100. Cutting x takes 24 instructions of a thread
-// per step, beside mma of 256 clocks on its quarter of the SM; a kernel that does it once for all blocks would save
-// less than a tenth of the issue slots, and cost a launch and a pass over x. Scales cost 2 fma per mma, minimums 2
-// more. So mma is the bottleneck, and its peak is half of the tensor cores' for products of f32 by bf16 or whole
-// numbers, a third for f32 and f16.
+// memory, writes 1.5 (2) there, and loads 1.5 (2) from elsewhere: 224 (213) bytes per mma on the one path that shared
+// memory and L1 have; scales add 32. An SM of an A100 takes an mma in 2 clocks, in which the path moves 256 bytes:
+// 87%, with scales all of it, if mma runs at its peak. An H100 would take it in 1, so the path allows 57% of that
+// peak, where mma.sync alone is known to reach two thirds. From L2 a block asks for 768 bytes per column in bf16: 24
+// bytes a clock and SM at the peak of an A100. Cutting x takes 24 instructions of a thread per step, beside mma of 256
+// clocks on its quarter of the SM; a kernel that does it once for all blocks would save less than a tenth of the issue
+// slots, and cost a launch and a pass over x. Scales cost 2 fma per mma, minimums 2 more. The peak of mma is half of
+// the tensor cores' for products of f32 by bf16 or whole numbers, a third for f32 and f16.
 //
 // Slices are for the global transformer, whose rows are patches: 2,048 x 2,048 weights and 115 patches are 16 blocks
 // of outputs, 65,000 clocks of mma each; in 8 slices 128 blocks of 8,200, and 7 MB of sums written and read again.
@@ -199,16 +197,16 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
         if (part == 0) {
             unsigned tile = first_w / 16 + thread / WARP, own = 16 * (16 * tile < rows ? tile : 0);
             const unsigned of[2] = {own | g, own | 8 | g};
-            weights = F::run(w, rows, cols, of, run, t, true);
+            weights = F::run_for(step, w, rows, cols, of, run, t);
         } else {
             unsigned row = first_x + 8 * (thread / WARP + 8 * (part - 1)) + g;
-            input = *(const float4 *)(x + ((row < n ? row : 0) * cols + run * 32 + F::column(step, t)));
+            input = *(const float4 *)(x + ((row < n ? row : 0) * cols + run * 32 + 16 * step + 4 * t));
         }
     };
     auto put = [&](unsigned step, unsigned part) {
         uint32_t high[4], low[4];
         if (part == 0) {
-            F::step(weights, step, threadIdx.x % 4, high, low);
+            F::step(weights, step, anew(threadIdx.x) % 4, high, low);
             of_w[step][0][threadIdx.x] = {high[0], high[1], high[2], high[3]};
             if (F::LOW_PART) of_w[step][F::LOW_PART][threadIdx.x] = {low[0], low[1], low[2], low[3]};
             return;
@@ -260,7 +258,7 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
             for (unsigned part = 0; part < 3; part++) {
                 fetch(next, 1 - step, part);
                 UNROLL
-                for (unsigned i = part ? part + 1 : 0; busy && i < part + 2; i++) {
+                for (unsigned i = part; busy && i < (part == 2 ? 4 : part + 1); i++) {
                     uint4 v = own_w[i * WARP], l = own_w[(F::LOW_PART * SIDE / 16 + i) * WARP];
                     const uint32_t a_high[4] = {v.x, v.y, v.z, v.w}, a_low[4] = {l.x, l.y, l.z, l.w};
                     unsigned row = 16 * (w_tile + i) + g, from = step * SCALE_RUNS + run % SCALE_RUNS;
