@@ -61,7 +61,9 @@ class Peer:
 
 
 def torch(args) -> Peer:
-    return Peer(args.folder / "peers/py/bin/python", ROOT / "benches/peers/torch_peer.py", os.cpu_count())
+    peer = Peer(args.folder / "peers/py/bin/python", ROOT / "benches/peers/torch_peer.py", os.cpu_count())
+    peer.ask("matmul", "bf16", 16, 16, 1)  # once it has started, which keeps the machine busy for seconds
+    return peer
 
 
 class Llama:
