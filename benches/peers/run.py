@@ -171,7 +171,7 @@ def transformers(args) -> Table:
         theirs = 1 / peer.ask("generate", context, 3)
         rows.append([str(context), f"{theirs:.2f}", *(f"{rate:.1f} ({rate / theirs:.0f} times)" for rate in rates.values())])
     return Table(
-        "Generating beside transformers (PyTorch, bf16), bytes/s: blt-1b shape",
+        "Generating beside transformers on PyTorch in bf16, bytes/s: blt-1b shape",
         ["bytes of context", "transformers", *FORMATS],
         rows,
         "benches/peers/run.py FOLDER transformers",
