@@ -441,6 +441,7 @@ mod tests {
         t.advise_random();
         for row in [0, 39, 40, usize::MAX] {
             t.prefetch_row(row);
+            t.touch_row(row);
         }
         assert_eq!(t.slice_rows(0..40).unwrap().bytes(), t.bytes());
         std::fs::remove_file(path).unwrap();

@@ -22,6 +22,8 @@ pub struct Encoder {
     tok_embeddings: Matrix, // (vocab, dim)
     hasher: NgramHasher,
     hash_embeddings: Vec<Matrix>, // each (hash vocab, dim)
+    /// Whether the tables are too large to be in memory: rows are then asked for, all at once.
+    stay_on_disk: bool,
     /// The self-attention layers.
     pub layers: Stack,
     pub(super) patch_projection: Matrix, // (k * dim, dim)
@@ -33,6 +35,9 @@ pub struct Encoder {
     pub(super) cross_window: usize,
     pub(super) k: usize,
 }
+
+/// Bytes of hash tables that are left to the system, which will have all of them in memory soon.
+const IN_MEMORY: usize = 64 << 20;
 
 /// Patches of one sequence that have just been closed.
 #[derive(Debug)]
@@ -66,17 +71,24 @@ impl Encoder {
         };
         let load_table = |number| {
             let name = format!("encoder.hash_embeddings.{number}");
-            let table = table(checkpoint, &name, config.hash.vocab, dim)?;
-            // Six rows of a table are read per byte, far apart: reading around them is waste.
-            table.tensor().advise_random();
-            Ok(table)
+            table(checkpoint, &name, config.hash.vocab, dim)
         };
+        let hash_embeddings: Vec<Matrix> = (0..config.hash.n_tables())
+            .map(load_table)
+            .collect::<Result<_>>()?;
+        let n_bytes = hash_embeddings.iter().map(|t| t.tensor().bytes().len());
+        let stay_on_disk = n_bytes.sum::<usize>() > IN_MEMORY;
+        if stay_on_disk {
+            // A row of each is read per byte, far from the last: reading around them is waste.
+            hash_embeddings
+                .iter()
+                .for_each(|t| t.tensor().advise_random());
+        }
         Ok(Encoder {
             tok_embeddings: table(checkpoint, "encoder.tok_embeddings", VOCAB_SIZE, dim)?,
             hasher: NgramHasher::new(&config.hash)?,
-            hash_embeddings: (0..config.hash.n_tables())
-                .map(load_table)
-                .collect::<Result<_>>()?,
+            hash_embeddings,
+            stay_on_disk,
             layers: Stack::load(checkpoint, "encoder", &config.encoder)?,
             patch_projection: matrix(
                 checkpoint,
@@ -123,11 +135,13 @@ impl Encoder {
                 self.hasher.rows(ids, first + i, rows);
             }
         }
-        // A page that was never read costs a few microseconds even if the system has it: all threads
-        // look for them, once all are asked for.
-        let tensor = |at: usize| self.hash_embeddings[at % n_tables].tensor();
-        compute.each(&mut rows, 1 << 15, |at, row| tensor(at).prefetch_row(*row));
-        compute.each(&mut rows, 1 << 16, |at, row| tensor(at).touch_row(*row));
+        if self.stay_on_disk {
+            // A page that was never read costs a few microseconds even if the system has it: all threads
+            // look for them, once all are asked for.
+            let tensor = |at: usize| self.hash_embeddings[at % n_tables].tensor();
+            compute.each(&mut rows, 1 << 15, |at, row| tensor(at).prefetch_row(*row));
+            compute.each(&mut rows, 1 << 16, |at, row| tensor(at).touch_row(*row));
+        }
         let mut x = compute.buffer(n * dim);
         x.fill(0.0);
         compute.rows(&mut x, dim, 4 * (1 + n_tables), |run, x| {
