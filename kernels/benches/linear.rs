@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use blt_kernels::{
-    BlockFormat, Isa, Precision, QuantizedActivations, RoundedActivations, ViewMut, Weights,
+    BlockFormat, Isa, Precision, QuantizedActivations, RoundedActivations, Steps, ViewMut, Weights,
     linear, linear_quantized, linear_rounded, multiply_adds, quantize_activations,
     round_activations,
 };
@@ -40,19 +40,22 @@ enum Kind {
     Bf16,
     /// bf16 weights times bf16 activations.
     Bf16Fast,
-    Blocks(BlockFormat),
+    /// With activations in one step or in two.
+    Blocks(BlockFormat, Steps),
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
+    const ALL: [Kind; 10] = [
         Kind::F32,
         Kind::F16,
         Kind::Bf16,
         Kind::Bf16Fast,
-        Kind::Blocks(BlockFormat::Q8_0),
-        Kind::Blocks(BlockFormat::Q4_0),
-        Kind::Blocks(BlockFormat::Q4K),
-        Kind::Blocks(BlockFormat::Q6K),
+        Kind::Blocks(BlockFormat::Q8_0, Steps::One),
+        Kind::Blocks(BlockFormat::Q8_0, Steps::Two),
+        Kind::Blocks(BlockFormat::Q4_0, Steps::One),
+        Kind::Blocks(BlockFormat::Q4K, Steps::One),
+        Kind::Blocks(BlockFormat::Q6K, Steps::One),
+        Kind::Blocks(BlockFormat::Q6K, Steps::Two),
     ];
 
     fn name(self) -> &'static str {
@@ -61,7 +64,9 @@ impl Kind {
             Kind::F16 => "f16",
             Kind::Bf16 => "bf16",
             Kind::Bf16Fast => "bf16fast",
-            Kind::Blocks(format) => format.name(),
+            Kind::Blocks(BlockFormat::Q8_0, Steps::Two) => "q8_0two",
+            Kind::Blocks(BlockFormat::Q6K, Steps::Two) => "q6_ktwo",
+            Kind::Blocks(format, _) => format.name(),
         }
     }
 
@@ -70,7 +75,7 @@ impl Kind {
             Kind::F32 => Weights::F32(bytes),
             Kind::F16 => Weights::F16(bytes),
             Kind::Bf16 | Kind::Bf16Fast => Weights::Bf16(bytes),
-            Kind::Blocks(format) => Weights::Blocks(format, bytes),
+            Kind::Blocks(format, _) => Weights::Blocks(format, bytes),
         }
     }
 
@@ -81,7 +86,7 @@ impl Kind {
             Kind::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Kind::F16 => encode(&values, |v| f16::from_f32(v).to_le_bytes()),
             Kind::Bf16 | Kind::Bf16Fast => encode(&values, |v| bf16::from_f32(v).to_le_bytes()),
-            Kind::Blocks(format) => {
+            Kind::Blocks(format, _) => {
                 // Chunks of any matrix are alike, so one tile serves every shape.
                 let cols = values.len() / 16;
                 let mut tile = vec![0; format.tile_bytes(cols).unwrap()];
@@ -236,8 +241,8 @@ impl Job<'_> {
                 .weights(bytes)
                 .slice_rows(range.clone(), self.cols);
             let views = ViewMut::dense(out, range.len());
-            if let Weights::Blocks(..) = w {
-                quantize_activations(self.isa, self.x, self.cols, &mut quantized);
+            if let Kind::Blocks(_, steps) = self.kind {
+                quantize_activations(self.isa, steps, self.x, self.cols, &mut quantized);
                 linear_quantized(self.isa, w, &quantized, views);
             } else if self.kind == Kind::Bf16Fast {
                 round_activations(self.isa, self.x, self.cols, &mut rounded);
@@ -263,6 +268,10 @@ impl Job<'_> {
                 let mut rounded = RoundedActivations::new();
                 round_activations(isa, self.x, self.cols, &mut rounded);
                 linear_rounded(isa, w, &rounded, views);
+            } else if let Kind::Blocks(_, steps) = self.kind {
+                let mut quantized = QuantizedActivations::new();
+                quantize_activations(isa, steps, self.x, self.cols, &mut quantized);
+                linear_quantized(isa, w, &quantized, views);
             } else {
                 linear(isa, w, self.cols, self.x, views);
             }

@@ -60,7 +60,9 @@ fn main() {
                 let p = black_box(View::dense(&scores, keys));
                 weighted_sum(isa, p, rows, ViewMut::dense(&mut y[..d], d))
             }),
-            time(|| quantize_activations(isa, black_box(&x[..2048]), 2048, &mut quantized)),
+            time(|| {
+                quantize_activations(isa, Steps::One, black_box(&x[..2048]), 2048, &mut quantized)
+            }),
         ];
         print!("{:10}", isa.name());
         times.iter().for_each(|t| print!(" {t:8.0}"));

@@ -59,7 +59,7 @@ pub static CUDA_FATBIN: &[u8] = {
     &FATBIN.0
 };
 
-pub use block::{BlockFormat, QuantizedActivations};
+pub use block::{BlockFormat, QuantizedActivations, Steps};
 pub use isa::{Avx2, Avx512, Isa, Neon};
 pub use product::{Into, Precision, multiply_adds, product, vectorized};
 pub use rounded::RoundedActivations;
@@ -141,8 +141,8 @@ macro_rules! dispatch_int8 {
 /// - `x`: (n, cols).
 /// - `out`: (n, rows).
 ///
-/// With a block format this quantises `x` first, into memory of its own; to share that work between
-/// several matrices, and the memory between calls, use [`quantize_activations`] and
+/// With a block format this quantises `x` first, in one step, into memory of its own; to share that work
+/// between several matrices, and the memory between calls, use [`quantize_activations`] and
 /// [`linear_quantized`], which give the same bits.
 ///
 /// # Panics
@@ -159,7 +159,7 @@ pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], mut out: ViewMut<'_,
         Weights::Bf16(b) => dispatch!(isa, scalar(w, cols, x, to), linear_bf16(b, cols, x, to)),
         Weights::Blocks(..) => {
             let mut quantized = QuantizedActivations::new();
-            quantize_activations(isa, x, cols, &mut quantized);
+            quantize_activations(isa, Steps::One, x, cols, &mut quantized);
             linear_quantized(isa, w, &quantized, out);
         }
     }
@@ -173,7 +173,7 @@ fn check_matrix(w: Weights, rows: usize, cols: usize) {
     assert_eq!(Some(w.bytes().len()), bytes, "weights");
 }
 
-/// Quantises rows of activations to 8 bits, in blocks of 32 with a scale each, for
+/// Quantises rows of activations to 8 bits, or twice 8 bits, in blocks of 32 with a scale each, for
 /// [`linear_quantized`].
 ///
 /// A block with a NaN or an infinity makes every result it enters NaN.
@@ -182,9 +182,15 @@ fn check_matrix(w: Weights, rows: usize, cols: usize) {
 ///
 /// # Panics
 /// If `x` is not a whole number of rows.
-pub fn quantize_activations(isa: Isa, x: &[f32], cols: usize, out: &mut QuantizedActivations) {
-    let mut blocks = out.resize(x, cols);
-    quantize_rows(isa, x, cols, &mut blocks);
+pub fn quantize_activations(
+    isa: Isa,
+    steps: Steps,
+    x: &[f32],
+    cols: usize,
+    out: &mut QuantizedActivations,
+) {
+    let mut blocks = out.resize(steps, x, cols);
+    quantize_rows(isa, steps, x, cols, &mut blocks);
 }
 
 /// [`quantize_activations`] on the threads of a team, each taking `run` rows at a time.
@@ -195,25 +201,32 @@ pub fn quantize_activations_on(
     team: &Team,
     run: usize,
     isa: Isa,
+    steps: Steps,
     x: &[f32],
     cols: usize,
     out: &mut QuantizedActivations,
 ) {
-    let blocks = out.resize(x, cols);
+    let blocks = out.resize(steps, x, cols);
     let size = (run, blocks.shape().1);
     team.parts(&mut [blocks], size, |_, row, _, mut part| {
-        quantize_rows(isa, &x[row * cols..], cols, &mut part);
+        quantize_rows(isa, steps, &x[row * cols..], cols, &mut part);
     });
 }
 
 /// Quantises as many rows of `x` as `blocks` has.
-fn quantize_rows(isa: Isa, x: &[f32], cols: usize, blocks: &mut ViewMut<'_, ActivationBlock>) {
+fn quantize_rows(
+    isa: Isa,
+    steps: Steps,
+    x: &[f32],
+    cols: usize,
+    blocks: &mut ViewMut<'_, ActivationBlock>,
+) {
     for i in 0..blocks.shape().0 {
         let (x, blocks) = (&x[i * cols..][..cols], blocks.row(i));
         dispatch_int8!(
             isa,
-            scalar::quantize_row(x, blocks),
-            quantize_row(x, blocks)
+            scalar::quantize_row(steps, x, blocks),
+            quantize_row(steps, x, blocks)
         );
     }
 }

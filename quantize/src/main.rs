@@ -34,7 +34,7 @@ const EVAL_BYTES: usize = 1 << 16;
     help_triggers("-h", "--help"),
     example = "blt-quantize MODEL model.q4.safetensors --type q4_k --calibrate text.txt --eval other.txt",
     note = "Norms become f32, byte embeddings and the output head q8_0. Of the entropy model q8_0 changes \
-            nothing, so that patches start where they did; other types make most of it q8_0. \
+            nothing, so that patches start where they did; other types make its layers q8_0. \
             Hash tables become q8_0 with q8_0 and q6_k, else q4_0. --tensor-type overrides \
             this: PATTERN is one of our tensor names (blt-info lists the parts: entropy, encoder, \
             global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf16, \

@@ -77,6 +77,22 @@ impl Stack {
         })
     }
 
+    /// Multiplies activations of 15 bits with quantised weights: [`Matrix::in_two_steps`].
+    pub fn in_two_steps(self) -> Self {
+        let of = |b: Block| Block {
+            wq: b.wq.in_two_steps(),
+            wk: b.wk.in_two_steps(),
+            wv: b.wv.in_two_steps(),
+            wo: b.wo.in_two_steps(),
+            w1: b.w1.in_two_steps(),
+            w2: b.w2.in_two_steps(),
+            w3: b.w3.in_two_steps(),
+            ..b
+        };
+        let blocks = self.blocks.into_iter().map(of).collect();
+        Stack { blocks, ..self }
+    }
+
     /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.blocks.len()

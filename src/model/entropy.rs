@@ -11,7 +11,8 @@ use crate::model::weights::{matrix, table, vector};
 use crate::ops::{self, Buffer, Compute, Matrix};
 use crate::vocab::{Id, VOCAB_SIZE};
 
-/// The entropy model's weights.
+/// The entropy model's weights. Its activations keep 15 bits where its weights are quantised, as little
+/// moves the start of a patch, after which everything differs.
 #[derive(Debug)]
 pub struct EntropyModel {
     pub(super) tok_embeddings: Matrix, // (vocab, dim)
@@ -27,9 +28,9 @@ impl EntropyModel {
         let dim = config.dim;
         Ok(EntropyModel {
             tok_embeddings: table(checkpoint, "entropy.tok_embeddings", VOCAB_SIZE, dim)?,
-            layers: Stack::load(checkpoint, "entropy", config)?,
+            layers: Stack::load(checkpoint, "entropy", config)?.in_two_steps(),
             norm: vector(checkpoint, "entropy.norm", dim)?,
-            output: matrix(checkpoint, "entropy.output", VOCAB_SIZE, dim)?,
+            output: matrix(checkpoint, "entropy.output", VOCAB_SIZE, dim)?.in_two_steps(),
         })
     }
 

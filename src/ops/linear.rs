@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use blt_kernels::{
-    QuantizedActivations, RoundedActivations, ViewMut, Weights, linear as kernel, linear_quantized,
-    linear_rounded, quantize_activations_on, round_activations_on,
+    QuantizedActivations, RoundedActivations, Steps, ViewMut, Weights, linear as kernel,
+    linear_quantized, linear_rounded, quantize_activations_on, round_activations_on,
 };
 
 use super::{Compute, Profile};
@@ -17,6 +17,7 @@ pub struct Matrix {
     tensor: Tensor,
     rows: usize,
     cols: usize,
+    steps: Steps,
 }
 
 impl Matrix {
@@ -31,7 +32,19 @@ impl Matrix {
                 format!("expected two dimensions, found {:?}", tensor.shape()),
             ));
         };
-        Ok(Matrix { tensor, rows, cols })
+        Ok(Matrix {
+            tensor,
+            rows,
+            cols,
+            steps: Steps::One,
+        })
+    }
+
+    /// If its weights are quantised, it is multiplied with activations of 15 bits in place of 8, which
+    /// costs a single row next to nothing and many rows twice the time.
+    pub fn in_two_steps(self) -> Self {
+        let steps = Steps::Two;
+        Matrix { steps, ..self }
     }
 
     /// Output width.
@@ -63,7 +76,7 @@ impl Matrix {
     /// What products need the other side in.
     fn activations(&self, compute: &Compute) -> Activations {
         match (self.tensor.dtype(), compute.profile()) {
-            (dtype, _) if dtype.is_quantized() => Activations::Quantized,
+            (dtype, _) if dtype.is_quantized() => Activations::Quantized(self.steps),
             (DType::Bf16, Profile::Fast) => Activations::Rounded,
             _ => Activations::AsTheyAre,
         }
@@ -75,7 +88,7 @@ impl Matrix {
 enum Activations {
     AsTheyAre,
     Rounded,
-    Quantized,
+    Quantized(Steps),
 }
 
 /// Activations in the other forms that kernels take.
@@ -105,11 +118,12 @@ pub fn linear_many<const M: usize>(
     x: &[f32],
     products: [(&Matrix, &mut [f32]); M],
 ) {
-    let cols = products[0].0.cols;
+    let Matrix { cols, steps, .. } = *products[0].0;
     let n = x.len() / cols;
     assert_eq!(x.len(), n * cols, "rows of x");
     for (w, y) in &products {
         assert_eq!(w.cols, cols, "columns of the matrices");
+        assert_eq!(w.steps, steps, "activations of the matrices");
         assert_eq!(y.len(), n * w.rows, "rows of y");
         assert!(
             !matches!(w.tensor.dtype(), DType::Table(_)),
@@ -123,7 +137,8 @@ pub fn linear_many<const M: usize>(
     let matrices: [_; M] = std::array::from_fn(|i| products[i].0);
     let weights = matrices.map(|w| (w.weights(), w.activations(compute)));
     let needs = |form| weights.iter().any(|(_, needed)| *needed == form);
-    let (rounds, quantizes) = (needs(Activations::Rounded), needs(Activations::Quantized));
+    let rounds = needs(Activations::Rounded);
+    let quantizes = needs(Activations::Quantized(steps));
     let mut prepared = match rounds || quantizes {
         true => PREPARED.take(),
         false => Prepared::default(),
@@ -134,7 +149,8 @@ pub fn linear_many<const M: usize>(
     }
     if quantizes {
         let (team, run) = compute.runs(n, cols, 32);
-        quantize_activations_on(team, run, compute.isa(), x, cols, &mut prepared.quantized);
+        let quantized = &mut prepared.quantized;
+        quantize_activations_on(team, run, compute.isa(), steps, x, cols, quantized);
     }
 
     let rows: usize = matrices.iter().map(|w| w.rows).sum();
@@ -149,7 +165,7 @@ pub fn linear_many<const M: usize>(
         match form {
             Activations::AsTheyAre => kernel(compute.isa(), weights, cols, x, out),
             Activations::Rounded => linear_rounded(compute.isa(), weights, rounded, out),
-            Activations::Quantized => linear_quantized(compute.isa(), weights, quantized, out),
+            Activations::Quantized(_) => linear_quantized(compute.isa(), weights, quantized, out),
         }
     });
     if rounds || quantizes {

@@ -3,6 +3,9 @@
 //! A row is cut into blocks of 32 values. With `amax` the largest magnitude of a block, its scale is
 //! `amax / 127` and its integers are `x * (127 / amax)`, rounded half to even. A block with a NaN or an
 //! infinity gets the scale NaN, so that every result it enters is NaN; one below 2^-100 becomes zero.
+//!
+//! With [`Steps::Two`] what rounding left, `fma(-scale, integer, x)`, is quantised in the same way, and a
+//! product is the sum of the products with both.
 
 use crate::ViewMut;
 use crate::scalar::exp::MAGIC;
@@ -33,8 +36,8 @@ pub(crate) struct ActivationBlock {
 }
 
 impl ActivationBlock {
-    /// The block of 32 values, by definition.
-    pub(crate) fn quantize(x: &[f32; BLOCK]) -> Self {
+    /// The block of 32 values, by definition, and what rounding leaves of them.
+    pub(crate) fn quantize(x: &[f32; BLOCK]) -> (Self, [f32; BLOCK]) {
         let (scale, factor) = scale_and_factor(largest_magnitude(x));
         let mut block = ActivationBlock::default();
         for (q, x) in block.q.as_flattened_mut().iter_mut().zip(x) {
@@ -43,7 +46,8 @@ impl ActivationBlock {
         let sum = |q: &[[i8; 4]]| q.as_flattened().iter().map(|&q| q as i32).sum::<i32>();
         let sums = [sum(&block.q[..4]), sum(&block.q[4..])];
         block.finish(scale, sums);
-        block
+        let rest = |i: usize| (block.q.as_flattened()[i] as f32).mul_add(-block.scale, x[i]);
+        (block, core::array::from_fn(rest))
     }
 
     /// Fills in what follows from the scale and the sums of the halves.
@@ -85,13 +89,34 @@ pub(crate) fn round(x: f32) -> i8 {
     (x + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i8
 }
 
+/// How often activations are rounded to 8 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Steps {
+    /// Once.
+    #[default]
+    One,
+    /// What the first time leaves is rounded again: 15 bits, for twice the arithmetic.
+    Two,
+}
+
+impl Steps {
+    /// Rows of blocks for a row of activations.
+    pub(crate) fn count(self) -> usize {
+        match self {
+            Steps::One => 1,
+            Steps::Two => 2,
+        }
+    }
+}
+
 /// `n` rows of 8-bit activations, made by [`crate::quantize_activations`]. Keep one and reuse it: its
 /// memory is allocated when it first grows.
 #[derive(Clone, Debug, Default)]
 pub struct QuantizedActivations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
-    /// (n, blocks_per_row), and what more rows before left behind.
+    pub(crate) steps: Steps,
+    /// (n, steps, blocks_per_row), and what more rows before left behind.
     pub(crate) blocks: Vec<ActivationBlock>,
 }
 
@@ -111,13 +136,19 @@ impl QuantizedActivations {
         self.cols
     }
 
-    /// Makes room for the rows of x (n, cols) and gives their blocks, (n, blocks_per_row), with old
-    /// content.
-    pub(crate) fn resize(&mut self, x: &[f32], cols: usize) -> ViewMut<'_, ActivationBlock> {
+    /// Makes room for the rows of x (n, cols) and gives their blocks, (n, steps * blocks_per_row), with
+    /// old content.
+    pub(crate) fn resize(
+        &mut self,
+        steps: Steps,
+        x: &[f32],
+        cols: usize,
+    ) -> ViewMut<'_, ActivationBlock> {
+        self.steps = steps;
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
         assert_eq!(x.len(), self.n * cols, "inputs");
-        let per_row = blocks_per_row(cols);
+        let per_row = steps.count() * blocks_per_row(cols);
         let n_blocks = self.n * per_row;
         if self.blocks.len() < n_blocks {
             self.blocks.resize(n_blocks, ActivationBlock::default());
@@ -142,10 +173,15 @@ mod tests {
     #[test]
     fn a_block_keeps_its_values_within_half_a_step() {
         let x: [f32; BLOCK] = core::array::from_fn(|i| (i as f32 - 11.3) * 0.37);
-        let block = ActivationBlock::quantize(&x);
+        let (block, rest) = ActivationBlock::quantize(&x);
         let q = block.q.as_flattened();
         for (q, x) in q.iter().zip(x) {
             assert!((*q as f32 * block.scale - x).abs() <= block.scale * 0.5001);
+        }
+        let (second, _) = ActivationBlock::quantize(&rest);
+        for ((q, r), x) in q.iter().zip(second.q.as_flattened()).zip(x) {
+            let found = *q as f32 * block.scale + *r as f32 * second.scale;
+            assert!((found - x).abs() <= block.scale / 500.0, "{found} for {x}");
         }
         assert_eq!(block.neg_sum, -q.iter().map(|&q| q as i32).sum::<i32>());
         assert_eq!(block.neg_sum, block.neg_halves[0] + block.neg_halves[1]);
@@ -155,13 +191,13 @@ mod tests {
     #[test]
     fn blocks_that_cannot_be_scaled() {
         let mut x = [0.0; BLOCK];
-        assert_eq!(ActivationBlock::quantize(&x), ActivationBlock::default());
+        assert_eq!(ActivationBlock::quantize(&x).0, ActivationBlock::default());
         x[3] = 1e-40;
-        assert_eq!(ActivationBlock::quantize(&x), ActivationBlock::default());
+        assert_eq!(ActivationBlock::quantize(&x).0, ActivationBlock::default());
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             x[7] = bad;
             x[8] = 1.0;
-            let block = ActivationBlock::quantize(&x);
+            let (block, _) = ActivationBlock::quantize(&x);
             assert!(block.scale.is_nan() && block.weighted_sum.is_nan());
             assert!(block.q.as_flattened().iter().all(|&q| q == 0));
         }

@@ -36,7 +36,7 @@ pub(crate) mod q6_k;
 pub(crate) mod q8_0;
 mod search;
 
-pub use activations::QuantizedActivations;
+pub use activations::{QuantizedActivations, Steps};
 
 use activations::ActivationBlock;
 use half::f16;

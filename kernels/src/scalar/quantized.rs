@@ -1,7 +1,7 @@
-//! Quantised matrices times 8-bit activations, by their definition.
+//! Quantised matrices times 8-bit activations, in one or two steps, by their definition.
 
 use crate::ViewMut;
-use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations};
+use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, Steps};
 use crate::block::{Format, TILE_ROWS};
 
 /// See [`crate::linear_quantized`].
@@ -11,22 +11,34 @@ pub(crate) fn linear_quantized<F: Format>(
     out: &mut ViewMut<'_, f32>,
 ) {
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
-    let rows_of_x = x.blocks.chunks_exact(x.blocks_per_row().max(1)).take(x.n);
-    for (i, x) in rows_of_x.enumerate() {
+    let per_row = x.blocks_per_row();
+    let rows_of_x = (x.blocks).chunks_exact(x.steps.count() * per_row);
+    for (i, steps) in rows_of_x.take(x.n).enumerate() {
         for (r, out) in out.row(i).iter_mut().enumerate() {
             let chunks = w[r / TILE_ROWS * tile_bytes..][..tile_bytes].chunks_exact(F::CHUNK);
-            let chunks = chunks.zip(x.chunks_exact(F::COLS / BLOCK));
-            *out = chunks.fold(0.0, |acc, (chunk, x)| F::dot(chunk, r % TILE_ROWS, x, acc));
+            let dot = |x: &[ActivationBlock]| {
+                let chunks = chunks.clone().zip(x.chunks_exact(F::COLS / BLOCK));
+                chunks.fold(0.0, |acc, (chunk, x)| F::dot(chunk, r % TILE_ROWS, x, acc))
+            };
+            *out = match x.steps {
+                Steps::One => dot(steps),
+                Steps::Two => dot(&steps[..per_row]) + dot(&steps[per_row..]),
+            };
         }
     }
 }
 
 /// See [`crate::quantize_activations`].
-pub(crate) fn quantize_row(x: &[f32], blocks: &mut [ActivationBlock]) {
+pub(crate) fn quantize_row(steps: Steps, x: &[f32], blocks: &mut [ActivationBlock]) {
     blocks.fill(ActivationBlock::default());
-    for (x, block) in x.chunks(BLOCK).zip(blocks) {
+    let (first, second) = blocks.split_at_mut(blocks.len() / steps.count());
+    for (i, x) in x.chunks(BLOCK).enumerate() {
         let mut padded = [0.0; BLOCK];
         padded[..x.len()].copy_from_slice(x);
-        *block = ActivationBlock::quantize(&padded);
+        let rest;
+        (first[i], rest) = ActivationBlock::quantize(&padded);
+        if steps == Steps::Two {
+            (second[i], _) = ActivationBlock::quantize(&rest);
+        }
     }
 }

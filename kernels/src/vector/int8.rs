@@ -13,15 +13,18 @@
 //!    of integers and of floats as there are registers for. On Zen 5 that reaches 0.72 (q8_0) and 0.64
 //!    (q4_k) of the peak of the dot products; a loop of nothing but the format's instructions 0.75.
 //! 3. Only the first inputs ask for weights ahead: for later ones the requests take loads' turns.
-//! 4. For one input memory is a single stream of tile after tile, asked for ahead, past the caches: on Zen 5
+//! 4. Activations in two steps are two inputs each, whose sums are added when they are stored.
+//! 5. For one input memory is a single stream of tile after tile, asked for ahead, past the caches: on Zen 5
 //!    it comes at 1.0 to 1.1 of the rate of a plain read, two streams at 0.75 to 0.9.
-//! 5. Formats fill arrays in loops: a closure in `map` may become a function without the instructions.
+//! 6. Formats fill arrays in loops: a closure in `map` may become a function without the instructions.
 
 use core::ops::Range;
 
 use super::{Ahead, Simd};
 use crate::ViewMut;
-use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, scale_and_factor};
+use crate::block::activations::{
+    ActivationBlock, BLOCK, QuantizedActivations, Steps, scale_and_factor,
+};
 use crate::block::{Format, TILE_ROWS};
 use crate::scalar::LANES;
 
@@ -122,13 +125,15 @@ pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usiz
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
     assert!(w.len() == tiles * tile_bytes && x.n == n_inputs);
     let per_row = x.blocks_per_row();
-    assert!(x.blocks.len() >= x.n * per_row && per_row * BLOCK >= x.cols.next_multiple_of(F::COLS));
+    assert!(x.blocks.len() >= x.n * x.steps.count() * per_row);
+    assert!(per_row * BLOCK >= x.cols.next_multiple_of(F::COLS));
     // SAFETY: the matrix has `tiles` tiles, and `x` has rows of `per_row` blocks, which cover the padded
-    // columns.
+    // columns, one or two for each input.
     unsafe {
-        match n_inputs {
-            0 => (),
-            1 => stream::<Q, F>(q, w, tile_bytes, x, out),
+        match (n_inputs, x.steps) {
+            (0, _) => (),
+            (1, Steps::One) => stream::<Q, F, 1>(q, w, tile_bytes, x, out),
+            (1, Steps::Two) => stream::<Q, F, 2>(q, w, tile_bytes, x, out),
             _ => {
                 let mut sums = [[q.floats().splat(0.0); T]; PANEL];
                 let mut tile = 0;
@@ -161,12 +166,14 @@ unsafe fn panels<Q: Int8, F: Format, const T: usize, const M: usize>(
 ) {
     let w = w[tile * tile_bytes..][..T * tile_bytes].as_ptr();
     let n_chunks = tile_bytes / F::CHUNK;
-    let n_slices = match x.n {
+    // From here on each step of an input counts as one; groups and panels of two are even.
+    let n = x.n * x.steps.count();
+    let n_slices = match n {
         n if n <= M => 1,
         _ => (T * tile_bytes).div_ceil(SLICE_BYTES).min(n_chunks).max(1),
     };
-    for first in (0..x.n).step_by(PANEL) {
-        let inputs = first..x.n.min(first + PANEL);
+    for first in (0..n).step_by(PANEL) {
+        let inputs = first..n.min(first + PANEL);
         for slice in 0..n_slices {
             let at = |slice| n_chunks * slice / n_slices;
             let group = Group {
@@ -244,7 +251,7 @@ impl Group {
             }
         }
         let per_row = x.blocks_per_row();
-        let start = x.blocks.as_ptr();
+        let (start, steps) = (x.blocks.as_ptr(), x.steps);
         let mut x: [*const ActivationBlock; N] = core::array::from_fn(|i| {
             start.wrapping_add((input + i) * per_row + self.chunks.start * (F::COLS / BLOCK))
         });
@@ -257,9 +264,14 @@ impl Group {
         }
         for t in 0..T {
             for i in 0..N {
-                match self.is_last {
-                    true => store(s, out.row(input + i), self.tile + t, acc[t][i]),
-                    false => sums[i][t] = acc[t][i],
+                match (self.is_last, steps) {
+                    (true, Steps::One) => store(s, out.row(input + i), self.tile + t, acc[t][i]),
+                    (true, Steps::Two) if i % 2 == 1 => {
+                        let both = s.add(acc[t][i - 1], acc[t][i]);
+                        store(s, out.row((input + i) / 2), self.tile + t, both);
+                    }
+                    (true, Steps::Two) => {}
+                    (false, _) => sums[i][t] = acc[t][i],
                 }
             }
         }
@@ -277,12 +289,12 @@ fn store<S: Simd>(s: S, out: &mut [f32], tile: usize, acc: S::V) {
     }
 }
 
-/// All tiles times the only input.
+/// All tiles times the only input, in `N` steps.
 ///
 /// # Safety
-/// `w` has whole tiles; the blocks of `x` cover the padded columns.
+/// `w` has whole tiles; the blocks of `x` cover the padded columns, `N` times.
 #[inline(always)]
-unsafe fn stream<Q: Int8, F: Format>(
+unsafe fn stream<Q: Int8, F: Format, const N: usize>(
     q: Q,
     w: &[u8],
     tile_bytes: usize,
@@ -292,39 +304,69 @@ unsafe fn stream<Q: Int8, F: Format>(
     let s = q.floats();
     for i in 0..out.shape().1.div_ceil(TILE_ROWS) {
         let tile = &w[i * tile_bytes..][..tile_bytes];
-        let mut acc = [[s.splat(0.0)]];
-        let mut x = [x.blocks.as_ptr()];
+        let mut acc = [[s.splat(0.0); N]];
+        let start = x.blocks.as_ptr();
+        let mut x = core::array::from_fn(|i| start.wrapping_add(i * x.blocks_per_row()));
         for chunk in tile.chunks_exact(F::CHUNK) {
             // SAFETY: the caller vouches for the blocks.
             unsafe { F::accumulate(q, [chunk.as_ptr()], Ahead::Once(AHEAD), x, &mut acc) };
             x = x.map(|x| x.wrapping_add(F::COLS / BLOCK));
         }
-        store(s, out.row(0), i, acc[0][0]);
+        let sum = acc[0][1..].iter().fold(acc[0][0], |a, b| s.add(a, *b));
+        store(s, out.row(0), i, sum);
     }
 }
 
 /// See [`crate::quantize_activations`]; `blocks` has as many blocks as cover a row of `x`, padded.
 #[inline(always)]
-pub(crate) fn quantize_row<Q: Int8>(q: Q, x: &[f32], blocks: &mut [ActivationBlock]) {
-    let (whole, rest) = x.as_chunks::<BLOCK>();
-    let (filled, padding) = blocks.split_at_mut(whole.len());
-    for (block, x) in filled.iter_mut().zip(whole) {
-        quantize_block(q, x, block);
+pub(crate) fn quantize_row<Q: Int8>(q: Q, steps: Steps, x: &[f32], blocks: &mut [ActivationBlock]) {
+    let (first, second) = blocks.split_at_mut(blocks.len() / steps.count());
+    let (whole, last) = x.as_chunks::<BLOCK>();
+    for (i, x) in whole.iter().enumerate() {
+        quantize_steps(q, x, &mut first[i], second.get_mut(i));
     }
-    padding.fill(ActivationBlock::default());
-    if !rest.is_empty() {
+    if !last.is_empty() {
         let mut padded = [0.0; BLOCK];
-        padded[..rest.len()].copy_from_slice(rest);
-        quantize_block(q, &padded, &mut padding[0]);
+        padded[..last.len()].copy_from_slice(last);
+        let i = whole.len();
+        quantize_steps(q, &padded, &mut first[i], second.get_mut(i));
+    }
+    let filled = x.len().div_ceil(BLOCK);
+    for blocks in [first, second] {
+        if let Some(padding) = blocks.get_mut(filled..) {
+            padding.fill(ActivationBlock::default());
+        }
+    }
+}
+
+/// One block, and what rounding leaves of it into another if there is one.
+#[inline(always)]
+fn quantize_steps<Q: Int8>(
+    q: Q,
+    x: &[f32; BLOCK],
+    first: &mut ActivationBlock,
+    second: Option<&mut ActivationBlock>,
+) {
+    let s = q.floats();
+    let (halves, _) = x.as_chunks::<LANES>();
+    let mut x = [s.load_array(&halves[0]), s.load_array(&halves[1])];
+    quantize_block(q, x, first);
+    if let Some(second) = second {
+        let minus = s.splat(-first.scale);
+        let (kept, _) = first.q.as_flattened().as_chunks::<LANES>();
+        for i in 0..2 {
+            // SAFETY: an array of 16 bytes.
+            let kept = unsafe { q.load_i8(kept[i].as_ptr().cast()) };
+            x[i] = s.fma(kept, minus, x[i]);
+        }
+        quantize_block(q, x, second);
     }
 }
 
 /// [`ActivationBlock::quantize`] in vectors.
 #[inline(always)]
-fn quantize_block<Q: Int8>(q: Q, x: &[f32; BLOCK], block: &mut ActivationBlock) {
+fn quantize_block<Q: Int8>(q: Q, x: [Q::V; 2], block: &mut ActivationBlock) {
     let s = q.floats();
-    let (halves, _) = x.as_chunks::<LANES>();
-    let x = [s.load_array(&halves[0]), s.load_array(&halves[1])];
     let (scale, factor) = scale_and_factor(q.largest_magnitude(x));
     let factor = s.splat(factor);
     let (out, _) = block.q.as_flattened_mut().as_chunks_mut::<LANES>();
@@ -345,10 +387,11 @@ macro_rules! int8_entry_points {
         $(#[$attr])*
         pub(crate) fn quantize_row(
             q: $token,
+            steps: $crate::block::Steps,
             x: &[f32],
             blocks: &mut [$crate::block::activations::ActivationBlock],
         ) {
-            $crate::vector::quantize_row(q, x, blocks)
+            $crate::vector::quantize_row(q, steps, x, blocks)
         }
     };
     (@each $token:ty, $attrs:tt, $size:tt, $($name:ident: $module:ident::$format:ident),*) => {
