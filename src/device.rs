@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// The device that a model is computed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,11 +30,40 @@ pub enum TablePlace {
     Device,
 }
 
+/// How a model is computed on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GpuOptions {
+    /// Where its tables are.
+    pub tables: TablePlace,
+    /// Products of more than 32 rows, which are those of prompts, with weights in bf16 and f16 by NVIDIA's cuBLASLt,
+    /// which must then be on the machine (`libcublasLt.so`, `libcublasLt.so.12`, `cublasLt64_12.dll`). Off by default:
+    /// whether it is faster than our kernels depends on the card and on the shapes (`blt-bench` tells), it takes 67 MB
+    /// of the GPU's memory, and the last bits of a result then also depend on how many rows are computed with it.
+    pub cublaslt: bool,
+}
+
+impl GpuOptions {
+    /// Whether the device can do what is asked for: without a GPU there is no cuBLASLt, which [`Device::Auto`]
+    /// therefore cannot promise.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if not.
+    pub(crate) fn check(self, device: Device) -> Result<()> {
+        match (self.cublaslt, device) {
+            (false, _) | (true, Device::Cuda(_)) => Ok(()),
+            (true, _) => Err(Error::argument(
+                "cublaslt",
+                format!("expected the device cuda or cuda:N with it, found {device}"),
+            )),
+        }
+    }
+}
+
 impl FromStr for TablePlace {
     type Err = Error;
 
     /// `auto`, `host` or `device`.
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         match text {
             "auto" => Ok(TablePlace::Auto),
             "host" => Ok(TablePlace::Host),
@@ -51,7 +80,7 @@ impl FromStr for Device {
     type Err = Error;
 
     /// `cpu`, `cuda`, `cuda:N` or `auto`.
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         let number = match text {
             "cpu" => return Ok(Device::Cpu),
             "auto" => return Ok(Device::Auto),

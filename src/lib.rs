@@ -91,8 +91,8 @@ pub mod vocab;
 pub use cache::KvType;
 pub use cancel::Canceller;
 #[cfg(feature = "cuda")]
-pub use cuda::{DeviceInfo, devices};
-pub use device::{Device, TablePlace};
+pub use cuda::{DeviceInfo, devices, has_cublaslt};
+pub use device::{Device, GpuOptions, TablePlace};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator};
 pub use model::Model;

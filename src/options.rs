@@ -11,7 +11,7 @@ use blt_kernels::Isa;
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::{PatcherConfig, PatchingMode};
-use crate::device::Device;
+use crate::device::{Device, GpuOptions};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::model::Model;
@@ -37,6 +37,7 @@ pub struct ModelOptions {
     profile: Profile,
     preload: bool,
     device: Device,
+    gpu: GpuOptions,
 }
 
 impl Model {
@@ -68,6 +69,12 @@ impl ModelOptions {
     /// Device that computes; the CPU, if not set. See [`Model::on_device`].
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
+        self
+    }
+
+    /// How a GPU is used. See [`Model::on_device_with`].
+    pub fn gpu(mut self, options: GpuOptions) -> Self {
+        self.gpu = options;
         self
     }
 
@@ -171,7 +178,7 @@ impl ModelOptions {
             flow = progress(total, total);
         }
         match flow {
-            ControlFlow::Continue(()) => model.on_device(self.device),
+            ControlFlow::Continue(()) => model.on_device_with(self.device, self.gpu),
             ControlFlow::Break(()) => Err(Error::Cancelled),
         }
     }

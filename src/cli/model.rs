@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::{Config, PatcherConfig, PatchingMode};
-use crate::device::{Device, TablePlace};
+use crate::device::{Device, GpuOptions};
 use crate::model::Model;
 use crate::ops::{Compute, Profile};
 use blt_kernels::Isa;
@@ -30,8 +30,8 @@ pub struct ModelArgs<'a> {
     pub profile: Profile,
     /// What computes.
     pub device: Device,
-    /// Where a GPU's embedding tables are.
-    pub tables: TablePlace,
+    /// How a GPU is used.
+    pub gpu: GpuOptions,
 }
 
 impl ModelArgs<'_> {
@@ -44,9 +44,9 @@ impl ModelArgs<'_> {
     pub fn take(&self, checkpoint: &Checkpoint) -> Result<Model, Failure> {
         let model = Model::load(checkpoint, self.compute()?)?;
         if self.device != Device::Auto {
-            return Ok(model.on_device_with(self.device, self.tables)?);
+            return Ok(model.on_device_with(self.device, self.gpu)?);
         }
-        match model.on_device_with(Device::Cuda(0), self.tables) {
+        match model.on_device_with(Device::Cuda(0), self.gpu) {
             Ok(on_gpu) => {
                 eprintln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
                 Ok(on_gpu)
@@ -60,6 +60,7 @@ impl ModelArgs<'_> {
 
     /// Opens the checkpoint.
     pub fn open(&self) -> Result<Checkpoint, Failure> {
+        self.gpu.check(self.device).map_err(Failure::usage)?;
         let options = OpenOptions {
             config: self.config.map(Path::to_path_buf),
             entropy_model: self.entropy_model.map(Path::to_path_buf),

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::cublaslt::{CublasLt, Shape};
 use super::driver::{Arg, Buffer, Gpu, Kernel};
-use super::ops::{At, MAX_ROWS, u32_arg};
+use super::ops::{At, MAX_ROWS, ROW_THREADS, u32_arg};
 use crate::error::{Error, Result};
 use crate::ops::Matrix;
 use crate::tensor::DType;
@@ -19,17 +20,46 @@ const SCALE_COLS: usize = 256;
 /// is the same for all GPUs, and with it the order of sums.
 const BLOCKS: usize = 256;
 
-/// Sums of products whose columns are dealt out, before they are added; one product at a time.
-#[derive(Debug, Clone)]
-pub struct Slices(Arc<Buffer>);
+/// What products of many rows use in turn.
+#[derive(Debug)]
+pub struct ManyRows {
+    /// Sums of products whose columns are dealt out, before they are added; or of the library's products.
+    sums: Buffer,
+    library: Option<Library>,
+}
 
-impl Slices {
-    /// Memory for the largest.
+/// cuBLASLt, and x in the type of the weights: (2, n, cols), with scales (n).
+#[derive(Debug)]
+struct Library {
+    lt: CublasLt,
+    x: Buffer,
+    scales: Buffer,
+}
+
+/// Bytes of sums and of x for the library; products of more rows are computed in pieces. Few enough for sums to stay
+/// in the L2 of an A100 until they are added, and enough for 372 rows with the widest matrices of the 1b shape.
+const LIBRARY_SUMS: usize = 32 << 20;
+const LIBRARY_X: usize = 16 << 20;
+
+impl ManyRows {
+    /// Memory for the largest, with cuBLASLt for weights in f16 and bf16 if asked for. Not for those in f32: the
+    /// library has no tensor cores for full f32, our kernels use them thrice.
     ///
     /// # Errors
-    /// [`Error::Device`] if the memory does not suffice.
-    pub fn new(gpu: &Arc<Gpu>) -> Result<Slices> {
-        Ok(Slices(Arc::new(gpu.alloc(BLOCKS * SIDE * SIDE * 4)?)))
+    /// [`Error::Device`] if the memory does not suffice, or cuBLASLt is asked for and does not start.
+    pub fn new(gpu: &Arc<Gpu>, cublaslt: bool) -> Result<Arc<ManyRows>> {
+        let library = || {
+            Ok::<_, Error>(Library {
+                lt: CublasLt::new(gpu)?,
+                x: gpu.alloc(LIBRARY_X)?,
+                scales: gpu.alloc(MAX_ROWS * 4)?,
+            })
+        };
+        let own = BLOCKS * SIDE * SIDE * 4;
+        Ok(Arc::new(ManyRows {
+            library: cublaslt.then(library).transpose()?,
+            sums: gpu.alloc(if cublaslt { LIBRARY_SUMS } else { own })?,
+        }))
     }
 }
 
@@ -62,7 +92,7 @@ pub struct Linear {
     parts: Vec<Part>,
     rows: usize,
     cols: usize,
-    slices: Slices,
+    many: Arc<ManyRows>,
     join: Kernel,
 }
 
@@ -77,14 +107,17 @@ struct Part {
     narrow8: Kernel,
     narrow32: Kernel,
     matmul: Kernel,
+    dtype: DType,
+    /// What makes an x for the library, if that computes the products of many rows.
+    split: Option<Kernel>,
 }
 
 impl Linear {
-    /// Copies matrices to the device as they lie in the file. All products of a device can have the same `slices`.
+    /// Copies matrices to the device as they lie in the file. All products of a device can have the same `many`.
     ///
     /// # Errors
     /// [`Error::Device`] if the memory does not suffice; [`Error::Unsupported`] for matrices of 2^32 values.
-    pub fn new(gpu: &Arc<Gpu>, slices: &Slices, matrices: &[&Matrix]) -> Result<Linear> {
+    pub fn new(gpu: &Arc<Gpu>, many: &Arc<ManyRows>, matrices: &[&Matrix]) -> Result<Linear> {
         let cols = matrices[0].cols();
         let mut parts: Vec<Part> = Vec::new();
         let mut rows = 0;
@@ -121,6 +154,8 @@ impl Linear {
                     "matrices on a GPU: expected fewer than 2^32 values, found {of_part} x {cols}"
                 )));
             }
+            let by_library = many.library.is_some() && matches!(dtype, DType::F16 | DType::Bf16);
+            let split = || gpu.kernel(&format!("split_{format}"));
             parts.push(Part {
                 weights,
                 n_bytes,
@@ -129,6 +164,8 @@ impl Linear {
                 narrow8: gpu.kernel(&format!("narrow8_{format}"))?,
                 narrow32: gpu.kernel(&format!("narrow32_{format}"))?,
                 matmul: gpu.kernel(&format!("matmul_{format}"))?,
+                dtype,
+                split: by_library.then(split).transpose()?,
             });
             rows += of_part;
         }
@@ -136,7 +173,7 @@ impl Linear {
             parts,
             rows,
             cols,
-            slices: slices.clone(),
+            many: Arc::clone(many),
             join: gpu.kernel("join_slices")?,
         })
     }
@@ -153,23 +190,39 @@ impl Linear {
 
     /// The product with x (n, cols) into y (n, rows).
     pub fn apply(&self, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
-        // `matmul_*` takes whole runs of 32 columns, and counts the values of x in 32 bits.
-        let most = match self.cols % 32 {
-            0 => MAX_ROWS.min(u32::MAX as usize / self.cols),
-            _ => NARROW_ROWS,
-        };
-        for first in (0..n).step_by(most) {
-            let n = most.min(n - first);
-            for part in &self.parts {
+        for part in &self.parts {
+            // In pieces of one size: none has few rows if not all have.
+            let pieces = n.div_ceil(self.most_rows(part));
+            for piece in 0..pieces {
+                let first = n * piece / pieces;
+                let n = n * (piece + 1) / pieces - first;
                 let x = (x.0, x.1 + first * self.cols);
                 let y = (y.0, y.1 + first * self.rows);
-                match n {
-                    0..=NARROW_ROWS => self.narrow(part, n, (x, None), y, (mode, 0))?,
+                match (n, part.split, &self.many.library) {
+                    (0..=NARROW_ROWS, ..) => self.narrow(part, n, (x, None), y, (mode, 0))?,
+                    (_, Some(split), Some(library)) => {
+                        self.by_library(part, (library, split), n, x, y, mode)?;
+                    }
                     _ => self.matmul(part, n, x, y, mode)?,
                 }
             }
         }
         Ok(())
+    }
+
+    /// Most rows of one product.
+    fn most_rows(&self, part: &Part) -> usize {
+        // `matmul_*` takes whole runs of 32 columns, and counts the values of x in 32 bits.
+        if !self.cols.is_multiple_of(32) {
+            return NARROW_ROWS;
+        }
+        match part.split {
+            None => MAX_ROWS.min(u32::MAX as usize / self.cols),
+            Some(_) => {
+                let (sums, x) = (LIBRARY_SUMS / (8 * part.rows), LIBRARY_X / (4 * self.cols));
+                sums.min(x).clamp(1, MAX_ROWS)
+            }
+        }
     }
 
     /// The product with the norm of x (n, cols) into y (n, rows), for up to [`NARROW_ROWS`].
@@ -236,11 +289,10 @@ impl Linear {
         let chunks = self.cols.div_ceil(SCALE_COLS);
         let in_slice = chunks.div_ceil((BLOCKS / (w_tiles * x_tiles)).max(1));
         let slices = chunks.div_ceil(in_slice);
-        let to = y.0.after(y.1 + part.first, n * self.rows - part.first);
         let (sums, stride, first_mode) = match slices {
-            1 => (to, self.rows, mode),
+            1 => (self.target(part, n, y), self.rows, mode),
             _ => {
-                let sums = self.slices.0.holding(slices * n * part.rows);
+                let sums = self.many.sums.holding(slices * n * part.rows);
                 (sums, part.rows, Mode::Set)
             }
         };
@@ -258,19 +310,72 @@ impl Linear {
         // SAFETY: the arguments of `matmul_*` in linear.cu; x and y or the slices are checked, the weights are
         // whole matrices of that shape.
         unsafe { gpu.launch(part.matmul, [w_tiles, x_tiles, slices], 256, &args)? };
-        if slices == 1 {
-            return Ok(());
+        match slices {
+            1 => Ok(()),
+            _ => self.join(part, (slices, Arg::Pointer(0)), n, y, mode),
         }
+    }
+
+    /// cuBLASLt's product of n rows that were rounded to the type of the weights, and n of what that left.
+    fn by_library(
+        &self,
+        part: &Part,
+        (library, split): (&Library, Kernel),
+        n: usize,
+        x: At<'_>,
+        y: At<'_>,
+        mode: Mode,
+    ) -> Result<()> {
+        let gpu = part.weights.gpu();
+        // Half floats have too few exponents for any x.
+        let scales = match part.dtype {
+            DType::F16 => library.scales.holding(n),
+            _ => Arg::Pointer(0),
+        };
         let args = [
-            sums,
-            to,
+            x.0.after(x.1, n * self.cols),
+            library.x.holding(n * self.cols), // two of half the size
+            scales,
+            u32_arg(self.cols),
+        ];
+        // SAFETY: the arguments of `split_*` in linear.cu, sizes checked.
+        unsafe { gpu.launch(split, [n], ROW_THREADS, &args)? };
+        let shape = Shape {
+            dtype: part.dtype,
+            rows: part.rows,
+            cols: self.cols,
+            n: 2 * n,
+        };
+        (library.lt).multiply(shape, &part.weights, &library.x, &self.many.sums)?;
+        self.join(part, (2, scales), n, y, mode)
+    }
+
+    /// Where a part's n rows of y begin.
+    fn target(&self, part: &Part, n: usize, y: At<'_>) -> Arg {
+        y.0.after(y.1 + part.first, n * self.rows - part.first)
+    }
+
+    /// Adds slices of sums into n rows of y; scales are null, or (n).
+    fn join(
+        &self,
+        part: &Part,
+        (slices, scales): (usize, Arg),
+        n: usize,
+        y: At<'_>,
+        mode: Mode,
+    ) -> Result<()> {
+        let args = [
+            self.many.sums.holding(slices * n * part.rows),
+            scales,
+            self.target(part, n, y),
             u32_arg(part.rows),
             u32_arg(self.rows),
             Arg::U32(mode as u32),
             u32_arg(slices),
         ];
-        // SAFETY: the arguments of `join_slices` in linear.cu, checked as above.
-        unsafe { gpu.launch(self.join, [part.rows.div_ceil(256), n], 256, &args) }
+        let grid = [part.rows.div_ceil(256), n];
+        // SAFETY: the arguments of `join_slices` in linear.cu, sizes checked.
+        unsafe { part.weights.gpu().launch(self.join, grid, 256, &args) }
     }
 }
 
@@ -281,16 +386,63 @@ mod tests {
     use crate::tensor::Tensor;
     use blt_kernels::BlockFormat;
 
+    /// Matrices (rows, cols) of some types side by side times n rows of very different sizes, in every mode, against
+    /// sums in double precision.
+    fn assert_products(
+        gpu: &Arc<Gpu>,
+        many: &Arc<ManyRows>,
+        types: &[DType],
+        (rows, cols, n): (usize, usize, usize),
+    ) {
+        // Two bfloat16 keep 16 bits of a term; sums of up to 544 terms of size 1.
+        const TOLERANCE: f64 = 300.0 / 65536.0 / 16.0;
+        let size = |row: usize| 2f32.powi(20 * (row as i32 % 5 - 2));
+        let sized = |width: usize, seed| -> Vec<f32> {
+            let values = noise(n * width, seed).into_iter().enumerate();
+            values.map(|(i, v)| v * size(i / width)).collect()
+        };
+        let tensor = |(i, &dtype): (usize, &DType)| {
+            let values = noise(rows * cols, 3 + 2 * i as u64);
+            Tensor::from_values(dtype, vec![rows, cols], &values).unwrap()
+        };
+        let tensors: Vec<Tensor> = types.iter().enumerate().map(tensor).collect();
+        let w: Vec<f32> = tensors.iter().flat_map(|t| t.to_f32_vec()).collect();
+        let matrix = |t| Matrix::new("w", t).unwrap();
+        let matrices: Vec<Matrix> = tensors.into_iter().map(matrix).collect();
+        let linear = Linear::new(gpu, many, &matrices.iter().collect::<Vec<_>>()).unwrap();
+        let rows = linear.rows();
+        let (x, before) = (sized(cols, 5), sized(rows, 7));
+        let from = upload(gpu, &x);
+        let dots: Vec<f64> = (0..n * rows)
+            .map(|i| {
+                let (row, out) = (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
+                let terms = row.iter().zip(out);
+                terms.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+            })
+            .collect();
+        for (mode, keep) in [(Mode::Set, 0.0), (Mode::Add, 1.0), (Mode::DoubleAdd, 2.0)] {
+            let y = upload(gpu, &before);
+            linear.apply(n, (&from, 0), (&y, 0), mode).unwrap();
+            let y = gpu.read_f32s(&y, n * rows).unwrap();
+            for (i, (&found, dot)) in y.iter().zip(&dots).enumerate() {
+                let expected = dot + keep * f64::from(before[i]);
+                let difference = (f64::from(found) - expected).abs() / f64::from(size(i / rows));
+                assert!(
+                    difference < TOLERANCE,
+                    "{types:?} {rows} x {cols}, {n} rows, {mode:?}: value {i}: expected {expected}, found {found}"
+                );
+            }
+        }
+    }
+
     /// Products of every type, of few and of many rows, with sizes on and off every edge.
     #[test]
     fn products_are_those_of_the_weights_values() {
         let Some(gpu) = device() else { return };
-        // Two bfloat16 keep 16 bits of a term; sums of up to 544 terms of size 1.
-        const TOLERANCE: f64 = 300.0 / 65536.0 / 16.0;
-        let slices = Slices::new(&gpu).unwrap();
+        let many = ManyRows::new(&gpu, false).unwrap();
         let types = (DType::FLOATS.into_iter()).chain(BlockFormat::ALL.map(DType::Tiles));
         for dtype in types {
-            for (rows, cols, n) in [
+            for shape in [
                 (1, 1, 1),
                 (17, 33, 3),
                 (64, 64, 8),
@@ -301,35 +453,41 @@ mod tests {
                 (24, 100, 40),
                 (24, 544, 40),
             ] {
-                let values = noise(rows * cols, 3);
-                let tensor = Tensor::from_values(dtype, vec![rows, cols], &values).unwrap();
-                let w = tensor.to_f32_vec();
-                let x = noise(n * cols, 5);
-                let before = noise(n * rows, 7);
-                let matrix =
-                    Linear::new(&gpu, &slices, &[&Matrix::new("w", tensor).unwrap()]).unwrap();
-                for (mode, keep) in [(Mode::Set, 0.0), (Mode::Add, 1.0), (Mode::DoubleAdd, 2.0)] {
-                    let y = upload(&gpu, &before);
-                    matrix
-                        .apply(n, (&upload(&gpu, &x), 0), (&y, 0), mode)
-                        .unwrap();
-                    let y = gpu.read_f32s(&y, n * rows).unwrap();
-                    for (i, &found) in y.iter().enumerate() {
-                        let (row, out) =
-                            (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
-                        let dot: f64 = row
-                            .iter()
-                            .zip(out)
-                            .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                            .sum();
-                        let expected = dot + keep * f64::from(before[i]);
-                        assert!(
-                            (f64::from(found) - expected).abs() < TOLERANCE,
-                            "{dtype} {rows} x {cols}, {n} rows, {mode:?}: value {i}: expected {expected}, found {found}"
-                        );
-                    }
-                }
+                assert_products(&gpu, &many, &[dtype], shape);
             }
+        }
+    }
+
+    /// The same by cuBLASLt, of more rows than it takes at once too, beside matrices that our kernels multiply.
+    #[test]
+    fn products_by_the_library_are_those_of_the_weights_values() {
+        let Some(gpu) = device() else { return };
+        if !crate::cuda::has_cublaslt() {
+            eprintln!("skipped: no cuBLASLt library");
+            return;
+        }
+        let many = ManyRows::new(&gpu, true).unwrap();
+        for dtype in [DType::F16, DType::Bf16] {
+            for shape in [
+                (33, 288, 65),
+                (136, 64, 130),
+                (24, 544, 40),
+                (40_000, 32, 110),
+            ] {
+                let before = gpu.n_kernels();
+                assert_products(&gpu, &many, &[dtype], shape);
+                let pieces = (8 * shape.0 * shape.2).div_ceil(LIBRARY_SUMS);
+                assert_eq!(gpu.n_kernels() - before, 3 * 3 * pieces, "{shape:?}");
+            }
+        }
+        let types = [
+            DType::Bf16,
+            DType::Tiles(BlockFormat::Q8_0),
+            DType::F16,
+            DType::F32,
+        ];
+        for shape in [(33, 96, 40), (16, 64, 20), (24, 100, 40)] {
+            assert_products(&gpu, &many, &types, shape);
         }
     }
 
@@ -351,7 +509,7 @@ mod tests {
                 let matrix = |t| Matrix::new("w", t).unwrap();
                 let w = Linear::new(
                     &gpu,
-                    &Slices::new(&gpu).unwrap(),
+                    &ManyRows::new(&gpu, false).unwrap(),
                     &[&matrix(gate), &matrix(up)],
                 )
                 .unwrap();

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
-use crate::device::{Device, TablePlace};
+use crate::device::{Device, GpuOptions};
 use crate::error::Result;
 use crate::ops::Compute;
 
@@ -115,18 +115,20 @@ impl Model {
     /// does not suffice, or this crate was built without the feature `cuda`. Not for
     /// [`Device::Auto`], which then is the CPU.
     pub fn on_device(&self, device: Device) -> Result<Self> {
-        self.on_device_with(device, TablePlace::Auto)
+        self.on_device_with(device, GpuOptions::default())
     }
 
-    /// As [`Model::on_device`], with the embedding tables where `tables` says.
+    /// As [`Model::on_device`], a GPU as `options` say.
     ///
     /// # Errors
-    /// As [`Model::on_device`].
-    pub fn on_device_with(&self, device: Device, tables: TablePlace) -> Result<Self> {
+    /// As [`Model::on_device`]; [`crate::Error::Argument`] for [`GpuOptions::cublaslt`] with another device than
+    /// [`Device::Cuda`], and [`crate::Error::Device`] if that library is not there or does not start.
+    pub fn on_device_with(&self, device: Device, options: GpuOptions) -> Result<Self> {
+        options.check(device)?;
         let device = match device {
             Device::Cpu => None,
-            Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n, tables)?),
-            Device::Auto => DeviceModel::new(&self.weights, 0, tables).ok(),
+            Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n, options)?),
+            Device::Auto => DeviceModel::new(&self.weights, 0, options).ok(),
         };
         Ok(Model {
             device: device.map(Arc::new),

@@ -2,7 +2,7 @@
 
 use super::forward::{Failure, Part};
 use super::{Model, Weights};
-use crate::device::TablePlace;
+use crate::device::GpuOptions;
 use crate::error::{Error, Result};
 use crate::few::Few;
 use crate::ops::Buffer;
@@ -17,7 +17,7 @@ pub(super) enum Caches {}
 pub(super) enum Ahead {}
 
 impl DeviceModel {
-    pub fn new(_: &Weights, _: usize, _: TablePlace) -> Result<DeviceModel> {
+    pub fn new(_: &Weights, _: usize, _: GpuOptions) -> Result<DeviceModel> {
         Err(Error::Device(
             "this program was built without CUDA (feature \"cuda\"); use the CPU".into(),
         ))

@@ -8,14 +8,14 @@ use blt::{Device, Session, SessionOptions};
 
 use super::common;
 
-const RUN: &str = env!("CARGO_BIN_EXE_blt-run");
+pub const RUN: &str = env!("CARGO_BIN_EXE_blt-run");
 const INFO: &str = env!("CARGO_BIN_EXE_blt-info");
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/hf-gqa/model");
 
 /// What the emulated driver is told by variables of the environment.
-type Setting = (&'static str, &'static str);
+pub type Setting<'a> = (&'a str, &'a str);
 
-fn is_emulated() -> bool {
+pub fn is_emulated() -> bool {
     let devices = blt::devices().unwrap_or_default();
     let found = devices
         .first()
@@ -27,7 +27,7 @@ fn is_emulated() -> bool {
     found && Path::new(RUN).exists()
 }
 
-fn call(program: &str, args: &[&str], settings: &[Setting]) -> Output {
+pub fn call(program: &str, args: &[&str], settings: &[Setting]) -> Output {
     let mut command = Command::new(program);
     command.args(args).envs(settings.iter().copied());
     if settings.is_empty() {
@@ -37,7 +37,7 @@ fn call(program: &str, args: &[&str], settings: &[Setting]) -> Output {
     command.output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -57,7 +57,7 @@ fn generate(device: &str, settings: &[Setting]) -> Output {
 }
 
 struct Case {
-    settings: &'static [Setting],
+    settings: &'static [Setting<'static>],
     /// Parts of the one line on standard error.
     says: &'static [&'static str],
 }
@@ -179,11 +179,12 @@ fn devices_are_listed_or_their_absence_is_told() {
         ("BLT_EMULATED_DEVICES", "2"),
         ("BLT_EMULATED_CAPABILITY", "121"),
     ]);
-    assert_eq!((code, found.lines().count()), (Some(0), 2));
+    assert_eq!((code, found.lines().count()), (Some(0), 3));
     assert!(
         found.contains("cuda:1  emulation on the CPU, compute capability 12.1"),
         "{found}"
     );
+    assert!(found.contains("cuBLASLt: found"), "{found}");
     let (code, found, _) = list(&[("BLT_EMULATED_DEVICES", "0")]);
     assert_eq!((code, found.as_str()), (Some(0), "no NVIDIA GPU\n"));
     let (code, found, message) = list(&[]);

@@ -3,7 +3,7 @@
 use blt::config::{Config, CrossAttentionConfig, TransformerConfig};
 use blt::sampler::{Sampler, SamplerConfig};
 use blt::tensor::DType;
-use blt::{Device, KvType, Model, Session, SessionOptions, TablePlace, batch};
+use blt::{Device, GpuOptions, KvType, Model, Session, SessionOptions, TablePlace, batch};
 use blt_kernels::BlockFormat;
 
 use super::{assert_close, common, compare, have_device, on_gpu, read};
@@ -65,8 +65,12 @@ fn the_gpu_chooses_bytes_as_the_sampler_does() {
             ..SamplerConfig::default()
         },
     ];
-    for place in [TablePlace::Device, TablePlace::Host] {
-        let gpu = cpu.on_device_with(Device::Cuda(0), place).unwrap();
+    for tables in [TablePlace::Device, TablePlace::Host] {
+        let options = GpuOptions {
+            tables,
+            ..GpuOptions::default()
+        };
+        let gpu = cpu.on_device_with(Device::Cuda(0), options).unwrap();
         for sampler in &settings {
             let mut session = Session::new(&gpu, SessionOptions::default()).unwrap();
             session.feed(b"The old").unwrap();
@@ -220,8 +224,12 @@ fn tables_on_the_gpu_are_those_of_the_host() {
     let blocks = BlockFormat::ALL.map(|f| (DType::Tiles(f), DType::Table(f)));
     for (matrix, table) in plain.into_iter().chain(blocks) {
         let model = common::model(&common::converted(&checkpoint, matrix, table));
-        let read = |place| {
-            let gpu = model.on_device_with(Device::Cuda(0), place).unwrap();
+        let read = |tables| {
+            let options = GpuOptions {
+                tables,
+                ..GpuOptions::default()
+            };
+            let gpu = model.on_device_with(Device::Cuda(0), options).unwrap();
             read(&gpu, ids, 1000)
         };
         let (device, host) = (read(TablePlace::Device), read(TablePlace::Host));

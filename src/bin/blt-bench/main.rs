@@ -118,6 +118,10 @@ struct Args {
     #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
     device: blt::Device,
 
+    /// with --device cuda and weights in bf16 or f16, read prompts with NVIDIA's cuBLASLt
+    #[argh(switch)]
+    cublaslt: bool,
+
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -171,7 +175,10 @@ fn run(args: Args) -> Result<(), Failure> {
         isa: args.isa.as_deref(),
         profile: args.profile,
         device: args.device,
-        tables: args.tables,
+        gpu: blt::GpuOptions {
+            tables: args.tables,
+            cublaslt: args.cublaslt,
+        },
     };
     interrupt::watch()?;
     let checkpoint = choice.open()?;
@@ -205,9 +212,11 @@ fn run(args: Args) -> Result<(), Failure> {
     let report = Report {
         peak_memory,
         path,
-        isa: (model.gpu_name())
-            .unwrap_or(model.compute().isa().name())
-            .to_owned(),
+        isa: match (model.gpu_name(), args.cublaslt) {
+            (Some(gpu), true) => format!("{gpu} with cuBLASLt"),
+            (Some(gpu), false) => gpu.to_owned(),
+            (None, _) => model.compute().isa().name().to_owned(),
+        },
         n_threads: model.compute().n_threads(),
         n_sessions: args.batch,
         profile: args.profile,

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use argh::FromArgs;
 use blt::config::PatchingMode;
 use blt::sampler::SamplerConfig;
-use blt::{GenerateOptions, KvType, Overflow, Profile, Session, SessionOptions};
+use blt::{GenerateOptions, GpuOptions, KvType, Overflow, Profile, Session, SessionOptions};
 
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
@@ -143,6 +143,10 @@ struct Args {
     #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
     device: blt::Device,
 
+    /// with --device cuda and weights in bf16 or f16, read prompts with NVIDIA's cuBLASLt
+    #[argh(switch)]
+    cublaslt: bool,
+
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -191,7 +195,10 @@ fn run(args: Args) -> Result<(), Failure> {
         isa: args.isa.as_deref(),
         profile: args.profile,
         device: args.device,
-        ..ModelArgs::default()
+        gpu: GpuOptions {
+            cublaslt: args.cublaslt,
+            ..GpuOptions::default()
+        },
     }
     .load()?;
     let options = SessionOptions {

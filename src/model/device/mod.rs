@@ -16,8 +16,8 @@ pub(super) use caches::{Ahead, Caches};
 use super::Weights;
 use super::block::Stack;
 use super::cross::CrossAttention;
-use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, Slices, Tables};
-use crate::device::TablePlace;
+use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, ManyRows, Norm, Ops, Tables};
+use crate::device::{GpuOptions, TablePlace};
 use crate::error::{Error, Result};
 use crate::ops::{Heads, Matrix};
 use crate::vocab::VOCAB_SIZE;
@@ -100,12 +100,12 @@ impl DeviceModel {
     /// Copies the weights to a device.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is none, or its memory does not suffice; [`Error::Unsupported`] for
-    /// heads wider than the kernels know.
-    pub fn new(weights: &Weights, number: usize, place: TablePlace) -> Result<DeviceModel> {
+    /// [`Error::Device`] if there is none, its memory does not suffice, or cuBLASLt is asked for and does not start;
+    /// [`Error::Unsupported`] for heads wider than the kernels know.
+    pub fn new(weights: &Weights, number: usize, options: GpuOptions) -> Result<DeviceModel> {
         let gpu = Gpu::new(number)?;
-        let slices = Slices::new(&gpu)?;
-        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &slices, matrices);
+        let many = ManyRows::new(&gpu, options.cublaslt)?;
+        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &many, matrices);
         let norm = |values: &[f32], eps| {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             Ok::<_, Error>(Norm {
@@ -202,7 +202,7 @@ impl DeviceModel {
         let matrices = ngrams.iter().map(|(matrix, _)| *matrix).chain([ids]);
         let n_bytes: usize = matrices.map(|m| m.tensor().bytes().len()).sum();
         let fits = || Ok::<_, Error>(n_bytes + LEFT_FREE <= model.gpu.memory()?.0);
-        let upload = match place {
+        let upload = match options.tables {
             TablePlace::Auto => ngrams.len() < MAX_TABLES && fits()?,
             TablePlace::Host => false,
             TablePlace::Device => true,
