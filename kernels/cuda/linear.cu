@@ -1,10 +1,11 @@
 // y = x W^T for x (n, cols), W (rows, cols), y (n, rows of `stride`): weights as they lie in the file,
 // activations and sums in f32.
 //
-// `narrow_*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all
-// rows. `matmul_*` is for more, of whole runs of 32 columns. Both use the tensor cores: every f32 is cut into two bfloat16, high + low,
-// and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
-// bfloat16, or small whole numbers times a scale, have no low part and save a third of it.
+// `narrow_*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all rows.
+// `matmul_*` is for more, of whole runs of 32 columns. Both use the tensor cores: every f32 is cut into two bfloat16,
+// high + low, and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
+// bfloat16, or small whole numbers times a scale, have no low part and save a third of it. `split_*` cuts x for
+// cuBLASLt, which can take the place of `matmul_*` (src/cuda/cublaslt.rs).
 //
 // `narrow_*` can also norm x and gate y on the way, so that a layer of few rows is five launches:
 //

@@ -58,7 +58,7 @@ impl ManyRows {
         let own = BLOCKS * SIDE * SIDE * 4;
         Ok(Arc::new(ManyRows {
             library: cublaslt.then(library).transpose()?,
-            sums: gpu.alloc(if cublaslt { LIBRARY_SUMS } else { own })?,
+            sums: gpu.alloc(own.max(if cublaslt { LIBRARY_SUMS } else { 0 }))?,
         }))
     }
 }
