@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures blt alone, and writes the README's performance section: benches/report.py FOLDER PART...
 
-FOLDER keeps the models (the blt-1b shape with random weights, 9.3 GB, and 8- and 4-bit copies; made when
+FOLDER keeps the models (the blt-1b shape with random weights, 9.3 GB, and packed, 8- and 4-bit copies; made when
 missing) and the results of each part, so that parts can be measured one at a time. `--write FILE` puts the tables
 of parts, those of benches/peers/run.py too, where `<!-- figures: PART... -->` asks for them.
 
@@ -23,7 +23,11 @@ import tempfile
 
 from common import BIN, ROOT, Table, bench_program, blt_bench, cached, drop_pages, limits, main, measured, median, percent, run, spread
 
-SMALL = ["q8_0", "q4_k"]
+SMALL = ["bf12", "q8_0", "q4_k"]
+
+
+def option(name: str) -> str:
+    return "--to" if name == "bf12" else "--type"
 
 
 def model(args, name: str = "bf16") -> pathlib.Path:
@@ -34,7 +38,7 @@ def model(args, name: str = "bf16") -> pathlib.Path:
         if not path.exists() and name == "bf16":
             run(BIN / "examples/synthetic", path, "1b")
         elif not path.exists():
-            run(BIN / "blt-quantize", model(args), path, "--type", name, "--quiet")
+            run(BIN / "blt-quantize", model(args), path, option(name), name, "--quiet")
     return path
 
 
@@ -46,7 +50,7 @@ def convert(args) -> Table:
     rows, source = [], model(args)
     for name in SMALL:
         out = args.folder / f"1b.{name}.safetensors"
-        seconds, memory = measured(BIN / "blt-quantize", source, out, "--type", name, "--quiet")
+        seconds, memory = measured(BIN / "blt-quantize", source, out, option(name), name, "--quiet")
         rows.append([name, f"{seconds:.0f}", mb(source.stat().st_size / seconds), f"{out.stat().st_size / 1e9:.2f}", mb(memory)])
     return Table(
         f"Converting the blt-1b shape ({source.stat().st_size / 1e9:.1f} GB)",

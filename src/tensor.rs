@@ -278,7 +278,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Argument`] if the new shape needs more or fewer bytes.
     pub fn reshape(&self, shape: Vec<usize>) -> Result<Tensor> {
-        let same_cols = shape.last() == self.shape.last() || !self.dtype.is_quantized();
+        let same_cols = shape.last() == self.shape.last() || self.dtype.is_plain();
         if self.dtype.size_of(&shape) != Some(self.range.len()) || !same_cols {
             return Err(Error::argument(
                 "shape",
@@ -348,7 +348,9 @@ impl Tensor {
         const TILE: usize = BlockFormat::TILE_ROWS;
         let row_bytes = self.row_bytes();
         match self.dtype {
-            DType::F32 | DType::F16 | DType::Bf16 => row * row_bytes..(row + 1) * row_bytes,
+            DType::F32 | DType::F16 | DType::Bf16 | DType::Bf12 => {
+                row * row_bytes..(row + 1) * row_bytes
+            }
             DType::Tiles(_) => {
                 let tile = row / TILE * TILE;
                 tile * row_bytes..(tile + TILE) * row_bytes

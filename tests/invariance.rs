@@ -58,7 +58,7 @@ fn models_and_texts() -> Vec<(String, Model, Vec<Vec<Id>>)> {
             case.models().into_iter().map(named)
         })
         .collect();
-    all.extend(quantized_models(&cases, texts));
+    all.extend(stored_models(&cases, texts));
     let model = common::model(&common::differential([true, false, true, false]));
     all.push((DIFFERENTIAL.into(), model, texts(&cases[0])));
     all
@@ -76,8 +76,8 @@ fn case_with_everything(cases: &[Case]) -> (&Case, Checkpoint) {
         .expect("a case with an entropy model and hash tables")
 }
 
-/// A model with an entropy model and hash tables, in every block format.
-fn quantized_models(
+/// A model with an entropy model and hash tables, in every block format, and packed.
+fn stored_models(
     cases: &[Case],
     texts: impl Fn(&Case) -> Vec<Vec<Id>>,
 ) -> Vec<(String, Model, Vec<Vec<Id>>)> {
@@ -91,14 +91,21 @@ fn quantized_models(
             texts(case),
         )
     };
-    BlockFormat::ALL.iter().map(model).collect()
+    let packed = common::converted(&checkpoint, DType::Bf12, DType::Bf12);
+    let packed = Model::load(&packed, Compute::new(Some(1), None).unwrap()).unwrap();
+    let packed = (PACKED.into(), packed, texts(case));
+    BlockFormat::ALL.iter().map(model).chain([packed]).collect()
 }
+
+/// The name of the model in packed bfloat16.
+const PACKED: &str = "in bf12";
 
 /// Some of the reference models and all others: for checks whose cost grows with the square of the
 /// text.
 fn some_models() -> Vec<(String, Model, Vec<Vec<Id>>)> {
     let is_ours = |name: &str| {
-        name == DIFFERENTIAL || BlockFormat::ALL.iter().any(|f| name.ends_with(f.name()))
+        [DIFFERENTIAL, PACKED].contains(&name)
+            || BlockFormat::ALL.iter().any(|f| name.ends_with(f.name()))
     };
     let (ours, reference): (Vec<_>, Vec<_>) =
         (models_and_texts().into_iter()).partition(|(name, ..)| is_ours(name));

@@ -29,7 +29,8 @@ CONTEXT = 64
 BYTES = 128
 PROMPT = 512
 # Our format, llama.cpp's format, operations it is limited by.
-FORMATS = {"bf16": ("bf16", "bf16"), "q8_0": ("q8_0", "int8"), "q4_k": ("q4_0", "int8")}
+FORMATS = {"bf16": ("bf16", "bf16"), "bf12": ("bf16", "bf16"), "q8_0": ("q8_0", "int8"), "q4_k": ("q4_0", "int8")}
+THEIRS = list(dict.fromkeys(theirs for theirs, _ in FORMATS.values()))
 SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632), (1024, 2816)]
 # Weights that every byte and every patch is multiplied with, of the 1b shape (million).
 PER_BYTE, PER_PATCH = 246.9e6, 1313.9e6
@@ -108,12 +109,13 @@ def generate(args) -> Table:
             f"{median(rate / theirs for rate, (_, theirs, _) in zip(rates, rounds)):.2f}",
             f"{per_byte / 1e6:.0f}",
             spread([read for *_, read in rounds]),
+            f"{median(read * 1e9 / per_byte / theirs for _, theirs, read in rounds):.2f}",
             share(per_byte),
             share(per_byte + kept),
         ])
     return Table(
         f"Generating, bytes/s: blt-1b shape, {CONTEXT} bytes of context, patches of {PATCH}",
-        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "share of it", "with keys and values"],
+        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "ratio at that rate", "share of it", "with keys and values"],
         rows,
         "benches/peers/run.py FOLDER generate",
         "Files are in the page cache.",
@@ -131,24 +133,24 @@ def prompt(args) -> Table:
             for label, (name, options) in ours.items()
         }
         rates["PyTorch"] = PROMPT / peer.ask("prompt", PROMPT)
-        for name, (theirs, _) in FORMATS.items():
-            rates[f"llama {name}"] = llama.prompt(theirs, PROMPT)
+        for theirs in THEIRS:
+            rates[f"llama {theirs}"] = llama.prompt(theirs, PROMPT)
         rounds.append((rates, allowed))
     operations = 2 * (PER_BYTE + PER_PATCH / PATCH)
     rows = []
     for label, (name, _) in ours.items():
-        unit = {"bf16": "f32", "bf16, fast profile": "bf16"}.get(label, "int8")
+        unit = {"bf16": "f32", "bf12": "f32", "bf16, fast profile": "bf16"}.get(label, "int8")
         ratio = lambda other: f"{median(rates[label] / rates[other] for rates, _ in rounds):.2f}"
         share = "-" if rounds[0][1][unit] is None else percent(median(rates[label] * operations / 1e9 / allowed[unit] for rates, allowed in rounds))
         rows.append([
             label,
             spread([rates[label] for rates, _ in rounds]),
             ratio("PyTorch"),
-            ratio(f"llama {name}"),
+            ratio(f"llama {FORMATS[name][0]}"),
             f"{median(rates[label] for rates, _ in rounds) * operations / 1e9:.0f}",
             f"{share} of {unit}",
         ])
-    for label, title in [("PyTorch", "transformers, bf16")] + [(f"llama {name}", f"llama.cpp's parts, {FORMATS[name][0]}") for name in FORMATS]:
+    for label, title in [("PyTorch", "transformers, bf16")] + [(f"llama {theirs}", f"llama.cpp's parts, {theirs}") for theirs in THEIRS]:
         rows.append([title, spread([rates[label] for rates, _ in rounds]), "", "", f"{median(rates[label] for rates, _ in rounds) * operations / 1e9:.0f}", ""])
     return Table(
         f"A prompt of {PROMPT} bytes, bytes/s: blt-1b shape, patches of {PATCH}",

@@ -13,19 +13,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use blt_kernels::{
-    BlockFormat, Isa, Precision, QuantizedActivations, RoundedActivations, Steps, ViewMut, Weights,
-    linear, linear_quantized, linear_rounded, multiply_adds, quantize_activations,
+    Bf12, BlockFormat, Isa, Precision, QuantizedActivations, RoundedActivations, Steps, ViewMut,
+    Weights, linear, linear_quantized, linear_rounded, multiply_adds, quantize_activations,
     round_activations,
 };
 use half::{bf16, f16};
 
 /// (rows, cols)
-const SHAPES: [(usize, usize); 5] = [
+const SHAPES: [(usize, usize); 7] = [
     (2048, 2048),
     (5632, 2048),
     (2048, 5632),
     (1024, 2816),
     (768, 2048),
+    (2048, 768),
+    (2816, 1024),
 ];
 
 /// Bytes of weights that one pass goes through, so that no cache holds them.
@@ -38,6 +40,7 @@ enum Kind {
     F32,
     F16,
     Bf16,
+    Bf12,
     /// bf16 weights times bf16 activations.
     Bf16Fast,
     /// With activations in one step or in two.
@@ -45,7 +48,8 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 11] = [
+        Kind::Bf12,
         Kind::F32,
         Kind::F16,
         Kind::Bf16,
@@ -63,6 +67,7 @@ impl Kind {
             Kind::F32 => "f32",
             Kind::F16 => "f16",
             Kind::Bf16 => "bf16",
+            Kind::Bf12 => "bf12",
             Kind::Bf16Fast => "bf16fast",
             Kind::Blocks(BlockFormat::Q8_0, Steps::Two) => "q8_0two",
             Kind::Blocks(BlockFormat::Q6K, Steps::Two) => "q6_ktwo",
@@ -75,17 +80,28 @@ impl Kind {
             Kind::F32 => Weights::F32(bytes),
             Kind::F16 => Weights::F16(bytes),
             Kind::Bf16 | Kind::Bf16Fast => Weights::Bf16(bytes),
+            Kind::Bf12 => Weights::Bf12(bytes),
             Kind::Blocks(format, _) => Weights::Blocks(format, bytes),
         }
     }
 
     /// `len` bytes of weights: a short stretch of noise, repeated.
-    fn fill(self, len: usize) -> Vec<u8> {
+    fn fill(self, len: usize, cols: usize) -> Vec<u8> {
         let values = noise(1 << 18, 1);
         let stretch: Vec<u8> = match self {
             Kind::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Kind::F16 => encode(&values, |v| f16::from_f32(v).to_le_bytes()),
             Kind::Bf16 | Kind::Bf16Fast => encode(&values, |v| bf16::from_f32(v).to_le_bytes()),
+            Kind::Bf12 => {
+                let row_bytes = Bf12::row_bytes(cols).unwrap();
+                let mut rows = vec![0; values.len() / cols * row_bytes];
+                let to = rows.chunks_exact_mut(row_bytes);
+                values
+                    .chunks_exact(cols)
+                    .zip(to)
+                    .for_each(|(row, to)| Bf12::pack_row(row, to));
+                rows
+            }
             Kind::Blocks(format, _) => {
                 // Chunks of any matrix are alike, so one tile serves every shape.
                 let cols = values.len() / 16;
@@ -323,8 +339,8 @@ fn main() {
                             continue;
                         }
                         let _ = tokens.next();
-                        if bytes.is_empty() {
-                            bytes = kind.fill(ROTATION);
+                        if bytes.is_empty() || kind == Kind::Bf12 {
+                            bytes = kind.fill(ROTATION, cols);
                         }
                         let x = noise(n * cols, 2);
                         let job = Job {

@@ -35,6 +35,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod bf12;
 mod block;
 mod isa;
 mod portable;
@@ -59,6 +60,7 @@ pub static CUDA_FATBIN: &[u8] = {
     &FATBIN.0
 };
 
+pub use bf12::Bf12;
 pub use block::{BlockFormat, QuantizedActivations, Steps};
 pub use isa::{Avx2, Avx512, Isa, Neon};
 pub use product::{Into, Precision, multiply_adds, product, vectorized};
@@ -69,6 +71,7 @@ pub use view::{View, ViewMut};
 pub use weights::Weights;
 
 use block::activations::ActivationBlock;
+use core::cell::Cell;
 use half::f16;
 
 /// Calls a function of the module that `$isa` stands for: `scalar_call` for plain loops, else the
@@ -157,12 +160,54 @@ pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], mut out: ViewMut<'_,
         Weights::F32(b) => dispatch!(isa, scalar(w, cols, x, to), linear_f32(b, cols, x, to)),
         Weights::F16(b) => dispatch!(isa, scalar(w, cols, x, to), linear_f16(b, cols, x, to)),
         Weights::Bf16(b) => dispatch!(isa, scalar(w, cols, x, to), linear_bf16(b, cols, x, to)),
+        Weights::Bf12(_) if cols == 0 => linear(isa, Weights::F32(&[]), cols, x, out),
+        Weights::Bf12(b) if n <= 2 && isa != Isa::Scalar => {
+            dispatch!(
+                isa,
+                unreachable!("excluded above"),
+                linear_bf12(b, cols, x, to)
+            )
+        }
+        Weights::Bf12(b) => unpacked(isa, b, cols, |slab, first, rows| {
+            let columns = out.columns(first, rows);
+            linear(isa, Weights::Bf16(slab), cols, x, columns);
+        }),
         Weights::Blocks(..) => {
             let mut quantized = QuantizedActivations::new();
             quantize_activations(isa, Steps::One, x, cols, &mut quantized);
             linear_quantized(isa, w, &quantized, out);
         }
     }
+}
+
+/// Bytes of unpacked rows that meet their inputs at a time: what [`linear`] keeps in the second-level cache.
+const SLAB: usize = 512 << 10;
+
+/// Unpacks rows of a [`Weights::Bf12`] matrix, and calls `f` with some in bfloat16, the number of the first,
+/// and how many there are.
+fn unpacked(isa: Isa, w: &[u8], cols: usize, mut f: impl FnMut(&[u8], usize, usize)) {
+    thread_local! {
+        static MEMORY: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+    }
+    if cols == 0 {
+        return;
+    }
+    let row_bytes = Weights::Bf12(w).row_bytes(cols);
+    let rows_of_slab = (SLAB / 2 / cols).max(1);
+    let mut memory = MEMORY.take();
+    for (i, rows) in w.chunks(row_bytes * rows_of_slab).enumerate() {
+        let n = rows.len() / row_bytes;
+        memory.resize(memory.len().max(n * cols), 0);
+        let slab = &mut memory[..n * cols];
+        let outs = slab.chunks_exact_mut(cols);
+        for (row, out) in rows.chunks_exact(row_bytes).zip(outs) {
+            dispatch!(isa, bf12::unpack_row(row, out), unpack_row(row, out));
+        }
+        // SAFETY: the bytes of a slice of numbers, borrowed as long.
+        let bytes = unsafe { core::slice::from_raw_parts(slab.as_ptr().cast(), size_of_val(slab)) };
+        f(bytes, i * rows_of_slab, n);
+    }
+    MEMORY.set(memory);
 }
 
 /// Proves that `w` is a (rows, cols) matrix.
@@ -308,19 +353,27 @@ fn round_rows(isa: Isa, x: &[f32], cols: usize, out: &mut ViewMut<'_, u16>) {
 /// Fast where the CPU has an instruction for it ([`Avx512::has_bf16`]); elsewhere slower than
 /// [`linear`].
 ///
-/// - `w`: (rows, cols), bfloat16.
+/// - `w`: (rows, cols), bfloat16, packed or not.
 /// - `x`: (n, cols).
 /// - `out`: (n, rows).
 ///
 /// # Panics
 /// If the lengths do not fit each other, or the weights are of another type.
 pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, mut out: ViewMut<'_, f32>) {
-    let Weights::Bf16(bytes) = w else {
-        panic!("the weights are not bfloat16");
-    };
     let (n, rows) = out.shape();
     assert_eq!(x.n, n, "outputs");
     check_matrix(w, rows, x.cols);
+    let bytes = match w {
+        Weights::Bf16(bytes) => bytes,
+        Weights::Bf12(_) if x.cols == 0 => &[],
+        Weights::Bf12(bytes) => {
+            return unpacked(isa, bytes, x.cols, |slab, first, rows| {
+                let columns = out.columns(first, rows);
+                linear_rounded(isa, Weights::Bf16(slab), x, columns);
+            });
+        }
+        _ => panic!("the weights are not bfloat16"),
+    };
     let out = &mut out;
     #[cfg(target_arch = "x86_64")]
     if let Isa::Avx512(token) = isa
@@ -487,6 +540,11 @@ pub fn add_row(isa: Isa, acc: &mut [f32], row: Weights) {
         "a row of a block format is not contiguous"
     );
     assert_eq!(row.bytes().len(), row.row_bytes(acc.len()));
+    if let Weights::Bf12(bytes) = row {
+        return unpacked(isa, bytes, acc.len(), |row, _, _| {
+            add_row(isa, acc, Weights::Bf16(row))
+        });
+    }
     dispatch!(isa, add_row(acc, row))
 }
 
@@ -501,7 +559,16 @@ pub fn read_row(row: Weights, out: &mut [f32]) {
         "a row of a block format is not contiguous"
     );
     assert_eq!(row.bytes().len(), row.row_bytes(out.len()));
-    scalar::read_row(row, out)
+    match row {
+        Weights::Bf12(bytes) => {
+            let mut words = vec![0; out.len()];
+            bf12::unpack_row(bytes, &mut words);
+            for (out, word) in out.iter_mut().zip(words) {
+                *out = f32::from_bits(u32::from(word) << 16);
+            }
+        }
+        _ => scalar::read_row(row, out),
+    }
 }
 
 /// Widens or decodes row `index` of a matrix of any type, with `out.len()` columns.

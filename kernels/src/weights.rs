@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use crate::bf12::Bf12;
 use crate::block::{BlockFormat, TILE_ROWS};
 
 /// A row-major matrix (rows, cols) of weights: little-endian bytes at any alignment, as mapped from a
@@ -20,6 +21,10 @@ pub enum Weights<'a> {
     F16(&'a [u8]),
     /// bfloat16: the upper half of a 32-bit float.
     Bf16(&'a [u8]),
+    /// bfloat16 in 12 bits, which [`Bf12`] makes: products have the bits that they have with
+    /// [`Weights::Bf16`]. Lossless but for a row with more than 8 weights over 2^14 times smaller than the
+    /// largest of the 128 about them: of those, the last become zero or what else is near.
+    Bf12(&'a [u8]),
     /// A block format: tiles of 16 rows.
     Blocks(BlockFormat, &'a [u8]),
 }
@@ -28,7 +33,11 @@ impl<'a> Weights<'a> {
     /// The bytes of the matrix.
     pub fn bytes(self) -> &'a [u8] {
         match self {
-            Weights::F32(b) | Weights::F16(b) | Weights::Bf16(b) | Weights::Blocks(_, b) => b,
+            Weights::F32(b)
+            | Weights::F16(b)
+            | Weights::Bf16(b)
+            | Weights::Bf12(b)
+            | Weights::Blocks(_, b) => b,
         }
     }
 
@@ -38,6 +47,7 @@ impl<'a> Weights<'a> {
             Weights::F32(_) => Weights::F32(bytes),
             Weights::F16(_) => Weights::F16(bytes),
             Weights::Bf16(_) => Weights::Bf16(bytes),
+            Weights::Bf12(_) => Weights::Bf12(bytes),
             Weights::Blocks(format, _) => Weights::Blocks(format, bytes),
         }
     }
@@ -58,6 +68,7 @@ impl<'a> Weights<'a> {
         let width = match self {
             Weights::F32(_) => 4,
             Weights::F16(_) | Weights::Bf16(_) => 2,
+            Weights::Bf12(_) => return Bf12::row_bytes(cols).expect("row size overflows"),
             Weights::Blocks(format, _) => {
                 let tile = format.tile_bytes(cols).expect("row size overflows");
                 return tile / TILE_ROWS;
@@ -116,6 +127,7 @@ impl<'a> Weights<'a> {
             Weights::F32(b) => f32::from_le_bytes(array(b, index)),
             Weights::F16(b) => f16::from_le_bytes(array(b, index)).to_f32(),
             Weights::Bf16(b) => bf16::from_le_bytes(array(b, index)).to_f32(),
+            Weights::Bf12(_) => panic!("where a weight lies depends on its row"),
             Weights::Blocks(..) => panic!("a row of a block format is not contiguous"),
         }
     }

@@ -17,13 +17,14 @@ use crate::stream::Conversion;
 /// quantised or tables that become one tensor differ in type.
 pub fn plan(checkpoint: &Checkpoint, to: Option<DType>) -> Result<(HfLayout, Vec<TensorSpec>)> {
     let main = checkpoint.tensors().max_by_key(|(_, t)| t.n_elements());
-    let main = to.or(main.map(|(_, t)| t.dtype())).unwrap_or(DType::Bf16);
+    let main = to.or(main.map(|(_, t)| t.dtype().unpacked()));
+    let main = main.unwrap_or(DType::Bf16);
     let layout = hf_layout(checkpoint.config(), main)?;
     let specs = (layout.tensors.iter())
         .map(|tensor| {
             let mut dtype = None;
             for part in &tensor.parts {
-                let found = to.unwrap_or(source(checkpoint, part)?.dtype());
+                let found = to.unwrap_or(source(checkpoint, part)?.dtype().unpacked());
                 if found.is_quantized() || dtype.is_some_and(|d| d != found) {
                     return Err(Error::tensor(
                         part,
@@ -70,7 +71,7 @@ pub fn write(
             let source = source(checkpoint, part)?;
             let conversion = Conversion {
                 name: part,
-                dtype: to.unwrap_or(source.dtype()),
+                dtype: to.unwrap_or(source.dtype().unpacked()),
                 importance: None,
                 threads,
             };

@@ -37,8 +37,8 @@ const EVAL_BYTES: usize = 1 << 16;
             nothing, so that patches start where they did; other types make its layers q8_0. \
             Hash tables become q8_0 with q8_0 and q6_k, else q4_0. --tensor-type overrides \
             this: PATTERN is one of our tensor names (blt-info lists the parts: entropy, encoder, \
-            global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf16, \
-            f16, f32, keep. The last pattern that matches counts.",
+            global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf12, \
+            bf16, f16, f32, keep. The last pattern that matches counts.",
     error_code(
         1,
         "Something failed; standard error says what. There is no output then."
@@ -58,7 +58,8 @@ struct Args {
     #[argh(option, long = "type", arg_name = "type")]
     kind: Option<String>,
 
-    /// convert: bf16, f16, f32 or keep (a native file), or hf (a folder, types kept)
+    /// convert: bf12 (bf16 in 12 bits, with nothing lost), bf16, f16, f32 or keep (a native file), or hf
+    /// (a folder, types kept)
     #[argh(option, arg_name = "type")]
     to: Option<String>,
 
@@ -177,7 +178,7 @@ fn product(args: &Args) -> Result<Product, Failure> {
             Some(target @ (Target::Float(_) | Target::Keep)) => Some(target),
             _ => {
                 return Err(Failure::usage(format!(
-                    "--to: expected bf16, f16, f32, keep or hf, found \"{name}\""
+                    "--to: expected bf12, bf16, f16, f32, keep or hf, found \"{name}\""
                 )));
             }
         },

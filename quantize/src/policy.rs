@@ -3,13 +3,13 @@
 //! | part | default |
 //! |---|---|
 //! | norms and other vectors | `f32`: a few kilobytes that scale everything |
-//! | entropy model | it decides where patches begin, and a patch that begins elsewhere changes all that follows: as it is with `q8_0`, which is to change nothing, else `q8_0` but for embeddings and head, which stay as they are |
+//! | entropy model | it decides where patches begin, and a patch that begins elsewhere changes all that follows: as it is with `q8_0`, which is to change nothing (`bf16` as `bf12`), else `q8_0` but for embeddings and head, which stay as they are |
 //! | byte embeddings | `q8_0`: 260 rows |
 //! | hash tables | `q8_0` with `q8_0` and `q6_k`, else `q4_0`: rows of their own, several of which are added up for every byte |
 //! | output head | `q8_0` |
 //! | all other matrices | the type asked for |
 //!
-//! A matrix whose rows do not fill a format's blocks would be padded: a format with super-blocks then
+//! With `bf12` vectors stay as they are. A matrix whose rows do not fill a format's blocks would be padded: a format with super-blocks then
 //! gives way to `q8_0`, and where padding costs more than it saves the matrix becomes `bf16`.
 
 use blt::checkpoint::Checkpoint;
@@ -23,7 +23,7 @@ use blt_kernels::BlockFormat;
 pub enum Target {
     /// A block format.
     Blocks(BlockFormat),
-    /// `F32`, `F16` or `BF16`.
+    /// `F32`, `F16` or `BF16`, or the last packed.
     Float(DType),
     /// As the input has it.
     Keep,
@@ -31,7 +31,7 @@ pub enum Target {
 
 impl Target {
     /// The names that [`Target::parse`] understands.
-    pub const NAMES: &str = "q8_0, q4_0, q4_k, q6_k, bf16, f16, f32, keep";
+    pub const NAMES: &str = "q8_0, q4_0, q4_k, q6_k, bf12, bf16, f16, f32, keep";
 
     /// The target of that name.
     pub fn parse(name: &str) -> Option<Target> {
@@ -40,7 +40,8 @@ impl Target {
             return Some(Target::Keep);
         }
         let blocks = BlockFormat::by_name(name).map(Target::Blocks);
-        blocks.or_else(|| DType::FLOATS.into_iter().find(float).map(Target::Float))
+        let floats = DType::FLOATS.into_iter().chain([DType::Bf12]);
+        blocks.or_else(|| floats.into_iter().find(float).map(Target::Float))
     }
 }
 
@@ -168,9 +169,13 @@ impl Policy {
         let rule = self.rules.iter().rev().find(|rule| rule.matches(name));
         let target = match rule {
             Some(rule) => rule.target,
-            None => self.by_default(name, role),
+            None => self.by_default(name, role, source),
         };
         let format = match target {
+            Target::Float(DType::Bf12) if role == Role::Vector => return Ok(source),
+            Target::Float(DType::Bf12) if rule.is_none() => {
+                return Ok(smaller_than_bf16(DType::Bf12, shape));
+            }
             Target::Float(dtype) => return Ok(dtype),
             // Quantised inputs are converted to floats of moderate size, unless asked otherwise.
             Target::Keep if source.is_quantized() => return Ok(DType::Bf16),
@@ -200,15 +205,11 @@ impl Policy {
             false if format.chunk_cols() > BlockFormat::Q8_0.chunk_cols() => BlockFormat::Q8_0,
             false => format,
         };
-        let dtype = arranged(format);
-        Ok(match dtype.size_of(shape) < DType::Bf16.size_of(shape) {
-            true => dtype,
-            false => DType::Bf16,
-        })
+        Ok(smaller_than_bf16(arranged(format), shape))
     }
 
     /// The table at the head of this file.
-    fn by_default(&self, name: &str, role: Role) -> Target {
+    fn by_default(&self, name: &str, role: Role, source: DType) -> Target {
         let Target::Blocks(main) = self.main else {
             return self.main;
         };
@@ -216,12 +217,14 @@ impl Policy {
             Role::Vector => return Target::Float(DType::F32),
             // Measured on the default model, of which the size of embeddings and head is nothing: layers in q8_0,
             // 0.5 % of the patches start elsewhere; w2 in q6_k 0.9 %, all in q6_k 2.1 %.
-            _ if name.starts_with("entropy.") => {
-                match role != Role::Matrix || main == BlockFormat::Q8_0 {
-                    true => return Target::Keep,
-                    false => BlockFormat::Q8_0,
+            _ if name.starts_with("entropy.") => match (role, main) {
+                (Role::Matrix, BlockFormat::Q8_0) if source.unpacked() == DType::Bf16 => {
+                    return Target::Float(DType::Bf12);
                 }
-            }
+                (Role::Matrix, BlockFormat::Q8_0) => return Target::Keep,
+                (Role::Matrix, _) => BlockFormat::Q8_0,
+                _ => return Target::Keep,
+            },
             Role::Embeddings | Role::Head => BlockFormat::Q8_0,
             Role::HashTable => match main {
                 // Measured: with tables of q4_0, q6_k is no better than q4_k.
@@ -231,6 +234,14 @@ impl Policy {
             Role::Matrix => main,
         };
         Target::Blocks(format)
+    }
+}
+
+/// The type, or `BF16` where padding makes that smaller.
+fn smaller_than_bf16(dtype: DType, shape: &[usize]) -> DType {
+    match dtype.size_of(shape) < DType::Bf16.size_of(shape) {
+        true => dtype,
+        false => DType::Bf16,
     }
 }
 
@@ -307,8 +318,21 @@ mod tests {
         let q8 = policy("q8_0", &[]);
         let of = |name| q8.dtype(name, &[256, 256], DType::F16).unwrap();
         assert_eq!(of("entropy.layers.0.w1"), DType::F16);
+        for source in [DType::Bf16, DType::Bf12] {
+            let of = |name, shape: &[usize]| q8.dtype(name, shape, source).unwrap();
+            assert_eq!(of("entropy.layers.0.w1", &[256, 256]), DType::Bf12);
+            assert_eq!(of("entropy.layers.0.w1", &[256, 96]), DType::Bf16);
+            assert_eq!(of("entropy.output", &[260, 256]), source);
+        }
         assert_eq!(of("encoder.hash_embeddings.0"), DType::Table(Q8_0));
         assert_eq!(of("decoder.layers.0.w1"), DType::Tiles(Q8_0));
+        let packed = policy("bf12", &["decoder.layers.0.w1=bf12"]);
+        let of = |name, shape: &[usize]| packed.dtype(name, shape, DType::Bf16).unwrap();
+        assert_eq!(of("global.layers.0.w1", &[256, 256]), DType::Bf12);
+        assert_eq!(of("encoder.hash_embeddings.0", &[9, 256]), DType::Bf12);
+        assert_eq!(of("global.layers.0.w1", &[256, 96]), DType::Bf16);
+        assert_eq!(of("decoder.layers.0.w1", &[256, 96]), DType::Bf12);
+        assert_eq!(of("decoder.norm", &[256]), DType::Bf16);
         let q6 = policy("q6_k", &[]);
         let table = q6.dtype("encoder.hash_embeddings.0", &[9, 256], DType::Bf16);
         assert_eq!(table.unwrap(), DType::Table(Q8_0));

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use blt::checkpoint::{Checkpoint, Layout, OpenOptions, expected_tensors, write_native};
 use blt::config::DifferentialConfig;
 use blt::error::Error;
-use blt::ops::Compute;
+use blt::ops::{Compute, Profile};
 use blt::tensor::{DType, Tensor};
 use blt::{Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
@@ -238,6 +238,64 @@ fn float_conversions_round_and_come_back() {
                 assert!((x - y).abs() <= x.abs() / 256.0 + 1e-7, "{tensor}: {x} {y}");
             }
         }
+    }
+}
+
+/// Nothing is lost: the same bytes come back, and the packed model computes the same bits.
+#[test]
+fn packed_bfloat16_is_bfloat16() {
+    let folder = Folder::new("packed");
+    let input = model();
+    let [plain, packed, back] = ["plain", "packed", "back"].map(|name| folder.path(name));
+    run(&[text(&input), text(&plain), "--to", "bf16"]);
+    let rules = ["*.w*=bf12", "*_embeddings*=bf12", "*.output=bf12"];
+    let mut args = vec![text(&plain), text(&packed), "--to", "bf12"];
+    rules
+        .iter()
+        .for_each(|rule| args.extend(["--tensor-type", rule]));
+    let printed = run(&args);
+    assert!(printed.contains("bf16 -> bf12"), "{printed}");
+    run(&[text(&packed), text(&back), "--to", "bf16"]);
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    assert!(read(&plain) == read(&back), "other bytes came back");
+
+    let checkpoint = open(&packed);
+    let is_packed = |name: &str| {
+        let tensor = checkpoint.tensors().find(|(n, _)| *n == name).unwrap().1;
+        tensor.dtype() == DType::Bf12
+    };
+    assert!(is_packed("global.layers.0.wq") && is_packed("encoder.hash_embeddings.0"));
+    let logits = |checkpoint: &Checkpoint, profile| {
+        let compute = Compute::new(Some(2), None).unwrap().profiled(profile);
+        let model = Model::load(checkpoint, compute).unwrap();
+        let mut session = Session::new(&model, SessionOptions::new()).unwrap();
+        session.feed(b"The quick brown fox").unwrap();
+        let mut logits = session.logits().to_vec();
+        for byte in b" jumps over" {
+            session.feed(&[*byte]).unwrap();
+            logits.extend_from_slice(session.logits());
+        }
+        logits
+    };
+    for profile in [Profile::Exact, Profile::Fast] {
+        assert_eq!(
+            logits(&checkpoint, profile),
+            logits(&open(&plain), profile),
+            "{profile}"
+        );
+    }
+    // To another layout, and to few bits, as the plain one.
+    run(&[
+        text(&packed),
+        text(&folder.path("q4.safetensors")),
+        "--type",
+        "q4_k",
+    ]);
+    run(&[text(&packed), text(&folder.path("hf")), "--to", "hf"]);
+    let (hf, original) = (open(&folder.path("hf")), open(&plain));
+    for (name, tensor) in original.tensors() {
+        let found = hf.tensor(name, tensor.shape()).unwrap();
+        assert_eq!(found.to_f32_vec(), tensor.to_f32_vec(), "{name}");
     }
 }
 

@@ -127,7 +127,7 @@ pub fn native_file(
         ));
     }
     let mut metadata = native_metadata(config);
-    if list.iter().any(|(_, dtype, _)| dtype.is_quantized()) {
+    if list.iter().any(|(_, dtype, _)| !dtype.is_plain()) {
         metadata[0].1 = QUANTIZED_VERSION.into();
         metadata.push((BLOCK_LAYOUT_KEY.into(), quantized::BLOCK_LAYOUT.to_string()));
         metadata.push((TENSORS_KEY.into(), quantized::to_json(&list)));

@@ -1,20 +1,20 @@
-//! How native files (version 2) say what their quantised tensors are.
+//! How native files (version 2) say what their quantised or packed tensors are.
 //!
-//! A quantised tensor is stored as bytes: safetensors type `U8`, shape `[number of bytes]`.
+//! Such a tensor is stored as bytes: safetensors type `U8`, shape `[number of bytes]`.
 //! `__metadata__` says what they mean:
 //!
 //! - `blt.block_layout`: the version of the byte layout of blocks (`1`), which
 //!   `blt_kernels::BlockFormat` defines with its alignment and padding;
-//! - `blt.tensors`: a JSON object, our name of each quantised tensor to
+//! - `blt.tensors`: a JSON object, our name of each such tensor to
 //!   `{"format": "q4_k", "arrangement": "tiles", "shape": [rows, cols]}`. The arrangement is `tiles`
 //!   ([`DType::Tiles`]) for matrices that are multiplied and `table` ([`DType::Table`]) for those
-//!   whose rows are looked up.
+//!   whose rows are looked up; of the format `bf12` ([`DType::Bf12`]) it is `rows`.
 //!
 //! The number of bytes must be exactly what format, arrangement and shape take, padding included:
 //! rows to a multiple of 16 (of a table: its pieces), columns to a multiple of 64, or 256 for formats
-//! with super-blocks. It is a multiple of 64, so that every quantised tensor begins at a multiple of
+//! with super-blocks, each row of `bf12` to what `blt_kernels::Bf12` says. It is a multiple of 64, so that every such tensor begins at a multiple of
 //! 64 in the file, as the data themselves do. Nothing else may be listed, and bytes that are not
-//! listed are no tensor. Foreign layouts have no such metadata, so they hold no quantised tensors.
+//! listed are no tensor. Foreign layouts have no such metadata, so they hold plain tensors only.
 
 use std::collections::HashMap;
 
@@ -35,21 +35,24 @@ pub const TENSORS_KEY: &str = "blt.tensors";
 
 const TILES: &str = "tiles";
 const TABLE: &str = "table";
+const ROWS: &str = "rows";
 
 /// Types and shapes of the tensors that a container holds as plain bytes.
 pub type Declared = HashMap<String, (DType, Vec<usize>)>;
 
-/// The list of the quantised among `tensors`.
+/// The list of those among `tensors` that are not plain.
 pub fn to_json(tensors: &[NativeTensor]) -> String {
     let list: Map<String, Value> = (tensors.iter())
-        .filter_map(|(name, dtype, shape)| {
+        .filter(|(_, dtype, _)| !dtype.is_plain())
+        .map(|(name, dtype, shape)| {
             let arrangement = match dtype {
+                DType::Tiles(_) => TILES,
                 DType::Table(_) => TABLE,
-                _ => TILES,
+                _ => ROWS,
             };
-            let format = dtype.block_format()?.name();
+            let format = dtype.name();
             let entry = json!({"format": format, "arrangement": arrangement, "shape": shape});
-            Some((name.clone(), entry))
+            (name.clone(), entry)
         })
         .collect();
     Value::from(list).to_string()
@@ -83,14 +86,23 @@ fn entries(value: &Value) -> crate::error::Result<Declared> {
     for name in root.keys() {
         let entry = root.required_object(name)?;
         entry.check_keys(&["format", "arrangement", "shape"])?;
-        let format = entry.text("format")?.and_then(BlockFormat::by_name);
-        let format = entry.required("format", "the name of a block format", format)?;
-        let dtype = match entry.text("arrangement")? {
-            Some(TILES) => Some(DType::Tiles(format)),
-            Some(TABLE) => Some(DType::Table(format)),
-            _ => None,
+        let (format, arrangement) = (entry.text("format")?, entry.text("arrangement")?);
+        let dtype = match format {
+            Some("bf12") => {
+                let dtype = (arrangement == Some(ROWS)).then_some(DType::Bf12);
+                entry.required("arrangement", "\"rows\"", dtype)?
+            }
+            _ => {
+                let format = format.and_then(BlockFormat::by_name);
+                let format = entry.required("format", "the name of a format", format)?;
+                let dtype = match arrangement {
+                    Some(TILES) => Some(DType::Tiles(format)),
+                    Some(TABLE) => Some(DType::Table(format)),
+                    _ => None,
+                };
+                entry.required("arrangement", "\"tiles\" or \"table\"", dtype)?
+            }
         };
-        let dtype = entry.required("arrangement", "\"tiles\" or \"table\"", dtype)?;
         let shape = entry.required("shape", "a list of whole numbers", entry.sizes("shape")?)?;
         declared.insert(name.to_string(), (dtype, shape));
     }
@@ -114,6 +126,7 @@ mod tests {
             .map(|&f| (f.name().to_string(), DType::Tiles(f), vec![3, 64]))
             .collect();
         tensors.push(("t".into(), DType::Table(BlockFormat::ALL[0]), vec![7, 8]));
+        tensors.push(("r".into(), DType::Bf12, vec![7, 8]));
         let text = to_json(&[&tensors[..], &[("f".into(), DType::F32, vec![2])]].concat());
         let found = read(&metadata("1", &text)).unwrap();
         assert_eq!(found.len(), tensors.len());
@@ -129,6 +142,8 @@ mod tests {
         for (text, expected) in [
             (one(&good.replace("q8_0", "q9_9")), "a.format"),
             (one(&good.replace("tiles", "piles")), "a.arrangement"),
+            (one(&good.replace("q8_0", "bf12")), "a.arrangement"),
+            (one(&good.replace("tiles", "rows")), "a.arrangement"),
             (one(&good.replace("[1, 2]", "[-1, 2]")), "a.shape"),
             (one(&good.replace("[1, 2]", "2")), "a.shape"),
             (one(&good.replace("\"shape\"", "\"form\"")), "a.shape"),

@@ -44,7 +44,7 @@ impl TensorSpec {
             .expect("a tensor's size was checked when it was made")
     }
 
-    /// What a tensor of this type and shape needs: a quantised one is declared as its bytes.
+    /// What a tensor of this type and shape needs: one that is not plain is declared as its bytes.
     ///
     /// # Errors
     /// [`Error::Tensor`] if the type cannot hold that shape.
@@ -56,9 +56,9 @@ impl TensorSpec {
                 format!("expected a shape that {dtype} can hold, found {shape:?}"),
             ));
         };
-        let (dtype, shape) = match dtype.is_quantized() {
-            true => ("U8", vec![n_bytes]),
-            false => (dtype.name(), shape.to_vec()),
+        let (dtype, shape) = match dtype.is_plain() {
+            true => (dtype.name(), shape.to_vec()),
+            false => ("U8", vec![n_bytes]),
         };
         Ok(TensorSpec {
             name,

@@ -136,13 +136,15 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
 
 /// The type of each tensor of a model in the type of that name.
 fn types(name: &str) -> Result<impl Fn(&str, &[usize]) -> DType> {
-    let float = (DType::FLOATS.into_iter()).find(|d| d.name().eq_ignore_ascii_case(name));
+    let mut floats = DType::FLOATS.into_iter().chain([DType::Bf12]);
+    let float = floats.find(|d| d.name().eq_ignore_ascii_case(name));
     let format = BlockFormat::ALL.into_iter().find(|f| f.name() == name);
     if float.is_none() && format.is_none() {
-        let message = format!("expected f32, f16, bf16 or a block format, found \"{name}\"");
+        let message = format!("expected f32, f16, bf16, bf12 or a block format, found \"{name}\"");
         return Err(Error::argument("type", message));
     }
     Ok(move |name: &str, shape: &[usize]| match (float, format) {
+        (Some(DType::Bf12), _) if shape.len() < 2 => DType::F32,
         (Some(float), _) => float,
         (_, Some(format)) if shape.len() > 1 => match name.contains("_embeddings") {
             true => DType::Table(format),

@@ -38,6 +38,7 @@ fn table_type(dtype: DType) -> u32 {
         DType::F32 => 0,
         DType::F16 => 1,
         DType::Bf16 => 2,
+        DType::Bf12 => unreachable!("unpacked"),
         DType::Table(f) => 3 + format(f),
         DType::Tiles(f) => 7 + format(f),
     }
@@ -54,13 +55,13 @@ impl Tables {
         let all = [(ids, &[][..])];
         let all = all.iter().chain(ngrams);
         for (matrix, powers) in all {
-            let rows = gpu.upload(matrix.tensor().bytes())?;
+            let rows = gpu.upload(&matrix.tensor().unpacked_bytes())?;
             let bytes: Vec<u8> = powers.iter().flat_map(|p| p.to_le_bytes()).collect();
             let powers_at = gpu.upload(&bytes)?;
             let n = |n: usize| u32::try_from(n).expect("lengths of n-grams fit 32 bits");
             list.extend(rows.address().to_le_bytes());
             list.extend(powers_at.address().to_le_bytes());
-            list.extend(table_type(matrix.tensor().dtype()).to_le_bytes());
+            list.extend(table_type(matrix.tensor().dtype().unpacked()).to_le_bytes());
             list.extend(n(powers.len()).to_le_bytes());
             list.extend((matrix.rows() as u64).to_le_bytes());
             memory.extend([rows, powers_at]);

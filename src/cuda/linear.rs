@@ -113,7 +113,7 @@ struct Part {
 }
 
 impl Linear {
-    /// Copies matrices to the device as they lie in the file. All products of a device can have the same `many`.
+    /// Copies matrices to the device as they lie in the file, packed ones unpacked. All products of a device can have the same `many`.
     ///
     /// # Errors
     /// [`Error::Device`] if the memory does not suffice; [`Error::Unsupported`] for matrices of 2^32 values.
@@ -123,7 +123,8 @@ impl Linear {
         let mut rows = 0;
         let mut left = matrices;
         while let Some(&matrix) = left.first() {
-            let dtype = matrix.tensor().dtype();
+            let of = |m: &Matrix| m.tensor().dtype().unpacked();
+            let dtype = of(matrix);
             let (format, tile_rows) = match dtype {
                 DType::Tiles(format) => (format.name().to_owned(), 16),
                 DType::Table(_) => panic!("a table is for lookups"),
@@ -132,7 +133,7 @@ impl Linear {
             // Those that follow in the same type go into the same launch, as long as tiles are full.
             let mut n = 1;
             while n < left.len()
-                && left[n].tensor().dtype() == dtype
+                && of(left[n]) == dtype
                 && left[n - 1].rows().is_multiple_of(tile_rows)
             {
                 n += 1;
@@ -140,12 +141,12 @@ impl Linear {
             let (now, later) = left.split_at(n);
             left = later;
             assert!(now.iter().all(|m| m.cols() == cols), "columns");
-            let n_bytes = now.iter().map(|m| m.tensor().bytes().len()).sum();
+            let n_bytes = now.iter().map(|m| m.tensor().unpacked_size()).sum();
             let weights = gpu.alloc(n_bytes)?;
             let mut at = 0;
             for matrix in now {
-                let bytes = matrix.tensor().bytes();
-                gpu.write((&weights, at), bytes)?;
+                let bytes = matrix.tensor().unpacked_bytes();
+                gpu.write((&weights, at), &bytes)?;
                 at += bytes.len();
             }
             let of_part: usize = now.iter().map(|m| m.rows()).sum();

@@ -69,6 +69,7 @@ impl Matrix {
             DType::F32 => Weights::F32(bytes),
             DType::F16 => Weights::F16(bytes),
             DType::Bf16 => Weights::Bf16(bytes),
+            DType::Bf12 => Weights::Bf12(bytes),
             DType::Tiles(format) | DType::Table(format) => Weights::Blocks(format, bytes),
         }
     }
@@ -77,7 +78,7 @@ impl Matrix {
     fn activations(&self, compute: &Compute) -> Activations {
         match (self.tensor.dtype(), compute.profile()) {
             (dtype, _) if dtype.is_quantized() => Activations::Quantized(self.steps),
-            (DType::Bf16, Profile::Fast) => Activations::Rounded,
+            (DType::Bf16 | DType::Bf12, Profile::Fast) => Activations::Rounded,
             _ => Activations::AsTheyAre,
         }
     }

@@ -1,6 +1,8 @@
 //! Between stored elements and single precision, both ways.
 
-use blt_kernels::{BlockFormat, Weights};
+use std::borrow::Cow;
+
+use blt_kernels::{Bf12, BlockFormat, Weights};
 use half::{bf16, f16};
 
 use super::{DType, Tensor};
@@ -59,7 +61,7 @@ impl Tensor {
                 .iter()
                 .map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
                 .collect(),
-            DType::Tiles(_) | DType::Table(_) => {
+            DType::Bf12 | DType::Tiles(_) | DType::Table(_) => {
                 let mut values = vec![0.0; self.n_elements()];
                 let rows = values.chunks_exact_mut(self.cols().max(1));
                 for (row, out) in rows.enumerate() {
@@ -70,7 +72,27 @@ impl Tensor {
         }
     }
 
-    /// The values of row `row` of a quantised tensor; out (cols).
+    /// How many [`Tensor::unpacked_bytes`] there are.
+    pub fn unpacked_size(&self) -> usize {
+        let size = self.dtype.unpacked().size_of(self.shape());
+        size.expect("a little more than a tensor that is there")
+    }
+
+    /// The elements in type [`DType::unpacked`]: those bytes that the tensor has, unless it is packed.
+    pub fn unpacked_bytes(&self) -> Cow<'_, [u8]> {
+        let dtype = self.dtype.unpacked();
+        if dtype == self.dtype {
+            return Cow::Borrowed(self.bytes());
+        }
+        let (mut row, mut bytes) = (vec![0.0; self.cols()], Vec::new());
+        for i in 0..self.rows() {
+            self.decode_row(i, &mut row);
+            encode(dtype, row.len(), &row, None, &mut bytes);
+        }
+        Cow::Owned(bytes)
+    }
+
+    /// The values of row `row` of a tensor that is not plain; out (cols).
     fn decode_row(&self, row: usize, out: &mut [f32]) {
         match self.dtype {
             DType::Tiles(format) => {
@@ -86,7 +108,8 @@ impl Tensor {
                     out.copy_from_slice(&piece[..out.len()]);
                 }
             }
-            DType::F32 | DType::F16 | DType::Bf16 => unreachable!("not quantised"),
+            DType::Bf12 => blt_kernels::decode_row(Weights::Bf12(self.bytes()), row, out),
+            DType::F32 | DType::F16 | DType::Bf16 => unreachable!("plain"),
         }
     }
 }
@@ -114,6 +137,14 @@ pub fn encode(
         DType::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
         DType::F16 => out.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes())),
         DType::Bf16 => out.extend(values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes())),
+        DType::Bf12 => {
+            let row_bytes = Bf12::row_bytes(cols).expect("a row that is in memory");
+            for row in values.chunks_exact(cols) {
+                let start = out.len();
+                out.resize(start + row_bytes, 0);
+                Bf12::pack_row(row, &mut out[start..]);
+            }
+        }
         DType::Tiles(format) => {
             for rows in values.chunks(BlockFormat::TILE_ROWS * cols) {
                 put_tile(format, rows, cols, importance, out);

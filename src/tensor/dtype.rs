@@ -1,6 +1,6 @@
 //! Element types: names, sizes, and where rows begin.
 
-use blt_kernels::BlockFormat;
+use blt_kernels::{Bf12, BlockFormat};
 
 /// How the elements of a tensor are stored.
 ///
@@ -14,6 +14,8 @@ pub enum DType {
     F16,
     /// The upper half of a single.
     Bf16,
+    /// The same, packed into 12 bits: [`blt_kernels::Weights::Bf12`].
+    Bf12,
     /// Quantised blocks of a matrix, 16 rows side by side: what products read
     /// ([`BlockFormat`] has the bytes).
     Tiles(BlockFormat),
@@ -25,20 +27,21 @@ pub enum DType {
 }
 
 impl DType {
-    /// The types that are not quantised.
+    /// The types whose elements lie one by one, as safetensors files have them.
     pub const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 
-    /// The name, as safetensors files spell it; of a quantised type, that of the block format.
+    /// The name, as safetensors files spell it; of a type they do not have, our own.
     pub fn name(self) -> &'static str {
         match self {
             DType::F32 => "F32",
             DType::F16 => "F16",
             DType::Bf16 => "BF16",
+            DType::Bf12 => "bf12",
             DType::Tiles(format) | DType::Table(format) => format.name(),
         }
     }
 
-    /// The unquantised type of that name; `None` for types this engine does not read.
+    /// The type of that name in a safetensors file; `None` for types this engine does not read.
     pub fn parse(name: &str) -> Option<DType> {
         DType::FLOATS.into_iter().find(|d| d.name() == name)
     }
@@ -47,7 +50,20 @@ impl DType {
     pub fn block_format(self) -> Option<BlockFormat> {
         match self {
             DType::Tiles(format) | DType::Table(format) => Some(format),
-            DType::F32 | DType::F16 | DType::Bf16 => None,
+            DType::F32 | DType::F16 | DType::Bf16 | DType::Bf12 => None,
+        }
+    }
+
+    /// Whether elements lie one by one, as safetensors files have them: those of [`DType::FLOATS`].
+    pub fn is_plain(self) -> bool {
+        DType::FLOATS.contains(&self)
+    }
+
+    /// The type in which packed elements lie one by one; any other type itself.
+    pub fn unpacked(self) -> DType {
+        match self {
+            DType::Bf12 => DType::Bf16,
+            other => other,
         }
     }
 
@@ -62,6 +78,7 @@ impl DType {
         match self {
             DType::F32 => cols.checked_mul(4),
             DType::F16 | DType::Bf16 => cols.checked_mul(2),
+            DType::Bf12 => Bf12::row_bytes(cols),
             DType::Tiles(format) | DType::Table(format) => {
                 Some(format.tile_bytes(cols)? / BlockFormat::TILE_ROWS)
             }
@@ -78,7 +95,7 @@ impl DType {
                 format.matrix_bytes(rows.checked_mul(cols.div_ceil(width))?, width)
             }
             (DType::Tiles(_) | DType::Table(_), _) => None,
-            (DType::F32 | DType::F16 | DType::Bf16, _) => {
+            (DType::F32 | DType::F16 | DType::Bf16 | DType::Bf12, _) => {
                 let (cols, rows) = shape.split_last().unwrap_or((&1, &[]));
                 let rows = rows.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
                 self.size_of_row(*cols)?.checked_mul(rows)
@@ -90,7 +107,7 @@ impl DType {
     pub fn row_multiple(self, cols: usize) -> usize {
         const TILE: usize = BlockFormat::TILE_ROWS;
         match self {
-            DType::F32 | DType::F16 | DType::Bf16 => 1,
+            DType::F32 | DType::F16 | DType::Bf16 | DType::Bf12 => 1,
             DType::Tiles(_) => TILE,
             // The fewest rows whose pieces fill tiles: 16 divided by the powers of two in a row's
             // number of pieces.

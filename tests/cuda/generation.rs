@@ -222,7 +222,8 @@ fn tables_on_the_gpu_are_those_of_the_host() {
     let ids = &case.prompts()[0].ids()[..12];
     let plain = DType::FLOATS.map(|dtype| (dtype, dtype));
     let blocks = BlockFormat::ALL.map(|f| (DType::Tiles(f), DType::Table(f)));
-    for (matrix, table) in plain.into_iter().chain(blocks) {
+    let packed = (DType::Bf12, DType::Bf12);
+    for (matrix, table) in plain.into_iter().chain(blocks).chain([packed]) {
         let model = common::model(&common::converted(&checkpoint, matrix, table));
         let read = |tables| {
             let options = GpuOptions {

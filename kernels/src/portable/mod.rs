@@ -9,6 +9,7 @@ pub(crate) mod int8;
 use half::f16;
 use wide::f32x16;
 
+use crate::bf12;
 use crate::scalar::{self, LANES};
 use crate::vector::{self, Simd};
 
@@ -53,6 +54,19 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for 32 bytes, which have no alignment to keep.
         let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
         f32x16::new(bytes.map(|b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [f32x16; 4] {
+        // SAFETY: the caller vouches for 192 bytes.
+        let group = unsafe { &*group.cast::<[u8; bf12::GROUP_BYTES]>() };
+        let mut values = [[0.0; LANES]; 4];
+        for (i, eight) in values.as_flattened_mut().chunks_exact_mut(8).enumerate() {
+            let at = bf12::place(half * bf12::GROUP / 2 + i * 8);
+            for (k, value) in eight.iter_mut().enumerate() {
+                *value = bf12::weight(group, base, at + k);
+            }
+        }
+        values.map(f32x16::new)
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [f32x16; 2] {

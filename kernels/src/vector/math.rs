@@ -251,7 +251,7 @@ pub(crate) fn add_row<S: Simd>(s: S, acc: &mut [f32], row: Weights) {
         Weights::F32(b) => add_row_of::<S, F32>(s, acc, b),
         Weights::F16(b) => add_row_of::<S, F16>(s, acc, b),
         Weights::Bf16(b) => add_row_of::<S, Bf16>(s, acc, b),
-        Weights::Blocks(..) => panic!("a row of a block format is not contiguous"),
+        Weights::Bf12(_) | Weights::Blocks(..) => panic!("weights of a row depend on each other"),
     }
 }
 

@@ -8,12 +8,14 @@
 //! Lanes beyond the end of a slice are never computed into a sum: tails go through a padded copy, and
 //! [`Simd::first`] keeps the untouched lanes as they were.
 
+mod bf12;
 mod int8;
 mod linear;
 mod math;
 mod product;
 mod rounded;
 
+pub(crate) use bf12::{linear_bf12, unpack_row};
 pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
@@ -54,6 +56,10 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `p` is valid for reading 64 bytes.
     unsafe fn load_pairs(self, p: *const u8) -> [Self::V; 2];
+    /// The weights of half a group, widened: see [`crate::bf12`], exceptions apart.
+    /// # Safety
+    /// `group` is valid for reading 192 bytes, and `half` is 0 or 1.
+    unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [Self::V; 4];
     /// Rounds to half floats, to the nearest, ties to even.
     fn store_f16(self, out: &mut [f16; LANES], v: Self::V);
 
@@ -259,7 +265,12 @@ macro_rules! entry_points {
         pub(crate) fn linear_bf16(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {
             vector::linear::<_, vector::Bf16, $rows, $inputs, $alone>(s, w, cols, x, out)
         }
+        $(#[$attr])*
+        pub(crate) fn linear_bf12(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {
+            vector::linear_bf12(s, w, cols, x, out)
+        }
         $crate::vector::entry_points! { $token, { $(#[$attr])* },
+            fn unpack_row(row: &[u8], out: &mut [u16]) -> ();
             fn dot(a: &[f32], b: &[f32]) -> f32;
             fn dot_rows(
                 q: $crate::View<'_, f32>,

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use blt::checkpoint::{Checkpoint, OpenOptions};
 use blt::config::{Config, PatchingMode};
-use blt::tensor::DType;
 use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
@@ -136,15 +135,12 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
     let mut config = checkpoint.config().clone();
     settings.patching_into(&mut config.patcher)?;
     settings.seq_len = settings.seq_len.min(config.max_bytes);
-    let plain = [DType::F32, DType::F16, DType::Bf16];
-    let quantised = checkpoint
-        .tensors()
-        .find(|(_, t)| !plain.contains(&t.dtype()));
+    let quantised = (checkpoint.tensors()).find(|(_, t)| t.dtype().is_quantized());
     if let Some((name, tensor)) = quantised
         && !args.dequantize
     {
         return Err(Failure::Failed(format!(
-            "{}: expected f32, f16 or bf16 weights, found {name} in {}; pass --dequantize to widen \
+            "{}: expected weights that are not quantised, found {name} in {}; pass --dequantize to widen \
              them, or fine-tune the original",
             path.display(),
             tensor.dtype()

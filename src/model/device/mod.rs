@@ -200,7 +200,7 @@ impl DeviceModel {
         };
         let (ids, ngrams) = encoder.tables();
         let matrices = ngrams.iter().map(|(matrix, _)| *matrix).chain([ids]);
-        let n_bytes: usize = matrices.map(|m| m.tensor().bytes().len()).sum();
+        let n_bytes: usize = matrices.map(|m| m.tensor().unpacked_size()).sum();
         let fits = || Ok::<_, Error>(n_bytes + LEFT_FREE <= model.gpu.memory()?.0);
         let upload = match options.tables {
             TablePlace::Auto => ngrams.len() < MAX_TABLES && fits()?,

@@ -106,6 +106,34 @@ impl Simd for Neon {
         })
     }
     #[inline(always)]
+    unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [Quad; 4] {
+        // SAFETY: the caller vouches for 192 bytes.
+        unsafe {
+            let (sign, base) = (vdupq_n_u8(0x80), vdupq_n_u8(base));
+            let mut out = [[vdupq_n_f32(0.0); 4]; 4];
+            for quarter in 0..4 {
+                let bytes = vld1q_u8(group.add(half * 64 + quarter * 16));
+                let codes = vld1q_u8(group.add(128 + quarter * 16));
+                let codes = match half {
+                    0 => vandq_u8(codes, vdupq_n_u8(15)),
+                    _ => vshrq_n_u8::<4>(codes),
+                };
+                let exponents = vandq_u8(vaddq_u8(codes, base), vtstq_u8(codes, codes));
+                // The upper bit of one, the other bits of the other.
+                let upper = vbslq_u8(sign, bytes, vshrq_n_u8::<1>(exponents));
+                let lower = vbslq_u8(sign, vshlq_n_u8::<7>(exponents), bytes);
+                let words = [vzip1q_u8(lower, upper), vzip2q_u8(lower, upper)];
+                for (i, words) in words.into_iter().enumerate() {
+                    let words = vreinterpretq_u16_u8(words);
+                    let to = &mut out[i * 2 + quarter / 2][quarter % 2 * 2..];
+                    to[0] = vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(words)));
+                    to[1] = vreinterpretq_f32_u32(vshll_high_n_u16::<16>(words));
+                }
+            }
+            out
+        }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [Quad; 2] {
         // SAFETY: the caller vouches for 64 bytes; the token proves NEON.
         unsafe {

@@ -96,6 +96,21 @@ unsafe fn widen_bf16(p: *const u8) -> __m256 {
     }
 }
 
+/// 16 bfloat16 values, widened.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn widen_words(words: __m256i) -> Pair {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        let widen =
+            |words| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(words)));
+        let upper = _mm256_extracti128_si256::<1>(words);
+        Pair(widen(_mm256_castsi256_si128(words)), widen(upper))
+    }
+}
+
 impl Simd for Avx2 {
     type V = Pair;
 
@@ -132,6 +147,39 @@ impl Simd for Avx2 {
     unsafe fn load_bf16(self, p: *const u8) -> Pair {
         // SAFETY: the caller vouches for 32 bytes.
         unsafe { Pair(widen_bf16(p), widen_bf16(p.add(16))) }
+    }
+    #[inline(always)]
+    unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [Pair; 4] {
+        // SAFETY: the caller vouches for 192 bytes.
+        unsafe {
+            let (sign, base) = (_mm256_set1_epi8(-128), _mm256_set1_epi8(base as i8));
+            let mut words = [[_mm256_setzero_si256(); 2]; 2];
+            for (quarter, words) in words.iter_mut().enumerate() {
+                let bytes = _mm256_loadu_si256(group.add(half * 64 + quarter * 32).cast());
+                let codes = _mm256_loadu_si256(group.add(128 + quarter * 32).cast());
+                let codes = match half {
+                    0 => codes,
+                    _ => _mm256_srli_epi16::<4>(codes),
+                };
+                let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+                let is_zero = _mm256_cmpeq_epi8(codes, _mm256_setzero_si256());
+                let exponents = _mm256_andnot_si256(is_zero, _mm256_add_epi8(codes, base));
+                // The upper bit of one, the other bits of the other.
+                let to_upper = _mm256_andnot_si256(sign, _mm256_srli_epi16::<1>(exponents));
+                let to_lower = _mm256_and_si256(sign, _mm256_slli_epi16::<7>(exponents));
+                let upper = _mm256_or_si256(_mm256_and_si256(sign, bytes), to_upper);
+                let lower = _mm256_or_si256(_mm256_andnot_si256(sign, bytes), to_lower);
+                words[0] = _mm256_unpacklo_epi8(lower, upper);
+                words[1] = _mm256_unpackhi_epi8(lower, upper);
+            }
+            let [[a, c], [b, d]] = words;
+            [
+                widen_words(a),
+                widen_words(b),
+                widen_words(c),
+                widen_words(d),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [Pair; 2] {

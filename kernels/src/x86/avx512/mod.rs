@@ -18,6 +18,25 @@ vector::entry_points!(
     tile 4 x 6, alone 8, wide 4
 );
 
+/// 32 bfloat16 values, widened.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BW.
+#[inline(always)]
+unsafe fn widen_words(words: __m512i) -> [__m512; 2] {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        // As in `load_bf16`.
+        const UPPER: u32 = 0xaaaa_aaaa;
+        let first = _mm512_slli_epi32::<16>(_mm512_setr_epi32(
+            0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+        ));
+        let last = _mm512_add_epi32(first, _mm512_set1_epi32(16 << 16));
+        [first, last]
+            .map(|places| _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(UPPER, places, words)))
+    }
+}
+
 impl Simd for Avx512 {
     type V = __m512;
     const WIDE: bool = true;
@@ -54,6 +73,32 @@ impl Simd for Avx512 {
             ));
             let values = _mm512_castsi256_si512(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(UPPER, places, values))
+        }
+    }
+    #[inline(always)]
+    unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [__m512; 4] {
+        // SAFETY: the caller vouches for 192 bytes.
+        unsafe {
+            let bytes = _mm512_loadu_si512(group.add(half * 64).cast());
+            let codes = _mm512_loadu_si512(group.add(128).cast());
+            let codes = match half {
+                0 => codes,
+                _ => _mm512_srli_epi16::<4>(codes),
+            };
+            let codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
+            let is_normal = _mm512_test_epi8_mask(codes, codes);
+            let base = _mm512_set1_epi8(base as i8);
+            let exponents = _mm512_maskz_add_epi8(is_normal, codes, base);
+            // The upper bit of one, the other bits of the other.
+            const SELECT: i32 = 0xca;
+            let sign = _mm512_set1_epi8(-128);
+            let to_upper = _mm512_srli_epi16::<1>(exponents);
+            let to_lower = _mm512_slli_epi16::<7>(exponents);
+            let upper = _mm512_ternarylogic_epi32::<SELECT>(sign, bytes, to_upper);
+            let lower = _mm512_ternarylogic_epi32::<SELECT>(sign, to_lower, bytes);
+            let [a, b] = widen_words(_mm512_unpacklo_epi8(lower, upper));
+            let [c, d] = widen_words(_mm512_unpackhi_epi8(lower, upper));
+            [a, b, c, d]
         }
     }
     #[inline(always)]

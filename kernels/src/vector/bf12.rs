@@ -1,0 +1,255 @@
+//! Matrices of [`crate::bf12`] weights times one or two vectors, and their rows.
+//!
+//! ```text
+//! for two rows, for a group of columns:
+//!     acc[r][i] += x[i][k..] * unpack(w[r][k..])      16 lanes each, k in steps of 16
+//! out[i][r] = tree sum of acc[r][i]
+//! ```
+//!
+//! 1. The order of sums is that of `vector::linear`, so the bits are those of the same weights in bfloat16.
+//! 2. Two rows at a time, as the additions of one wait for each other; what comes next is asked for in the
+//!    order in which it lies, as one stream.
+//! 3. A group with an exception, one in some hundred, goes through memory, where the exponent is put in.
+
+use core::ops::Range;
+
+use super::Simd;
+use crate::ViewMut;
+use crate::bf12::{Bf12, Exceptions, GROUP, GROUP_BYTES, parts};
+use crate::scalar::LANES;
+
+/// Bytes ahead that packed weights are asked for.
+const AHEAD: usize = 8 * 1024;
+
+/// Vectors of a half of a group.
+const HALF: usize = GROUP / 2 / LANES;
+
+/// A row that is read from its first half of a group to its last.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    groups: *const u8,
+    bases: *const u8,
+    exceptions: Exceptions<'a>,
+    /// Column of the first of them.
+    next: usize,
+}
+
+impl<'a> Row<'a> {
+    #[inline(always)]
+    fn new(row: &'a [u8], cols: usize) -> Self {
+        let (groups, bases, exceptions) = parts(row, cols);
+        Row {
+            groups: groups.as_ptr().cast(),
+            bases: bases.as_ptr(),
+            exceptions,
+            next: exceptions.next(),
+        }
+    }
+
+    /// Half of group `g`, exceptions apart.
+    ///
+    /// # Safety
+    /// The row has that group, and `half` is 0 or 1.
+    #[inline(always)]
+    unsafe fn plain<S: Simd>(&self, s: S, g: usize, half: usize) -> [S::V; HALF] {
+        // SAFETY: the caller vouches for the group.
+        unsafe { s.unpack(self.groups.add(g * GROUP_BYTES), half, *self.bases.add(g)) }
+    }
+
+    /// Half of group `g`.
+    ///
+    /// # Safety
+    /// The row has that group, and `half` is 0 or 1.
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(&mut self, s: S, g: usize, half: usize) -> [S::V; HALF] {
+        // SAFETY: as the caller vouches.
+        let v = unsafe { self.plain(s, g, half) };
+        let first = g * GROUP + half * GROUP / 2;
+        if self.next >= first + GROUP / 2 {
+            return v;
+        }
+        let mut values = [[0.0; LANES]; HALF];
+        for (values, v) in values.iter_mut().zip(v) {
+            *values = s.to_array(v);
+        }
+        self.next = self.exceptions.put_in(first, values.as_flattened_mut());
+        let mut out = v;
+        for (v, values) in out.iter_mut().zip(&values) {
+            *v = s.load_array(values);
+        }
+        out
+    }
+}
+
+/// See [`crate::bf12`]; `out` (cols).
+#[inline(always)]
+pub(crate) fn unpack_row<S: Simd>(s: S, row: &[u8], out: &mut [u16]) {
+    let mut row = Row::new(row, out.len());
+    let (whole, rest) = out.as_chunks_mut::<{ GROUP / 2 }>();
+    let n = whole.len();
+    for (i, out) in whole.iter_mut().enumerate() {
+        unpack_half(s, &mut row, i, out);
+    }
+    if !rest.is_empty() {
+        let mut last = [0; GROUP / 2];
+        unpack_half(s, &mut row, n, &mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// Half `i` of the row's groups, of which it has as many.
+#[inline(always)]
+fn unpack_half<S: Simd>(s: S, row: &mut Row<'_>, i: usize, out: &mut [u16; GROUP / 2]) {
+    if i.is_multiple_of(2) {
+        for line in 0..GROUP_BYTES / 64 {
+            s.prefetch_once(
+                row.groups
+                    .wrapping_add(i / 2 * GROUP_BYTES + AHEAD + line * 64),
+            );
+        }
+    }
+    // SAFETY: the caller has columns there.
+    let v = unsafe { row.unpack(s, i / 2, i % 2) };
+    let mut values = [[0.0; LANES]; HALF];
+    for (values, v) in values.iter_mut().zip(v) {
+        *values = s.to_array(v);
+    }
+    for (out, value) in out.iter_mut().zip(values.as_flattened()) {
+        *out = (value.to_bits() >> 16) as u16;
+    }
+}
+
+/// See [`crate::linear`], for one or two inputs.
+#[inline(always)]
+pub(crate) fn linear_bf12<S: Simd>(
+    s: S,
+    w: &[u8],
+    cols: usize,
+    x: &[f32],
+    out: &mut ViewMut<'_, f32>,
+) {
+    match out.shape().0 {
+        1 => multiply::<S, 1>(s, w, cols, [x], out),
+        _ => {
+            let (first, second) = x.split_at(cols);
+            multiply::<S, 2>(s, w, cols, [first, second], out);
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply<S: Simd, const N: usize>(
+    s: S,
+    w: &[u8],
+    cols: usize,
+    x: [&[f32]; N],
+    out: &mut ViewMut<'_, f32>,
+) {
+    assert!(x.iter().all(|x| x.len() == cols));
+    let bytes = Bf12::row_bytes(cols).expect("columns");
+    let ahead = AHEAD.next_multiple_of(2 * bytes);
+    let mut pairs = w.chunks_exact(2 * bytes);
+    let mut at = 0;
+    for pair in &mut pairs {
+        let rows = [
+            Row::new(&pair[..bytes], cols),
+            Row::new(&pair[bytes..], cols),
+        ];
+        let start = pair.as_ptr().wrapping_add(ahead);
+        let sums = dots(s, rows, start..start.wrapping_add(2 * bytes), x);
+        for (i, sums) in sums.into_iter().enumerate() {
+            out.row(i)[at..at + 2].copy_from_slice(&sums);
+        }
+        at += 2;
+    }
+    for row in pairs.remainder().chunks_exact(bytes) {
+        let row = Row::new(row, cols);
+        let sums = dots(s, [row, row], w.as_ptr()..w.as_ptr(), x);
+        for (i, [sum, _]) in sums.into_iter().enumerate() {
+            out.row(i)[at] = sum;
+        }
+    }
+}
+
+/// The dot products of each input with both rows, asking for the bytes `ahead` meanwhile.
+#[inline(always)]
+fn dots<S: Simd, const N: usize>(
+    s: S,
+    [mut a, mut b]: [Row<'_>; 2],
+    mut ahead: Range<*const u8>,
+    x: [&[f32]; N],
+) -> [[f32; 2]; N] {
+    let cols = x[0].len();
+    let (groups, rest) = (cols / GROUP, cols % GROUP);
+    let (mut sums_a, mut sums_b) = ([s.splat(0.0); N], [s.splat(0.0); N]);
+    let mut g = 0;
+    while g < groups {
+        // Groups without exceptions, in a loop that calls nothing: sums stay in registers.
+        let end = groups.min(a.next.min(b.next) / GROUP);
+        while g < end {
+            for line in 0..2 * GROUP_BYTES / 64 {
+                s.prefetch_once(ahead.start.wrapping_add(line * 64));
+            }
+            ahead.start = ahead.start.wrapping_add(2 * GROUP_BYTES);
+            for half in 0..2 {
+                // SAFETY: the rows have the group, of which all columns are there.
+                unsafe {
+                    sums_a = add_half(s, a.plain(s, g, half), x, (g, half), sums_a);
+                    sums_b = add_half(s, b.plain(s, g, half), x, (g, half), sums_b);
+                }
+            }
+            g += 1;
+        }
+        if g < groups {
+            for half in 0..2 {
+                // SAFETY: as above.
+                unsafe {
+                    sums_a = add_half(s, a.unpack(s, g, half), x, (g, half), sums_a);
+                    sums_b = add_half(s, b.unpack(s, g, half), x, (g, half), sums_b);
+                }
+            }
+            g += 1;
+        }
+    }
+    while ahead.start < ahead.end {
+        s.prefetch_once(ahead.start);
+        ahead.start = ahead.start.wrapping_add(64);
+    }
+    for half in 0..rest.div_ceil(GROUP / 2) {
+        let x = x.map(|x| &x[groups * GROUP + half * GROUP / 2..]);
+        for (row, sums) in [(&mut a, &mut sums_a), (&mut b, &mut sums_b)] {
+            // SAFETY: the last group, of which there are columns in this half.
+            let w = unsafe { row.unpack(s, groups, half) };
+            for i in 0..N {
+                for (w, x) in w.into_iter().zip(x[i].chunks(LANES)) {
+                    let sum = s.fma(w, s.load_padded(x, 0.0), sums[i]);
+                    sums[i] = s.first(x.len(), sum, sums[i]);
+                }
+            }
+        }
+    }
+    core::array::from_fn(|i| [s.sum(sums_a[i]), s.sum(sums_b[i])])
+}
+
+/// `sums` and what half `half` of group `g` of a row gives, times the inputs.
+///
+/// # Safety
+/// The inputs have all columns of the group.
+#[inline(always)]
+unsafe fn add_half<S: Simd, const N: usize>(
+    s: S,
+    w: [S::V; HALF],
+    x: [&[f32]; N],
+    (g, half): (usize, usize),
+    mut sums: [S::V; N],
+) -> [S::V; N] {
+    for (j, w) in w.into_iter().enumerate() {
+        let k = g * GROUP + half * GROUP / 2 + j * LANES;
+        for (sum, x) in sums.iter_mut().zip(x) {
+            // SAFETY: the caller vouches for the columns.
+            let x = unsafe { s.load(x.as_ptr().add(k)) };
+            *sum = s.fma(w, x, *sum);
+        }
+    }
+    sums
+}
