@@ -560,13 +560,9 @@ pub fn read_row(row: Weights, out: &mut [f32]) {
     );
     assert_eq!(row.bytes().len(), row.row_bytes(out.len()));
     match row {
-        Weights::Bf12(bytes) => {
-            let mut words = vec![0; out.len()];
-            bf12::unpack_row(bytes, &mut words);
-            for (out, word) in out.iter_mut().zip(words) {
-                *out = f32::from_bits(u32::from(word) << 16);
-            }
-        }
+        Weights::Bf12(bytes) => unpacked(Isa::detect(), bytes, out.len(), |row, _, _| {
+            read_row(Weights::Bf16(row), out);
+        }),
         _ => scalar::read_row(row, out),
     }
 }
