@@ -168,7 +168,7 @@ pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], mut out: ViewMut<'_,
                 linear_bf12(b, cols, x, to)
             )
         }
-        Weights::Bf12(b) => unpacked(isa, b, cols, |slab, first, rows| {
+        Weights::Bf12(b) => unpacked(isa, b, (n, cols), |slab, first, rows| {
             let columns = out.columns(first, rows);
             linear(isa, Weights::Bf16(slab), cols, x, columns);
         }),
@@ -180,12 +180,13 @@ pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], mut out: ViewMut<'_,
     }
 }
 
-/// Bytes of unpacked rows that meet their inputs at a time: what [`linear`] keeps in the second-level cache.
-const SLAB: usize = 512 << 10;
+/// Bytes of unpacked rows that meet their inputs at a time: one or two do best while the rows are in the
+/// first-level cache; for more, it is what [`linear`] keeps in the second-level one.
+const SLABS: [usize; 2] = [16 << 10, 512 << 10];
 
-/// Unpacks rows of a [`Weights::Bf12`] matrix, and calls `f` with some in bfloat16, the number of the first,
-/// and how many there are.
-fn unpacked(isa: Isa, w: &[u8], cols: usize, mut f: impl FnMut(&[u8], usize, usize)) {
+/// Unpacks rows of a [`Weights::Bf12`] matrix for inputs (n, cols), and calls `f` with some in bfloat16, the
+/// number of the first, and how many there are.
+fn unpacked(isa: Isa, w: &[u8], (n, cols): (usize, usize), mut f: impl FnMut(&[u8], usize, usize)) {
     thread_local! {
         static MEMORY: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
     }
@@ -193,19 +194,19 @@ fn unpacked(isa: Isa, w: &[u8], cols: usize, mut f: impl FnMut(&[u8], usize, usi
         return;
     }
     let row_bytes = Weights::Bf12(w).row_bytes(cols);
-    let rows_of_slab = (SLAB / 2 / cols).max(1);
+    let rows_of_slab = (SLABS[usize::from(n > 2)] / 2 / cols).max(1);
     let mut memory = MEMORY.take();
     for (i, rows) in w.chunks(row_bytes * rows_of_slab).enumerate() {
-        let n = rows.len() / row_bytes;
-        memory.resize(memory.len().max(n * cols), 0);
-        let slab = &mut memory[..n * cols];
+        let n_rows = rows.len() / row_bytes;
+        memory.resize(memory.len().max(n_rows * cols), 0);
+        let slab = &mut memory[..n_rows * cols];
         let outs = slab.chunks_exact_mut(cols);
         for (row, out) in rows.chunks_exact(row_bytes).zip(outs) {
             dispatch!(isa, bf12::unpack_row(row, out), unpack_row(row, out));
         }
         // SAFETY: the bytes of a slice of numbers, borrowed as long.
         let bytes = unsafe { core::slice::from_raw_parts(slab.as_ptr().cast(), size_of_val(slab)) };
-        f(bytes, i * rows_of_slab, n);
+        f(bytes, i * rows_of_slab, n_rows);
     }
     MEMORY.set(memory);
 }
@@ -367,7 +368,7 @@ pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, mut out: Vie
         Weights::Bf16(bytes) => bytes,
         Weights::Bf12(_) if x.cols == 0 => &[],
         Weights::Bf12(bytes) => {
-            return unpacked(isa, bytes, x.cols, |slab, first, rows| {
+            return unpacked(isa, bytes, (n, x.cols), |slab, first, rows| {
                 let columns = out.columns(first, rows);
                 linear_rounded(isa, Weights::Bf16(slab), x, columns);
             });
@@ -541,7 +542,7 @@ pub fn add_row(isa: Isa, acc: &mut [f32], row: Weights) {
     );
     assert_eq!(row.bytes().len(), row.row_bytes(acc.len()));
     if let Weights::Bf12(bytes) = row {
-        return unpacked(isa, bytes, acc.len(), |row, _, _| {
+        return unpacked(isa, bytes, (1, acc.len()), |row, _, _| {
             add_row(isa, acc, Weights::Bf16(row))
         });
     }
@@ -560,7 +561,7 @@ pub fn read_row(row: Weights, out: &mut [f32]) {
     );
     assert_eq!(row.bytes().len(), row.row_bytes(out.len()));
     match row {
-        Weights::Bf12(bytes) => unpacked(Isa::detect(), bytes, out.len(), |row, _, _| {
+        Weights::Bf12(bytes) => unpacked(Isa::detect(), bytes, (1, out.len()), |row, _, _| {
             read_row(Weights::Bf16(row), out);
         }),
         _ => scalar::read_row(row, out),
