@@ -99,7 +99,16 @@ fn more_exceptions_than_places_cost_little() {
 #[test]
 fn products_have_the_bits_of_bfloat16() {
     for cols in COLS {
-        for (rows, n) in [(1, 1), (5, 1), (2, 2), (7, 2), (7, 3), (35, 9), (70, 70)] {
+        for (rows, n) in [
+            (3, 0),
+            (1, 1),
+            (5, 1),
+            (2, 2),
+            (7, 2),
+            (7, 3),
+            (35, 9),
+            (70, 70),
+        ] {
             if rows * cols * n > 4_000_000 {
                 continue;
             }

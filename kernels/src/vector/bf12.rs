@@ -119,7 +119,7 @@ fn unpack_half<S: Simd>(s: S, row: &mut Row<'_>, i: usize, out: &mut [u16; GROUP
     }
 }
 
-/// See [`crate::linear`], for one or two inputs.
+/// See [`crate::linear`], for up to two inputs.
 #[inline(always)]
 pub(crate) fn linear_bf12<S: Simd>(
     s: S,
@@ -129,6 +129,7 @@ pub(crate) fn linear_bf12<S: Simd>(
     out: &mut ViewMut<'_, f32>,
 ) {
     match out.shape().0 {
+        0 => (),
         1 => multiply::<S, 1>(s, w, cols, [x], out),
         _ => {
             let (first, second) = x.split_at(cols);
