@@ -135,7 +135,7 @@ def context(args) -> Table:
         rates = []
         # Patches of 4; and one patch without end, which leaves the byte models alone.
         for length in (4, 10**6):
-            report = blt_bench(path, "-p", 0, "-n", 32, "-r", 3, "--context", n, "--patch-length", length)
+            report = blt_bench(path, "-p", 0, "-n", 32, "-r", 3, "--context", n, "--patch-length", length, "--draft", 0)
             rates.append(report["generate"]["bytes_per_second"])
         whole, local = (1000 / rate for rate in rates)
         # Of the global transformer's time, what grows with the patches is its attention.
@@ -145,23 +145,26 @@ def context(args) -> Table:
         "Generating after so much context: blt-1b shape, q4_k, patches of 4",
         ["bytes", "patches", "bytes/s", "ms a byte", "of it the byte models", "the rest", "share of global attention"],
         rows,
-        "blt-bench MODEL -p 0 -n 32 --context BYTES --patch-length 4",
+        "blt-bench MODEL -p 0 -n 32 --context BYTES --patch-length 4 --draft 0",
         "The byte models' time is that with one patch without end. Global attention is counted as what the rest has grown by since 64 bytes.",
     )
 
 
 def default(args) -> Table:
     path, rows = ROOT / "models/default.safetensors", []
-    report = blt_bench(path, "-p", 512, "-n", 512, "-r", 9)
-    allowed = limits()
-    share = report["generate"]["bytes_per_second"] * report["weight_bytes_per_generated_byte"] / allowed["read"] / 1e9
-    for what in ("prompt", "generate"):
-        seconds = report[what]["seconds"]
-        rows.append([
-            {"prompt": "a prompt of 512 bytes", "generate": "generating 512 bytes after it"}[what],
-            spread([report[what]["bytes"] / s for s in seconds]),
-            "-" if what == "prompt" else f"{percent(share)} of {allowed['read']:.0f} GB/s (weights fit the caches)",
-        ])
+    allowed = limits()["read"]
+    for title, what, options in [
+        ("a prompt of 512 bytes", "prompt", ["-p", 512, "-n", 0]),
+        ("generating 512 bytes after it", "generate", ["-p", 0, "--context", 512, "-n", 512]),
+        ("the same without drafts", "generate", ["-p", 0, "--context", 512, "-n", 512, "--draft", 0]),
+    ]:
+        report = blt_bench(path, "-r", 9, *options)
+        rates = [report[what]["bytes"] / seconds for seconds in report[what]["seconds"]]
+        share = "-"
+        if what == "generate":
+            share = median(rates) * report["weight_bytes_per_generated_byte"] / allowed / 1e9
+            share = f"{percent(share)} of {allowed:.0f} GB/s (weights fit the caches)"
+        rows.append([title, spread(rates), share])
     return Table("The default model, bytes/s", ["", "bytes/s", "share of the memory's rate"], rows, "blt-bench -p 512 -n 512 -r 9")
 
 

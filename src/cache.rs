@@ -413,10 +413,10 @@ impl RowStore {
         self.data.truncate((self.dropped + held) * self.dim);
     }
 
-    /// Writes the rows held.
-    pub fn save(&self, out: &mut Writer<impl Write>) -> io::Result<()> {
+    /// Writes the rows held up to `end`.
+    pub fn save(&self, end: usize, out: &mut Writer<impl Write>) -> io::Result<()> {
         out.size(self.first)?;
-        out.f32s(self.rows(self.first..self.end()))
+        out.f32s(self.rows(self.first..end))
     }
 
     /// Reads what [`RowStore::save`] wrote: rows up to `end`, from `first` at the latest.

@@ -95,7 +95,7 @@ pub use cuda::{DeviceInfo, devices, has_cublaslt};
 pub use device::{Device, GpuOptions, TablePlace};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator};
-pub use model::Model;
+pub use model::{DraftCounts, Model};
 pub use ops::Profile;
 pub use options::ModelOptions;
 pub use score::Score;

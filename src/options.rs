@@ -299,6 +299,13 @@ impl GenerateOptions {
         self
     }
 
+    /// Sets [`GenerateOptions::draft`].
+    #[must_use]
+    pub fn draft(mut self, n_bytes: usize) -> Self {
+        self.draft = Some(n_bytes);
+        self
+    }
+
     /// Adds to [`GenerateOptions::stop`].
     #[must_use]
     pub fn stop(mut self, bytes: impl Into<Vec<u8>>) -> Self {

@@ -17,11 +17,26 @@ use crate::error::Result;
 use crate::vocab::{BYTE_OFFSET, EOS, Id, id_to_byte};
 
 /// Chooses ids by a [`SamplerConfig`]. A clone goes on with the same random numbers.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sampler {
     config: SamplerConfig,
     random: SplitMix64,
     scratch: Vec<Candidate>, // kept so that a draw allocates nothing
+}
+
+impl Clone for Sampler {
+    fn clone(&self) -> Self {
+        Sampler {
+            config: self.config.clone(),
+            random: self.random.clone(),
+            scratch: Vec::new(),
+        }
+    }
+
+    fn clone_from(&mut self, other: &Self) {
+        self.config.clone_from(&other.config);
+        self.random = other.random.clone();
+    }
 }
 
 /// An id that can still be chosen.
@@ -89,6 +104,11 @@ impl Sampler {
             banned: banned.fold(0, |bits, id| bits | 1 << id),
             fallback: self.lowest_allowed(n_logits).into(),
         })
+    }
+
+    /// Whether both choose the same ids.
+    pub(crate) fn is_like(&self, other: &Sampler) -> bool {
+        self.random.0 == other.random.0 && self.config == other.config
     }
 
     /// Takes the random number of a choice that was made elsewhere.

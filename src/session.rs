@@ -13,7 +13,7 @@ use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::few::Few;
 use crate::model::patcher::Patcher;
-use crate::model::{Model, State, Trace};
+use crate::model::{DraftCounts, Model, State, Trace};
 use crate::vocab::{self, BOS, Id};
 
 pub(crate) use reading::{Reading, run_together};
@@ -191,6 +191,11 @@ impl Session {
         &self.logits
     }
 
+    /// How self-speculation went in this session: [`GenerateOptions::draft`](crate::GenerateOptions::draft).
+    pub fn draft_counts(&self) -> DraftCounts {
+        self.state.draft_counts()
+    }
+
     /// Most byte positions, BOS included.
     pub fn max_bytes(&self) -> usize {
         self.max_bytes
@@ -284,7 +289,8 @@ impl Session {
 
     /// Forgets everything read.
     pub fn reset(&mut self) {
-        self.state = self.empty.clone();
+        let old = std::mem::replace(&mut self.state, self.empty.clone());
+        self.state.go_on_drafting(old);
         self.logits.clear();
     }
 }

@@ -104,6 +104,7 @@ fn texts_generated_together_are_those_generated_alone() {
             },
         },
         stop: vec![[&b"zzz"[..], b"e", b"e ", b"qq"][i].to_vec()],
+        ..GenerateOptions::default()
     };
     let prompts = [&b"Once upon a time"[..], b"The dog", b"", b"Tom said: \"I"];
     let new = |_| Session::new(&model, SessionOptions::default()).unwrap();

@@ -32,6 +32,8 @@ PROMPT = 512
 FORMATS = {"bf16": ("bf16", "bf16"), "bf12": ("bf16", "bf16"), "q8_0": ("q8_0", "int8"), "q4_k": ("q4_0", "int8")}
 THEIRS = list(dict.fromkeys(theirs for theirs, _ in FORMATS.values()))
 SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632), (1024, 2816)]
+# Byte by byte, and with drafts, which are the default.
+DRAFTING = {"": ["--draft", 0], ", drafting": []}
 # Weights that every byte and every patch is multiplied with, of the 1b shape (million).
 PER_BYTE, PER_PATCH = 246.9e6, 1313.9e6
 
@@ -93,29 +95,35 @@ def generate(args) -> Table:
         rounds, path = [], cached(model(args, ours))
         for _ in range(args.rounds):
             allowed = limits()
-            blt = blt_bench(path, "-p", 0, "-n", BYTES, "-r", 1, "--context", CONTEXT, "--patch-length", PATCH)
+            blt = {
+                how: blt_bench(path, "-p", 0, "-n", BYTES, "-r", 3, "--context", CONTEXT, "--patch-length", PATCH, *options)
+                for how, options in DRAFTING.items()
+            }
             llama_rate = llama.generate(theirs, CONTEXT, BYTES)
             allowed = [allowed["read"], limits()["read"]]
             rounds.append((blt, llama_rate, sum(allowed) / 2))
         drop_pages(path)
-        rates = [blt["generate"]["bytes_per_second"] for blt, *_ in rounds]
-        per_byte = rounds[0][0]["weight_bytes_per_generated_byte"]
-        kept = rounds[0][0]["cache_bytes_per_generated_byte"]
-        share = lambda n_bytes: percent(median(rate * n_bytes / read / 1e9 for rate, (*_, read) in zip(rates, rounds)))
-        rows.append([
-            f"{ours} (llama.cpp {theirs})",
-            spread(rates),
-            spread([theirs for _, theirs, _ in rounds]),
-            f"{median(rate / theirs for rate, (_, theirs, _) in zip(rates, rounds)):.2f}",
-            f"{per_byte / 1e6:.0f}",
-            spread([read for *_, read in rounds]),
-            f"{median(read * 1e9 / per_byte / theirs for _, theirs, read in rounds):.2f}",
-            share(per_byte),
-            share(per_byte + kept),
-        ])
+        for how in DRAFTING:
+            reports = [(blt[how], theirs, read) for blt, theirs, read in rounds]
+            rate = lambda report: report["generate"]["bytes_per_second"]
+            weights = lambda report: report["weight_bytes_per_generated_byte"]
+            caches = lambda report: report["cache_bytes_per_generated_byte"]
+            drafts = reports[0][0]["generate"]
+            rows.append([
+                f"{ours}{how} (llama.cpp {theirs})",
+                spread([rate(report) for report, *_ in reports]),
+                spread([theirs for _, theirs, _ in reports]),
+                f"{median(rate(report) / theirs for report, theirs, _ in reports):.2f}",
+                f"{weights(reports[0][0]) / 1e6:.0f}",
+                spread([read for *_, read in reports]),
+                f"{median(read * 1e9 / weights(report) / theirs for report, theirs, read in reports):.2f}",
+                percent(median(rate(report) * weights(report) / read / 1e9 for report, _, read in reports)),
+                percent(median(rate(report) * (weights(report) + caches(report)) / read / 1e9 for report, _, read in reports)),
+                f"{drafts['accepted_bytes'] / drafts['drafts']:.1f} of {drafts['drafted_bytes'] / drafts['drafts']:.1f}" if drafts["drafts"] else "",
+            ])
     return Table(
         f"Generating, bytes/s: blt-1b shape, {CONTEXT} bytes of context, patches of {PATCH}",
-        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "ratio at that rate", "share of it", "with keys and values"],
+        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "ratio at that rate", "share of it", "with keys and values", "drafted bytes that held"],
         rows,
         "benches/peers/run.py FOLDER generate",
         "Files are in the page cache.",
@@ -166,15 +174,16 @@ def transformers(args) -> Table:
     for context in (64, 256, 512):
         rates = {}
         for name in FORMATS:
-            options = ["-p", 0, "-n", 32, "-r", 1, "--context", context, "--patch-length", PATCH]
             path = cached(model(args, name))
-            rates[name] = blt_bench(path, *options)["generate"]["bytes_per_second"]
+            for how, options in DRAFTING.items():
+                options = ["-p", 0, "-n", BYTES, "-r", 3, "--context", context, "--patch-length", PATCH, *options]
+                rates[name + how] = blt_bench(path, *options)["generate"]["bytes_per_second"]
             drop_pages(path)
         theirs = 1 / peer.ask("generate", context, 3)
         rows.append([str(context), f"{theirs:.2f}", *(f"{rate:.1f} ({rate / theirs:.0f} times)" for rate in rates.values())])
     return Table(
         "Generating beside transformers on PyTorch in bf16, bytes/s: blt-1b shape",
-        ["bytes of context", "transformers", *FORMATS],
+        ["bytes of context", "transformers", *rates],
         rows,
         "benches/peers/run.py FOLDER transformers",
         "Transformers reads the whole text again for every byte, blt only the new byte.",

@@ -129,6 +129,7 @@ public:
     Options &temperature(double value) { return set_real(BLT_OPTION_TEMPERATURE, value); }
     Options &seed(std::uint64_t value) { return set(BLT_OPTION_SEED, value); }
     Options &stop(std::string_view text) { return set_text(BLT_OPTION_STOP, text); }
+    Options &draft(std::uint64_t n) { return set(BLT_OPTION_DRAFT, n); }
 
     const blt_options *get() const noexcept { return handle_.get(); }
 

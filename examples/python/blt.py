@@ -59,6 +59,7 @@ _OPTIONS = {
     "seed": (46, "int"),
     "ignore_eos": (47, "int"),
     "stop": (48, "text"),
+    "draft": (49, "int"),
 }
 
 _FINISH = {1: "max_bytes", 2: "eos", 3: "stop", 4: "callback"}

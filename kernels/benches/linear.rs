@@ -326,7 +326,7 @@ fn main() {
     for kind in Kind::ALL {
         let mut bytes = Vec::new();
         for isa in &isas {
-            for n in [1, 4, 128, 512] {
+            for n in [1, 4, 16, 128, 512] {
                 for threads in [1, 2] {
                     for (rows, cols) in SHAPES {
                         let line = format!(

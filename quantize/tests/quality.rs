@@ -71,7 +71,7 @@ fn the_default_model_keeps_its_quality() {
                 ignore_eos: true,
                 ..SamplerConfig::default()
             },
-            stop: Vec::new(),
+            ..GenerateOptions::default()
         };
         session.feed(b"Once upon a time").unwrap();
         for byte in session.generate(&options).unwrap() {

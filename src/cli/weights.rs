@@ -102,14 +102,40 @@ pub fn by_part(checkpoint: &Checkpoint) -> Vec<(Part, PartWeights)> {
 /// Weights that generation reads, and what is computed with them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Traffic {
-    /// Bytes for every byte of text.
-    pub per_byte: u64,
-    /// Bytes for every patch, on top of that.
-    pub per_patch: u64,
+    /// Bytes of the weights on each path.
+    pub weights: Paths,
     /// Operations of products for every byte of text: two for each number of a matrix.
     pub operations_per_byte: u64,
     /// The same for every patch.
     pub operations_per_patch: u64,
+}
+
+/// What belongs to each network's path: those of a byte, and that of a patch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Paths {
+    /// The entropy model's.
+    pub entropy: f64,
+    /// The local encoder's.
+    pub encoder: f64,
+    /// The local decoder's.
+    pub decoder: f64,
+    /// A patch's: the global transformer's, and what local networks do for a patch.
+    pub patch: f64,
+}
+
+impl Paths {
+    /// What belongs to the path of a byte.
+    pub fn per_byte(&self) -> f64 {
+        self.entropy + self.encoder + self.decoder
+    }
+
+    /// The sum, each path taken so many `times`.
+    pub fn total(&self, times: &Paths) -> f64 {
+        self.entropy * times.entropy
+            + self.encoder * times.encoder
+            + self.decoder * times.decoder
+            + self.patch * times.patch
+    }
 }
 
 impl Traffic {
@@ -125,12 +151,17 @@ impl Traffic {
             };
             match (part, reads(name, tensor)) {
                 (Part::Entropy, _) if !runs_entropy => {}
-                (_, Reads::PerByte(bytes)) => {
-                    traffic.per_byte += bytes;
+                (part, Reads::PerByte(bytes)) => {
+                    let of = match part {
+                        Part::Entropy => &mut traffic.weights.entropy,
+                        Part::Decoder => &mut traffic.weights.decoder,
+                        _ => &mut traffic.weights.encoder,
+                    };
+                    *of += bytes as f64;
                     traffic.operations_per_byte += operations;
                 }
                 (_, Reads::PerPatch(bytes)) => {
-                    traffic.per_patch += bytes;
+                    traffic.weights.patch += bytes as f64;
                     traffic.operations_per_patch += operations;
                 }
             }
@@ -139,24 +170,20 @@ impl Traffic {
     }
 }
 
-/// Bytes of keys and values that generating a byte reads, with `context` bytes of text before it in so
-/// many patches a byte; `of_entropy`: those of the entropy model too.
-pub fn cache_traffic(
-    config: &Config,
-    kv: KvType,
-    of_entropy: bool,
-    context: f64,
-    patches_per_byte: f64,
-) -> f64 {
+/// Bytes of keys and values that each network reads, with `context` bytes of text before it in so many
+/// patches a byte.
+pub fn cache_traffic(config: &Config, kv: KvType, context: f64, patches_per_byte: f64) -> Paths {
     let of = |stack: &TransformerConfig, positions: f64| {
         let seen = positions.min(stack.window.map_or(f64::INFINITY, |w| w as f64));
         let values = 2 * stack.n_layers * stack.n_kv_heads * stack.head_dim;
         seen * (values * kv.n_bytes()) as f64
     };
-    let entropy = config.entropy.as_ref().filter(|_| of_entropy);
-    let bytes = (entropy.into_iter()).chain([&config.encoder, &config.decoder]);
-    let patches = of(&config.global, context * patches_per_byte);
-    bytes.map(|stack| of(stack, context)).sum::<f64>() + patches * patches_per_byte
+    Paths {
+        entropy: config.entropy.as_ref().map_or(0.0, |e| of(e, context)),
+        encoder: of(&config.encoder, context),
+        decoder: of(&config.decoder, context),
+        patch: of(&config.global, context * patches_per_byte),
+    }
 }
 
 enum Reads {

@@ -83,12 +83,15 @@ pub enum blt_option {
     /// Generating, text: bytes that end a generation and are not handed out; may be set several
     /// times, an empty one takes all back; none.
     BLT_OPTION_STOP = 48,
+    /// Generating, int: bytes drafted at a time (self-speculation: faster, the same bytes, in bursts),
+    /// 0 for none, at most 64; as many as pays.
+    BLT_OPTION_DRAFT = 49,
 }
 
 use blt_option::*;
 
 impl blt_option {
-    const ALL: [blt_option; 29] = [
+    const ALL: [blt_option; 30] = [
         BLT_OPTION_THREADS,
         BLT_OPTION_ISA,
         BLT_OPTION_CONFIG,
@@ -118,6 +121,7 @@ impl blt_option {
         BLT_OPTION_SEED,
         BLT_OPTION_IGNORE_EOS,
         BLT_OPTION_STOP,
+        BLT_OPTION_DRAFT,
     ];
 
     fn find(number: c_int) -> Result<Self> {
@@ -231,6 +235,7 @@ impl Settings {
             BLT_OPTION_REPEAT_WINDOW => self.generate.sampler.repeat_window = size()?,
             BLT_OPTION_SEED => self.generate.sampler.seed = value,
             BLT_OPTION_IGNORE_EOS => self.generate.sampler.ignore_eos = flag()?,
+            BLT_OPTION_DRAFT => self.generate.draft = Some(size()?),
             _ => return Err(option.wrong_kind("an int")),
         }
         Ok(())

@@ -93,6 +93,15 @@ impl Stack {
         Stack { blocks, ..self }
     }
 
+    /// Bytes of its matrices.
+    pub fn n_bytes(&self) -> usize {
+        let matrices = |b: &Block| {
+            let all = [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3];
+            all.map(|m| m.tensor().bytes().len()).iter().sum::<usize>()
+        };
+        self.blocks.iter().map(matrices).sum()
+    }
+
     /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.blocks.len()

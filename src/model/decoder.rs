@@ -109,6 +109,17 @@ impl Decoder {
         }
     }
 
+    /// Drops the patches from `n_closed` on. Returns `false` if what a byte after `n_closed` closed
+    /// patches needs is not held.
+    pub fn forget_patches(&self, n_closed: usize, patch_kv: &mut [PatchKv]) -> bool {
+        let first = self.patches_seen(n_closed).start;
+        for store in patch_kv.iter_mut() {
+            store.k.truncate(n_closed);
+            store.v.truncate(n_closed);
+        }
+        (patch_kv.iter()).all(|store| store.k.first() <= first && store.k.end() == n_closed)
+    }
+
     /// Drops everything; the next patch added is patch `patch`.
     pub fn restart_patches(&self, patch: usize, patch_kv: &mut [PatchKv]) {
         for store in patch_kv {

@@ -40,8 +40,11 @@ pub(crate) struct Part<'a> {
     pub wanted: Wanted,
     pub trace: Option<&'a mut Trace>,
     /// Of whoever wants an id chosen by the last logits: a GPU can do that in the same pass.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     pub sampler: Option<&'a Sampler>,
+    /// Bytes to draft at a time, the one id included, if there is a sampler; `None`: as many as pays.
+    pub draft: Option<usize>,
+    /// Most bytes that may be drafted.
+    pub draft_room: usize,
     /// What a GPU chose.
     pub chosen: Option<Id>,
 }
@@ -65,7 +68,7 @@ impl From<Error> for Failure {
 }
 
 /// The lengths that a part goes back to when a pass fails.
-struct Before {
+pub(super) struct Before {
     n_ids: usize,
     n_starts: usize,
     n_eos: usize,
@@ -96,37 +99,31 @@ impl Model {
     /// [`Error::NonFinite`] if an entropy or a wanted logit is NaN or infinite; [`Error::Device`] if
     /// the GPU fails.
     pub(crate) fn forward(&self, parts: &mut [Part<'_>]) -> Result<Few<Buffer<'_, f32>>, Failure> {
-        let before = |part: &Part<'_>| Before {
-            n_ids: part.state.ids.len(),
-            n_starts: part.state.starts.len(),
-            n_eos: part.state.eos.len(),
-            patcher: part.state.patcher.clone(),
-        };
-        let before: Few<Before> = parts.iter().map(before).collect();
+        let before: Few<Before> = parts.iter().map(|part| part.state.before()).collect();
         let result = self.forward_parts(parts);
         if result.is_err() {
             for (part, old) in parts.iter_mut().zip(before) {
-                self.take_back(part.state, old);
+                part.state.take_back(old);
+                if self.device.is_none() {
+                    part.state.forget_beyond(self);
+                }
             }
         }
         result
     }
 
-    fn take_back(&self, state: &mut State, old: Before) {
-        // Caches past the length are dead; only what counts positions must go back.
-        state.ids.truncate(old.n_ids);
-        state.entropies.truncate(old.n_ids);
-        state.starts.truncate(old.n_starts);
-        state.eos.truncate(old.n_eos);
-        state.patcher = old.patcher;
-        if self.device.is_none() {
-            (state.byte_states.iter_mut()).for_each(|s| s.truncate(old.n_ids));
-            state.global_out.truncate(old.n_starts - 1);
-            state.read_patches_again(self);
-        }
-    }
-
     fn forward_parts(&self, parts: &mut [Part<'_>]) -> Result<Few<Buffer<'_, f32>>, Failure> {
+        match &mut *parts {
+            _ if self.device.is_some() => {}
+            [part] => {
+                if let Some(logits) = self.by_draft(part) {
+                    part.state.drop_unneeded(self);
+                    return Ok(std::iter::once(logits).collect());
+                }
+            }
+            // The weights are read once for all of them as it is.
+            _ => (parts.iter_mut()).for_each(|part| part.state.drop_draft(self)),
+        }
         for part in parts.iter_mut() {
             assert!((1..=MAX_BATCH).contains(&part.ids.len()));
             part.read_text();
@@ -156,7 +153,7 @@ impl Model {
     }
 
     /// The entropy model on the parts that have its cache: the entropy after each byte, in nats.
-    fn entropies(&self, parts: &mut [Part<'_>]) {
+    pub(super) fn entropies(&self, parts: &mut [Part<'_>]) {
         let compute = &*self.compute;
         for part in parts.iter_mut().filter(|part| !part.runs_entropy()) {
             let end = part.positions().end;
@@ -212,7 +209,7 @@ impl Model {
     }
 
     /// Embeddings, then the local encoder: the bytes' states (n, local dim).
-    fn encode(&self, parts: &mut [Part<'_>]) -> Buffer<'_, f32> {
+    pub(super) fn encode(&self, parts: &mut [Part<'_>]) -> Buffer<'_, f32> {
         let (compute, encoder) = (&*self.compute, &self.weights.encoder);
         let (n, dim) = (n_rows(parts), encoder.layers.config.dim);
         let (mut rows, mut x) = (encoder.layers.rows(compute, n), compute.empty(n * dim));
@@ -244,7 +241,7 @@ impl Model {
 
     /// The patches that these bytes close: their vectors, the global transformer, and what the
     /// decoder reads of them.
-    fn close_patches(&self, parts: &mut [Part<'_>]) {
+    pub(super) fn close_patches(&self, parts: &mut [Part<'_>]) {
         let (compute, w) = (&*self.compute, &*self.weights);
         let mut parts: Few<(&mut Part<'_>, Range<usize>)> = (parts.iter_mut())
             .map(|part| {
@@ -302,7 +299,7 @@ impl Model {
 
     /// The local decoder on the bytes' states x (n, local dim): byte i reads the last of `n_closed[i]`
     /// patches. Returns the logits that each part wants.
-    fn decode(
+    pub(super) fn decode(
         &self,
         parts: &mut [Part<'_>],
         n_closed: &[usize],
@@ -396,6 +393,27 @@ fn segment(layers: &Stack, ends: &[usize], position: usize) -> usize {
     }
 }
 
+impl State {
+    /// Where the text ends now.
+    pub(super) fn before(&self) -> Before {
+        Before {
+            n_ids: self.ids.len(),
+            n_starts: self.starts.len(),
+            n_eos: self.eos.len(),
+            patcher: self.patcher.clone(),
+        }
+    }
+
+    /// Goes back to an earlier text. Caches past its length are dead.
+    pub(super) fn take_back(&mut self, old: Before) {
+        self.ids.truncate(old.n_ids);
+        self.entropies.truncate(old.n_ids);
+        self.starts.truncate(old.n_starts);
+        self.eos.truncate(old.n_eos);
+        self.patcher = old.patcher;
+    }
+}
+
 impl Part<'_> {
     /// Positions of the ids, once they are in the text.
     pub(super) fn positions(&self) -> Range<usize> {
@@ -408,7 +426,7 @@ impl Part<'_> {
         self.state.entropy_cache.is_some()
     }
 
-    fn read_text(&mut self) {
+    pub(super) fn read_text(&mut self) {
         self.state.ids.extend_from_slice(self.ids);
         let positions = self.positions();
         let state = &mut *self.state;
@@ -427,7 +445,7 @@ impl Part<'_> {
 
     /// Decides where patches start: for byte p + 1 as soon as byte p is read. The model insists on a
     /// first patch of one byte. Adds to `n_closed` how many patches are closed once each byte is read.
-    fn cut(&mut self, n_closed: &mut Buffer<'_, usize>) {
+    pub(super) fn cut(&mut self, n_closed: &mut Buffer<'_, usize>) {
         let positions = self.positions();
         let state = &mut *self.state;
         for (p, &id) in positions.zip(self.ids) {

@@ -13,6 +13,7 @@ mod device;
 #[path = "no_device.rs"]
 mod device;
 mod differential;
+mod draft;
 mod encoder;
 mod entropy;
 mod forward;
@@ -34,12 +35,14 @@ use crate::device::{Device, GpuOptions};
 use crate::error::Result;
 use crate::ops::Compute;
 
+pub use draft::DraftCounts;
 pub use forward::Trace;
 pub(crate) use forward::{Failure, MAX_BATCH, Part, Wanted};
 pub(crate) use state::State;
 
 use decoder::Decoder;
 use device::DeviceModel;
+use draft::Costs;
 use encoder::Encoder;
 use entropy::EntropyModel;
 use global::Global;
@@ -61,6 +64,7 @@ struct Weights {
     encoder: Encoder,
     global: Global,
     decoder: Decoder,
+    draft_costs: Costs,
     stored: Stored,
 }
 
@@ -84,12 +88,21 @@ impl Model {
         let entropy = (config.entropy.as_ref())
             .map(|entropy| EntropyModel::load(checkpoint, entropy))
             .transpose()?;
+        let encoder = Encoder::load(checkpoint, &config)?;
+        let global = Global::load(checkpoint, &config)?;
+        let decoder = Decoder::load(checkpoint, &config)?;
         Ok(Model {
             weights: Arc::new(Weights {
+                draft_costs: Costs::of(
+                    entropy.as_ref().map(|e| &e.layers),
+                    &encoder.layers,
+                    &global.layers,
+                    &decoder.layers,
+                ),
                 entropy,
-                encoder: Encoder::load(checkpoint, &config)?,
-                global: Global::load(checkpoint, &config)?,
-                decoder: Decoder::load(checkpoint, &config)?,
+                encoder,
+                global,
+                decoder,
                 stored: Stored::new(checkpoint),
                 config,
             }),

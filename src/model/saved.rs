@@ -25,8 +25,8 @@ impl State {
         self.encoder_cache.save(n, out)?;
         self.decoder_cache.save(n, out)?;
         self.global_cache.save(self.n_closed(), out)?;
-        self.byte_states.iter().try_for_each(|s| s.save(out))?;
-        self.global_out.save(out)
+        self.byte_states.iter().try_for_each(|s| s.save(n, out))?;
+        self.global_out.save(self.n_closed(), out)
     }
 
     /// Reads what [`State::save`] wrote, into this state, which is that of an empty session with

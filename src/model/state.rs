@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Model;
 use super::decoder::PatchKv;
 use super::device::{Ahead, Caches};
+use super::draft::{Draft, DraftCounts};
 use super::patcher::Patcher;
 use crate::cache::{KvCache, KvType, RowStore};
 use crate::vocab::Id;
@@ -41,6 +42,8 @@ pub struct State {
     pub(super) device: Option<Arc<Caches>>,
     /// What the GPU has read beyond `ids`.
     pub(super) ahead: Option<Ahead>,
+    /// What is known beyond `ids` without a GPU.
+    pub(super) draft: Draft,
 }
 
 /// Bytes that can be taken back, or are read at once, without recomputing what lies before.
@@ -79,6 +82,7 @@ impl State {
             entropy_reset,
             device: None,
             ahead: None,
+            draft: Draft::default(),
         }
     }
 
@@ -96,6 +100,11 @@ impl State {
     /// known to start a patch.
     pub fn patch_starts(&self) -> &[usize] {
         &self.starts
+    }
+
+    /// How drafting went.
+    pub fn draft_counts(&self) -> DraftCounts {
+        self.draft.counts
     }
 
     /// Number of closed patches.
@@ -153,10 +162,8 @@ impl State {
         }
         self.encoder_cache.truncate(len);
         self.decoder_cache.truncate(len);
-        self.global_cache.truncate(n_closed);
-        self.byte_states.iter_mut().for_each(|s| s.truncate(len));
-        self.global_out.truncate(n_closed);
-        self.read_patches_again(model);
+        self.draft.clear();
+        self.forget_beyond(model);
         true
     }
 
@@ -169,6 +176,21 @@ impl State {
         self.eos.retain(|&p| p < len);
         self.patcher
             .rewind(len, &self.ids, &self.entropies, self.starts[n_starts - 1]);
+    }
+
+    /// Forgets what was made of bytes and patches beyond the text, where rows are counted.
+    pub(super) fn forget_beyond(&mut self, model: &Model) {
+        self.forget_from(model, self.ids.len(), self.n_closed());
+    }
+
+    /// Forgets what was made of the bytes from `n_ids` and the patches from `n_closed` on.
+    pub(super) fn forget_from(&mut self, model: &Model, n_ids: usize, n_closed: usize) {
+        self.byte_states.iter_mut().for_each(|s| s.truncate(n_ids));
+        self.global_cache.truncate(n_closed);
+        self.global_out.truncate(n_closed);
+        if !(model.weights.decoder).forget_patches(n_closed, &mut self.patch_kv) {
+            self.read_patches_again(model);
+        }
     }
 
     /// Makes what the decoder reads of the last patches anew from the global outputs.

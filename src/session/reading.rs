@@ -21,6 +21,9 @@ pub(crate) struct Reading<'a> {
     trace: Option<&'a mut Trace>,
     show: Option<&'a mut dyn FnMut(Step<'_>)>,
     sampler: Option<&'a mut Sampler>,
+    /// See [`Part`].
+    draft: Option<usize>,
+    draft_room: usize,
     chosen: Option<Id>,
     /// Whether limits hold and another thread can stop it. Going back must not be stopped halfway.
     bounded: bool,
@@ -48,6 +51,8 @@ impl<'a> Reading<'a> {
             trace: None,
             show: None,
             sampler: None,
+            draft: None,
+            draft_room: 0,
             chosen: None,
             bounded: true,
             result,
@@ -79,10 +84,13 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Chooses the id that comes next.
-    pub fn choosing(self, sampler: &'a mut Sampler) -> Self {
+    /// Chooses the id that comes next, the first of at most `left`. So many bytes are drafted; `None`: as
+    /// many as pays.
+    pub fn choosing(self, sampler: &'a mut Sampler, draft: Option<usize>, left: usize) -> Self {
         Reading {
             sampler: Some(sampler),
+            draft,
+            draft_room: left,
             ..self
         }
     }
@@ -124,10 +132,7 @@ impl<'a> Reading<'a> {
             return session.check_bytes(session.len() + self.ids.len());
         };
         loop {
-            // A byte closes at most one patch, so this many surely fit.
-            let bytes_left = session.max_bytes.saturating_sub(session.len());
-            let patches_left = session.max_patches.saturating_sub(session.state.n_closed());
-            self.n_now = self.ids.len().min(share).min(bytes_left).min(patches_left);
+            self.n_now = self.ids.len().min(share).min(session.room());
             if self.n_now > 0 {
                 return Ok(());
             }
@@ -137,8 +142,10 @@ impl<'a> Reading<'a> {
 
     fn part(&mut self) -> Part<'_> {
         let more = self.n_now < self.ids.len();
+        let session = &mut *self.session;
+        let draft_room = self.draft_room.min(session.room());
         Part {
-            state: &mut self.session.state,
+            state: &mut session.state,
             ids: &self.ids[..self.n_now],
             wanted: match self.wanted {
                 Wanted::Last if more => Wanted::Nothing,
@@ -146,6 +153,8 @@ impl<'a> Reading<'a> {
             },
             trace: self.trace.as_deref_mut(),
             sampler: self.sampler.as_deref().filter(|_| !more),
+            draft: self.draft,
+            draft_room,
             chosen: None,
         }
     }
@@ -255,6 +264,13 @@ impl Session {
         self.reset();
         self.n_slides += 1;
         Reading::again(self, &ids).run()
+    }
+
+    /// Ids that surely fit, as a byte closes at most one patch.
+    fn room(&self) -> usize {
+        let bytes_left = self.max_bytes.saturating_sub(self.len());
+        let patches_left = (self.max_patches).saturating_sub(self.state.n_closed());
+        bytes_left.min(patches_left)
     }
 
     fn check_bytes(&self, needed: usize) -> Result<()> {

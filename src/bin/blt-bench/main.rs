@@ -66,6 +66,10 @@ struct Args {
     #[argh(option, arg_name = "bytes")]
     context: Option<usize>,
 
+    /// bytes to draft at a time (self-speculation; default: as many as pays; 0: none)
+    #[argh(option, arg_name = "bytes")]
+    draft: Option<usize>,
+
     /// sessions that read together, so that weights are read once for all of them (default 1)
     #[argh(option, arg_name = "count", default = "1")]
     batch: usize,
@@ -192,6 +196,7 @@ fn run(args: Args) -> Result<(), Failure> {
         model: &model,
         patch_length: args.patch_length,
         kv,
+        draft: args.draft,
         n_runs: args.runs,
         n_sessions: args.batch,
     };
@@ -204,10 +209,9 @@ fn run(args: Args) -> Result<(), Failure> {
         bench.generate(args.n_bytes, context, done)
     })?;
     let peak_memory = memory::peak_bytes();
-    let cache_traffic = generate.as_ref().map_or(0.0, |runs| {
-        let (config, entropy) = (model.config(), bench.runs_entropy_model());
+    let caches = generate.as_ref().map_or_else(Default::default, |runs| {
         let halfway = context as f64 + args.n_bytes as f64 / 2.0;
-        weights::cache_traffic(config, kv, entropy, halfway, runs.patches_per_byte())
+        weights::cache_traffic(model.config(), kv, halfway, runs.patches_per_byte())
     });
     let report = Report {
         peak_memory,
@@ -224,7 +228,8 @@ fn run(args: Args) -> Result<(), Failure> {
         prompt,
         generate,
         traffic: Traffic::of(&checkpoint, bench.runs_entropy_model()),
-        cache_traffic,
+        caches,
+        runs_entropy: bench.runs_entropy_model(),
         bandwidth: match model.gpu_bandwidth()? {
             Some(bandwidth) => bandwidth,
             None => bandwidth::read_bandwidth(model.compute().n_threads())?,

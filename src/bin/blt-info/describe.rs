@@ -133,8 +133,8 @@ pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
         "read to generate",
         format!(
             "{} of weights per byte and {} per patch",
-            units::memory(memory.traffic.per_byte),
-            units::memory(memory.traffic.per_patch)
+            units::memory(memory.traffic.weights.per_byte() as u64),
+            units::memory(memory.traffic.weights.patch as u64)
         ),
     );
     if let Some(n) = checked {
@@ -267,8 +267,8 @@ pub fn record(checkpoint: &Checkpoint, checked: Option<u64>) -> Value {
         "parts": by_name,
         "config": config,
         "memory": {
-            "weight_bytes_per_byte": memory.traffic.per_byte,
-            "weight_bytes_per_patch": memory.traffic.per_patch,
+            "weight_bytes_per_byte": memory.traffic.weights.per_byte() as u64,
+            "weight_bytes_per_patch": memory.traffic.weights.patch as u64,
             "resident_weight_bytes": memory.resident,
             "cache_bytes_at_full_context": memory.caches,
         },

@@ -32,8 +32,8 @@ use turn::{Runner, Turn};
             --json prints one object per run (with -i, per line read): text (bytes that are no \
             UTF-8 replaced), generated_hex (the exact bytes), finish (eos, stop, length, \
             interrupted), prompt_bytes, generated_bytes, prompt_bytes_per_second, \
-            generated_bytes_per_second, patches, mean_patch_length, slides, seed, \
-            peak_memory_bytes.\n\
+            generated_bytes_per_second, patches, mean_patch_length, drafted_bytes, accepted_bytes, \
+            slides, seed, peak_memory_bytes.\n\
             Ctrl-C ends the text as if it had been long enough, with the summary and exit code 0; \
             a second Ctrl-C ends the program at once (130).",
     error_code(1, "Something failed; standard error says what."),
@@ -87,6 +87,11 @@ struct Args {
     /// end where this text comes, and leave it out; may be given several times
     #[argh(option, arg_name = "text")]
     stop: Vec<String>,
+
+    /// bytes to draft at a time (self-speculation: faster, the same text, in bursts; default: as many as
+    /// pays; 0: none)
+    #[argh(option, arg_name = "bytes")]
+    draft: Option<usize>,
 
     /// go on when the model ends the text
     #[argh(switch)]
@@ -295,6 +300,7 @@ fn generate_options(args: &Args) -> Result<GenerateOptions, Failure> {
         max_bytes: Some(args.n_bytes),
         sampler,
         stop: args.stop.iter().map(|s| s.as_bytes().to_vec()).collect(),
+        draft: args.draft,
     })
 }
 

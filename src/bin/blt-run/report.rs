@@ -22,6 +22,11 @@ pub fn summary(turn: &Turn, runner: &Runner) -> String {
         ),
         format!("{patches} patches of {mean:.2} bytes"),
     ];
+    let drafts = runner.session.draft_counts();
+    if drafts.n_drafts > 0 {
+        let (accepted, drafted) = (drafts.n_accepted, drafts.n_drafted);
+        parts.push(format!("{accepted} of {drafted} drafted bytes held"));
+    }
     if runner.session.n_slides() > 0 {
         parts.push(format!("context slid {} times", runner.session.n_slides()));
     }
@@ -46,6 +51,8 @@ pub fn record(turn: &Turn, runner: &Runner) -> Value {
         "generated_bytes_per_second": units::per_second(turn.generated.len(), turn.generate_time),
         "patches": patches,
         "mean_patch_length": mean,
+        "drafted_bytes": runner.session.draft_counts().n_drafted,
+        "accepted_bytes": runner.session.draft_counts().n_accepted,
         "slides": runner.session.n_slides(),
         "seed": runner.generate.sampler.seed,
         "peak_memory_bytes": memory::peak_bytes(),
