@@ -21,8 +21,8 @@ pub struct StridedRows<'a> {
     pub values: Vectors<'a>,
     /// Values from one row to the next.
     pub stride: usize,
-    /// What is read after these rows, as far apart, of as many rows as there are: it is asked for row by
-    /// row meanwhile, as waiting for memory is most of what attention does. May be empty.
+    /// What is read after these rows, as far apart: it is asked for row by row meanwhile, as waiting for
+    /// memory is most of what attention does. May be empty.
     pub next: Vectors<'a>,
 }
 
@@ -33,6 +33,14 @@ impl<'a> Vectors<'a> {
         match self {
             Vectors::F32(x) => x.len(),
             Vectors::F16(x) => x.len(),
+        }
+    }
+
+    /// Bytes of a value.
+    pub fn value_bytes(self) -> usize {
+        match self {
+            Vectors::F32(_) => 4,
+            Vectors::F16(_) => 2,
         }
     }
 

@@ -271,6 +271,7 @@ fn dots_every_length() {
             (1, 1),
             (1, 3),
             (1, 4),
+            (1, 9),
             (2, 5),
             (3, 4),
             (7, 9),
@@ -305,8 +306,8 @@ fn dots_every_length() {
 
 #[test]
 fn weighted_sums_every_length() {
-    for d in lengths() {
-        let (m, n, stride) = (6, 7, d + 2);
+    for (d, gap) in lengths().flat_map(|d| [(d, 0), (d, 2)]) {
+        let (m, n, stride) = (6, 7, d + gap);
         let (p, rows, start) = (noise(m * n, 14), noise(n * stride, 15), noise(m * d, 16));
         for rows in Stored::both(rows) {
             let run = |isa, cuts: &[usize], sums: std::ops::Range<usize>| {

@@ -1,6 +1,6 @@
 //! Everything that is not a matrix: softmax, norms, gates, rotations and elementwise sums.
 
-use super::linear::{Bf16, Element, F16, F32, ask_for_row};
+use super::linear::{Bf16, Element, F16, F32, ahead_of, ask_for_row};
 use super::{Simd, dot, fold_vectors, for_vectors};
 use crate::scalar::{self, LANES};
 use crate::{StridedRows, Vectors, View, ViewMut, Weights};
@@ -151,6 +151,7 @@ fn weighted_sum_of<S: Simd, E: Element>(
     let mut c = 0;
     while c < whole {
         let vectors = match (whole - c) / LANES {
+            8.. if S::WIDE && m == 1 => 8,
             4.. => 4,
             2.. => 2,
             _ => 1,
@@ -158,6 +159,7 @@ fn weighted_sum_of<S: Simd, E: Element>(
         let mut i = 0;
         while i < m {
             i += match (vectors, m - i) {
+                (8, _) => weighted_columns::<S, E, 1, 8>(s, p, i, rows, acc, c),
                 (4, 4..) => weighted_columns::<S, E, 4, 4>(s, p, i, rows, acc, c),
                 (4, _) => weighted_columns::<S, E, 1, 4>(s, p, i, rows, acc, c),
                 (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, acc, c),
@@ -207,9 +209,19 @@ fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
     }
     let weights: [&[f32]; M] = core::array::from_fn(|m| p.row(i + m, 0, n));
     assert!(weights.iter().all(|w| w.len() == n));
+    // One sum takes whole rows without gaps as one stream, as the dot products do.
+    let is_stream = M == 1 && stride == width * E::BYTES;
     for j in 0..n {
-        ask_for_row(s, next, j * stride, acc.shape().1 * E::BYTES);
         let row = &rows[j * stride..][..width * E::BYTES];
+        match is_stream {
+            true => {
+                let ahead = ahead_of(rows, next, j * stride);
+                for line in (0..width * E::BYTES).step_by(64) {
+                    s.prefetch_once(ahead.wrapping_add(line));
+                }
+            }
+            false => ask_for_row(s, next, j * stride, acc.shape().1 * E::BYTES),
+        }
         let mut values = [s.splat(0.0); N];
         for (v, value) in values.iter_mut().enumerate() {
             // SAFETY: the slice above holds `N` vectors.
