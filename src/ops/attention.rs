@@ -60,8 +60,12 @@ impl Keys for KvTile<'_> {
     }
 }
 
-/// Query rows that are taken together: their keys and values come from memory once.
+/// Query rows of a head, or heads of a query row, that are taken together: their keys and values come from
+/// memory once, in long runs.
 const ROWS: usize = 32;
+
+/// Bytes of keys or values that a single row meets at a time: as far ahead memory is asked for.
+const AHEAD: usize = 8 * 1024;
 
 /// Attention: q (n, n_heads * head_dim), out of the same shape.
 ///
@@ -85,11 +89,14 @@ pub fn attention<K: Keys>(
     let visible = || runs.iter().flat_map(|(_, visible)| *visible);
     let n_scores: usize = visible().map(|r| r.len()).sum();
     let n_tasks = compute.n_tasks(2 * n_scores * dim);
-    // A task is some rows of some heads; each thread gets as many.
-    let n_heads = match n_tasks {
-        1 => heads.n_heads,
-        n => (heads.n_heads).div_ceil(n.next_multiple_of(compute.n_threads())),
+    // A task is some rows of some heads; each thread gets as many. Single rows wait for memory, which is
+    // read best in long runs.
+    let n_tasks = match n_tasks {
+        1 => 1,
+        _ if n == runs.len() => (2 * compute.n_threads()).div_ceil(n),
+        many => many.next_multiple_of(compute.n_threads()),
     };
+    let n_heads = heads.n_heads.div_ceil(n_tasks);
     let size = (ROWS, n_heads * heads.head_dim);
     let mut left = out;
     let mut outputs: Few<ViewMut<'_, f32>> = (runs.iter())
@@ -105,96 +112,142 @@ pub fn attention<K: Keys>(
         let (n, width) = out.shape();
         let visible = &visible[row..row + n];
         let span = visible[0].start..visible[n - 1].end;
-        let mut p = compute.buffer(n * span.len()); // (n, span)
+        let q = &q[(before + row) * dim..];
+        let n_heads = width / heads.head_dim;
+        let together = n_heads.min(ROWS / n);
+        let mut p = compute.buffer(together * n * span.len()); // (heads, n, span)
         let mut p2 = compute.buffer(lambda.map_or(0, |_| p.len()));
-        for (i, head) in (col..col + width).step_by(heads.head_dim).enumerate() {
-            let kv_head = head / heads.head_dim / (heads.n_heads / heads.n_kv_heads);
-            let has_next = head + heads.head_dim < col + width;
+        for first in (0..n_heads).step_by(together) {
             let seen = Seen {
                 isa: compute.isa(),
                 keys,
-                kv_head,
-                next_head: if has_next {
-                    kv_head + 1
-                } else {
-                    heads.n_kv_heads
-                },
+                heads,
+                first_head: col / heads.head_dim + first,
+                n_heads: together.min(n_heads - first),
                 visible,
                 span: span.clone(),
             };
-            let at = (before + row) * dim + head;
-            let q = |from, width| View::strided(&q[at + from..], n, width, dim);
+            let p = &mut p[..seen.n_heads * n * span.len()];
             match lambda {
-                None => seen.probabilities(q(0, heads.head_dim), 0, &mut p),
+                None => seen.probabilities(q, 0..heads.head_dim, p),
                 Some(lambda) => {
                     let half = heads.head_dim / 2;
-                    seen.probabilities(q(0, half), 0, &mut p);
-                    seen.probabilities(q(half, half), half, &mut p2);
-                    for (p, p2) in p.iter_mut().zip(&*p2) {
-                        *p -= lambda * p2;
+                    let p2 = &mut p2[..p.len()];
+                    seen.probabilities(q, 0..half, p);
+                    seen.probabilities(q, half..2 * half, p2);
+                    for (p, p2) in p.iter_mut().zip(p2) {
+                        *p -= lambda * *p2;
                     }
                 }
             }
-            seen.weighted_sums(&p, out.columns(i * heads.head_dim, heads.head_dim));
+            let width = seen.n_heads * heads.head_dim;
+            seen.weighted_sums(p, out.columns(first * heads.head_dim, width));
         }
     });
 }
 
-/// The keys and values that one head of some rows sees.
+/// The keys and values that some rows see in some heads.
 struct Seen<'t, K> {
     isa: Isa,
     keys: &'t K,
-    kv_head: usize,
-    /// The head whose keys will be needed next, or the number of heads.
-    next_head: usize,
+    heads: Heads,
+    first_head: usize,
+    n_heads: usize,
     /// What each row sees.
     visible: &'t [Range<usize>],
     /// From what the first row sees to what the last one sees.
     span: Range<usize>,
 }
 
+/// Keys and values of consecutive positions for one head.
+struct Piece<'t> {
+    tile: KvTile<'t>,
+    /// The query head, counted from the first.
+    head: usize,
+    /// Its keys and values in the tile, up to where the next row would begin.
+    place: Range<usize>,
+    /// The positions, counted from the start of the span.
+    at: Range<usize>,
+}
+
+impl<'t> Piece<'t> {
+    /// The keys, from their element `first` on.
+    fn keys(&self, first: usize) -> Vectors<'t> {
+        let Range { start, end } = self.place;
+        (self.tile.k).slice(start + first..end.min(self.tile.k.len()))
+    }
+
+    fn values(&self) -> Vectors<'t> {
+        let Range { start, end } = self.place;
+        self.tile.v.slice(start..end.min(self.tile.v.len()))
+    }
+}
+
 impl<K: Keys> Seen<'_, K> {
-    /// The tiles with some of `positions`, each with where this head's first row of them begins, and
-    /// which positions of the span it has.
-    fn parts(
-        &self,
-        positions: Range<usize>,
-    ) -> impl Iterator<Item = (KvTile<'_>, usize, Range<usize>)> {
+    /// What there is of `positions`, in the order in which it is read: tile by tile, head by head. A
+    /// single row takes pieces of [`AHEAD`] bytes.
+    fn pieces(&self, positions: Range<usize>) -> impl Iterator<Item = Piece<'_>> {
         let mut from = positions.start;
-        std::iter::from_fn(move || {
+        let tiles = std::iter::from_fn(move || {
             (from < positions.end).then(|| {
                 let tile = self.keys.tile(from);
-                let to = positions.end.min(tile.first + tile.n);
-                let offset =
-                    self.kv_head * tile.head_stride + (from - tile.first) * tile.row_stride;
-                let at = from - self.span.start..to - self.span.start;
-                from = to;
-                (tile, offset, at)
+                from = positions.end.min(tile.first + tile.n);
+                (tile, tile.first..from)
+            })
+        });
+        let per_kv_head = self.heads.n_heads / self.heads.n_kv_heads;
+        tiles.flat_map(move |(tile, positions)| {
+            let most = match self.visible.len() {
+                1 => AHEAD / (self.heads.head_dim * tile.k.value_bytes()),
+                _ => positions.len(),
+            };
+            (0..self.n_heads).flat_map(move |head| {
+                let of_head = (self.first_head + head) / per_kv_head * tile.head_stride;
+                let end = positions.end;
+                positions.clone().step_by(most.max(1)).map(move |from| {
+                    let to = end.min(from + most.max(1));
+                    let at = |position| of_head + (position - tile.first) * tile.row_stride;
+                    Piece {
+                        tile,
+                        head,
+                        place: at(from)..at(to),
+                        at: from - self.span.start..to - self.span.start,
+                    }
+                })
             })
         })
     }
 
-    /// Softmax, over what each row sees, of the scaled products of the rows of q with as many elements
-    /// of each key, from `first` on: p (n, span).
-    fn probabilities(&self, q: View<'_, f32>, first: usize, p: &mut [f32]) {
-        let ((n, d), width) = (q.shape(), self.span.len());
-        let scale = 1.0 / (d as f32).sqrt();
-        for (tile, offset, at) in self.parts(self.span.clone()) {
+    /// Softmax, over what each row sees, of the scaled products of some elements of each row's heads, q
+    /// (n, dim), with those of the keys: p (heads, n, span).
+    fn probabilities(&self, q: &[f32], elements: Range<usize>, p: &mut [f32]) {
+        let Heads {
+            n_heads, head_dim, ..
+        } = self.heads;
+        let (n, width) = (self.visible.len(), self.span.len());
+        let scale = 1.0 / (elements.len() as f32).sqrt();
+        let first_values = self.pieces(self.span.clone()).next().map(|p| p.values());
+        let mut pieces = self.pieces(self.span.clone()).peekable();
+        while let Some(piece) = pieces.next() {
+            let next = pieces.peek().map(|piece| piece.keys(elements.start));
             let keys = StridedRows {
-                values: tile.k.slice(offset + first..tile.k.len()),
-                stride: tile.row_stride,
-                next: tile.v.slice(offset..tile.v.len()),
+                values: piece.keys(elements.start),
+                stride: piece.tile.row_stride,
+                next: next.or(first_values).unwrap_or(Vectors::F32(&[])),
             };
-            let p = ViewMut::strided(&mut p[at.start..], n, at.len(), width);
+            let q = &q[(self.first_head + piece.head) * head_dim + elements.start..];
+            let q = View::strided(q, n, elements.len(), n_heads * head_dim);
+            let p = &mut p[piece.head * n * width + piece.at.start..];
+            let p = ViewMut::strided(p, n, piece.at.len(), width);
             blt_kernels::dot_rows(self.isa, q, keys, scale, p);
         }
-        for (p, visible) in p.chunks_exact_mut(width).zip(self.visible) {
+        for (p, visible) in (p.chunks_exact_mut(width)).zip(self.visible.iter().cycle()) {
             let seen = visible.start - self.span.start..visible.end - self.span.start;
             blt_kernels::softmax(self.isa, &mut p[seen]);
         }
     }
 
-    /// The sums of the values weighted by p (n, span): out (n, head_dim).
+    /// The sums of the values weighted by p (heads, n, span): out (n, heads * head_dim).
     fn weighted_sums(&self, p: &[f32], mut out: ViewMut<'_, f32>) {
         let n = out.shape().0;
         (0..n).for_each(|i| out.row(i).fill(0.0));
@@ -220,18 +273,19 @@ impl<K: Keys> Seen<'_, K> {
         positions: Range<usize>,
         out: &mut ViewMut<'_, f32>,
     ) {
-        let width = self.span.len();
-        for (tile, offset, at) in self.parts(positions) {
-            let next = offset + (self.next_head - self.kv_head) * tile.head_stride;
+        let (n, width, head_dim) = (self.visible.len(), self.span.len(), self.heads.head_dim);
+        let mut pieces = self.pieces(positions).peekable();
+        while let Some(piece) = pieces.next() {
+            let next = pieces.peek().map(|piece| piece.values());
             let values = StridedRows {
-                values: tile.v.slice(offset..tile.v.len()),
-                stride: tile.row_stride,
-                next: tile.k.slice(next.min(tile.k.len())..tile.k.len()),
+                values: piece.values(),
+                stride: piece.tile.row_stride,
+                next: next.unwrap_or(Vectors::F32(&[])),
             };
-            let p = &p[rows.start * width + at.start..];
-            let p = View::strided(p, rows.len(), at.len(), width);
-            let out = out.rows(rows.clone());
-            blt_kernels::weighted_sum(self.isa, p, values, out);
+            let p = &p[(piece.head * n + rows.start) * width + piece.at.start..];
+            let p = View::strided(p, rows.len(), piece.at.len(), width);
+            let mut out = out.columns(piece.head * head_dim, head_dim);
+            blt_kernels::weighted_sum(self.isa, p, values, out.rows(rows.clone()));
         }
     }
 }
