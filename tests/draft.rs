@@ -84,7 +84,7 @@ fn sampler(i: usize) -> SamplerConfig {
         seed: i as u64,
         temperature: [0.0, 0.8, 0.8, 1.5][i % 4],
         repeat_penalty: if i % 3 == 1 { 1.3 } else { 1.0 },
-        ignore_eos: i % 2 == 0,
+        ignore_eos: i.is_multiple_of(2),
         ban_special: i % 5 != 3,
         ..SamplerConfig::default()
     }
@@ -224,7 +224,7 @@ fn one_generator_of_a_batch_drafts_once_it_is_alone() {
     let options = |max_bytes| GenerateOptions::new().max_bytes(max_bytes).seed(3);
     let mut first = common::session(&model, SessionOptions::default());
     first.feed(b"Once upon a time").unwrap();
-    let mut sessions = vec![first.clone(), first.clone()];
+    let mut sessions = [first.clone(), first.clone()];
     let mut expected = Vec::new();
     let mut plain = first.generate(&options(60).draft(0)).unwrap();
     expected.extend((&mut plain).map(Result::unwrap));
