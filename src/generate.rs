@@ -146,6 +146,19 @@ impl Generator<'_> {
         }
     }
 
+    /// [`Generator::finish`] of one that will go on at once, in another generator with the sampler of this
+    /// one.
+    #[cfg(feature = "capi")]
+    pub(crate) fn finish_for_now(mut self) -> Result<()> {
+        let unread = self.unread.take();
+        let Some(id) = &unread else {
+            return Ok(());
+        };
+        let reading = Reading::new(self.session, std::slice::from_ref(id));
+        let left = usize::MAX; // how much more will be asked for is not known
+        reading.drafting(&self.sampler, self.draft, left).run()
+    }
+
     /// Whether another byte must be chosen before one can be handed out or the end is known.
     fn needs_byte(&mut self) -> bool {
         let needs = self.ready == 0 && self.reason.is_none() && !self.failed;

@@ -9,7 +9,7 @@ use super::guard::{Out, Result, bytes, free, guard, handle, lock, path_of_bytes}
 use super::status::{Failure, blt_status};
 use crate::config::{PatcherConfig, PatchingMode};
 use crate::error::Error;
-use crate::generate::GenerateOptions;
+use crate::generate::{GenerateOptions, MAX_DRAFT};
 use crate::model::Model;
 use crate::options::ModelOptions;
 use crate::session::{Overflow, SessionOptions};
@@ -235,7 +235,13 @@ impl Settings {
             BLT_OPTION_REPEAT_WINDOW => self.generate.sampler.repeat_window = size()?,
             BLT_OPTION_SEED => self.generate.sampler.seed = value,
             BLT_OPTION_IGNORE_EOS => self.generate.sampler.ignore_eos = flag()?,
-            BLT_OPTION_DRAFT => self.generate.draft = Some(size()?),
+            BLT_OPTION_DRAFT => match size()? {
+                n if n > MAX_DRAFT => {
+                    let message = format!("expected at most {MAX_DRAFT}, found {n}");
+                    return Err(Failure::argument(&name, message));
+                }
+                n => self.generate.draft = Some(n),
+            },
             _ => return Err(option.wrong_kind("an int")),
         }
         Ok(())

@@ -202,12 +202,12 @@ pub unsafe extern "C" fn blt_session_next_byte(
         let mut byte = BLT_END;
         let options = GenerateOptions {
             stop: Vec::new(),
-            max_bytes: Some(1),
+            max_bytes: None,
             ..talk.generate.clone()
         };
-        talk.generate(&options, |b| {
+        talk.generate(&options, Then::GoOn, |b| {
             byte = b.into();
-            true
+            false
         })?;
         out.set(byte);
         Ok(())
@@ -242,7 +242,8 @@ pub unsafe extern "C" fn blt_session_generate(
             ..talk.generate.clone()
         };
         // SAFETY: the caller's own function and pointer, and one byte that is there.
-        let finish = talk.generate(&options, |byte| unsafe { write(user, &byte, 1) } == 0)?;
+        let write = |byte| unsafe { write(user, &byte, 1) } == 0;
+        let finish = talk.generate(&options, Then::End, write)?;
         if !reason.is_null() {
             // SAFETY: the header's rules.
             unsafe { reason.write(finish) };
@@ -251,11 +252,21 @@ pub unsafe extern "C" fn blt_session_generate(
     })
 }
 
+/// What comes after a generation.
+#[derive(Clone, Copy)]
+enum Then {
+    /// Anything.
+    End,
+    /// Most likely another, with the same settings.
+    GoOn,
+}
+
 impl Talk {
     /// Generates until `write` returns false; leaves the session with what was handed out.
     fn generate(
         &mut self,
         options: &GenerateOptions,
+        then: Then,
         mut write: impl FnMut(u8) -> bool,
     ) -> Result<blt_finish> {
         let Talk {
@@ -283,7 +294,10 @@ impl Talk {
         *sampler = generator.sampler().clone();
         let reason = generator.finish_reason();
         if failure.is_none() {
-            generator.finish()?;
+            match then {
+                Then::End => generator.finish()?,
+                Then::GoOn => generator.finish_for_now()?,
+            }
         }
         if (!go_on || failure.is_some()) && session.n_slides() == n_slides {
             // What was chosen in search of a stop text, but not handed out, goes.

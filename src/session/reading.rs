@@ -21,6 +21,8 @@ pub(crate) struct Reading<'a> {
     trace: Option<&'a mut Trace>,
     show: Option<&'a mut dyn FnMut(Step<'_>)>,
     sampler: Option<&'a mut Sampler>,
+    /// What will choose after this, if the text goes on: by it can be drafted.
+    next_sampler: Option<&'a Sampler>,
     /// See [`Part`].
     draft: Option<usize>,
     draft_room: usize,
@@ -51,6 +53,7 @@ impl<'a> Reading<'a> {
             trace: None,
             show: None,
             sampler: None,
+            next_sampler: None,
             draft: None,
             draft_room: 0,
             chosen: None,
@@ -89,6 +92,16 @@ impl<'a> Reading<'a> {
     pub fn choosing(self, sampler: &'a mut Sampler, draft: Option<usize>, left: usize) -> Self {
         Reading {
             sampler: Some(sampler),
+            draft,
+            draft_room: left,
+            ..self
+        }
+    }
+
+    /// Drafts what a sampler would go on with.
+    pub fn drafting(self, sampler: &'a Sampler, draft: Option<usize>, left: usize) -> Self {
+        Reading {
+            next_sampler: Some(sampler),
             draft,
             draft_room: left,
             ..self
@@ -152,7 +165,7 @@ impl<'a> Reading<'a> {
                 wanted => wanted,
             },
             trace: self.trace.as_deref_mut(),
-            sampler: self.sampler.as_deref().filter(|_| !more),
+            sampler: (self.sampler.as_deref().or(self.next_sampler)).filter(|_| !more),
             draft: self.draft,
             draft_room,
             chosen: None,
@@ -172,8 +185,8 @@ impl<'a> Reading<'a> {
                 needed: n_closed,
             });
         }
-        self.chosen = chosen;
         if let (Some(sampler), Some(_)) = (&mut self.sampler, chosen) {
+            self.chosen = chosen;
             sampler.skip();
         }
         if let Some(last) = logits.chunks_exact(VOCAB_SIZE).next_back() {

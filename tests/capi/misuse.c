@@ -142,6 +142,7 @@ static void options(void)
     ARGUMENT(blt_options_set_int(NULL, BLT_OPTION_SEED, 1), "options");
     ARGUMENT(blt_options_set_real(NULL, BLT_OPTION_TOP_P, 1), "options");
     ARGUMENT(blt_options_set_text(NULL, BLT_OPTION_STOP, "x", 1), "options");
+    ARGUMENT(blt_options_set_int(o, BLT_OPTION_DRAFT, 65), "BLT_OPTION_DRAFT: expected at most 64, found 65");
     ARGUMENT(blt_options_set_int(o, 0, 1), "expected a blt_option, found 0");
     ARGUMENT(blt_options_set_real(o, -7, 1), "expected a blt_option");
     ARGUMENT(blt_options_set_text(o, 9999, "x", 1), "expected a blt_option");
@@ -372,6 +373,25 @@ static void callbacks(void)
     }
     CHECK(memcmp(whole.bytes, pieces.bytes, 24) == 0);
     CHECK(length(again) == length(fork));
+
+    // Drafts change nothing, in one go or byte by byte, and what is known of them is dropped in time.
+    for (uint64_t draft = 0; draft <= 12; draft += 6) {
+        OK(blt_options_set_int(o, BLT_OPTION_DRAFT, draft));
+        OK(blt_session_rewind(again, 8));
+        OK(blt_session_set_sampling(again, o));
+        pieces.n = 0;
+        OK(blt_session_generate(again, 9, collect, &pieces, NULL));
+        for (int i = 0; i < 15; i++) {
+            int byte = -2;
+            OK(blt_session_next_byte(again, &byte));
+            pieces.bytes[pieces.n++] = (char)byte;
+            CHECK(length(again) == (uint64_t)(8 + pieces.n));
+        }
+        CHECK(memcmp(whole.bytes, pieces.bytes, 24) == 0);
+        OK(blt_session_feed(again, "x", 1));
+        CHECK(length(again) == 8 + 24 + 1);
+    }
+    OK(blt_session_rewind(again, length(fork)));
 
     // A stop text is not handed out.
     OK(blt_session_rewind(again, 8));

@@ -67,7 +67,16 @@ fn the_same_seed_gives_the_same_bytes_whatever_the_threads() {
         let again = output(RUN, &[&[MODEL, "-t", threads], &args[..]].concat(), b"");
         assert_eq!(again, text, "{threads} threads");
     }
-    let record = json(RUN, &[&[MODEL, "--json"], &args[..]].concat());
+    for draft in ["0", "2", "16"] {
+        let again = output(RUN, &[&[MODEL, "--draft", draft], &args[..]].concat(), b"");
+        assert_eq!(again, text, "drafts of {draft}");
+    }
+    let record = json(
+        RUN,
+        &[&[MODEL, "--json", "--draft", "5"], &args[..]].concat(),
+    );
+    assert!(record["drafted_bytes"].as_u64() >= Some(39), "{record}");
+    assert!(record["accepted_bytes"].as_u64() >= Some(8), "{record}");
     let hex: String = text.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(record["generated_hex"], Value::from(hex));
     assert_eq!(record["text"], Value::from(String::from_utf8_lossy(&text)));
