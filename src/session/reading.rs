@@ -99,6 +99,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Drafts what a sampler would go on with.
+    #[cfg(feature = "capi")]
     pub fn drafting(self, sampler: &'a Sampler, draft: Option<usize>, left: usize) -> Self {
         Reading {
             next_sampler: Some(sampler),
