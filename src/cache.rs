@@ -1,12 +1,11 @@
 //! Key/value storage of a stack of layers and its arithmetic: append, look back, forget.
 //!
-//! Positions lie in pages of [`PAGE`]; page `position / PAGE` is found by a modulus when a window
-//! bounds how far anybody looks back (a ring of pages), and directly otherwise. Pages are shared
-//! between forks until one of them writes.
+//! Positions lie in pages of [`PAGE`], of all layers together, as large pieces of memory are read faster;
+//! page `position / PAGE` is found by a modulus when a window bounds how far anybody looks back (a ring of
+//! pages), and directly otherwise. Pages are shared between forks until one of them writes.
 
 use std::fmt;
 use std::io::{self, Write};
-use std::iter::repeat_n;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use half::f16;
 use crate::codec::{ReadError, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::ops::{Compute, Heads, Keys, KvTile};
-use crate::tensor::DType;
+use crate::tensor::{DType, Values};
 
 /// Positions in a page.
 const PAGE: usize = 64;
@@ -78,19 +77,18 @@ impl FromStr for KvType {
     }
 }
 
-/// [`PAGE`] positions of a layer: K (n_kv_heads, PAGE, head_dim), then V of the same shape.
+/// [`PAGE`] positions of all layers; of each, K (n_kv_heads, PAGE, head_dim), then V of the same shape.
 #[derive(Debug, Clone)]
 enum Page {
-    F32(Arc<[f32]>),
-    F16(Arc<[f16]>),
+    F32(Arc<Values<f32>>),
+    F16(Arc<Values<f16>>),
 }
 
 impl Page {
     fn new(kv: KvType, n_values: usize) -> Self {
         match kv {
-            // Not by way of a `Vec`, which would be copied.
-            KvType::F32 => Page::F32(repeat_n(0.0, n_values).collect()),
-            KvType::F16 => Page::F16(repeat_n(f16::ZERO, n_values).collect()),
+            KvType::F32 => Page::F32(Arc::new(Values::new(n_values))),
+            KvType::F16 => Page::F16(Arc::new(Values::new(n_values))),
         }
     }
 
@@ -101,8 +99,16 @@ impl Page {
         }
     }
 
-    /// Writes the rows of k and v (n, n_kv_heads * head_dim) from place `first` on.
-    fn write(&mut self, compute: &Compute, heads: Heads, first: usize, k: &[f32], v: &[f32]) {
+    /// Writes the rows of k and v (n, n_kv_heads * head_dim) of a layer from place `first` on.
+    fn write(
+        &mut self,
+        compute: &Compute,
+        heads: Heads,
+        layer: usize,
+        first: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
         let Heads {
             n_kv_heads,
             head_dim,
@@ -113,7 +119,8 @@ impl Page {
                 .enumerate()
                 .map(move |(i, row)| {
                     let (place, head) = (first + i / n_kv_heads, i % n_kv_heads);
-                    let at = ((side * n_kv_heads + head) * PAGE + place) * head_dim;
+                    let head = (2 * layer + side) * n_kv_heads + head;
+                    let at = (head * PAGE + place) * head_dim;
                     (at..at + head_dim, row)
                 })
         });
@@ -146,8 +153,9 @@ pub struct KvCache {
     ring: Option<usize>,
     /// One past the last position ever written: what lies a ring's length before it is gone.
     high: usize,
-    /// Per layer: pages, `None` where nothing was ever written.
-    layers: Vec<Vec<Option<Page>>>,
+    n_layers: usize,
+    /// `None` where nothing was ever written.
+    pages: Vec<Option<Page>>,
 }
 
 impl KvCache {
@@ -164,7 +172,8 @@ impl KvCache {
             heads,
             ring: window.map(|w| (w + slack).div_ceil(PAGE)),
             high: 0,
-            layers: vec![Vec::new(); n_layers],
+            n_layers,
+            pages: Vec::new(),
         }
     }
 
@@ -184,22 +193,20 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) {
         if self.ring.is_none() {
             self.high = self.high.min(len);
-            for pages in &mut self.layers {
-                pages.truncate(len.div_ceil(PAGE));
-            }
+            self.pages.truncate(len.div_ceil(PAGE));
         }
     }
 
     /// Bytes held, pages shared with a fork included.
     pub fn n_bytes(&self) -> usize {
-        let pages = self.layers.iter().flatten().flatten();
-        pages.map(Page::n_bytes).sum()
+        self.pages.iter().flatten().map(Page::n_bytes).sum()
     }
 
     /// Writes the rows of k and v (n, n_kv_heads * head_dim) at positions `first..`.
     pub fn append(&mut self, compute: &Compute, layer: usize, first: usize, k: &[f32], v: &[f32]) {
         let (kv, heads) = (self.kv, self.heads);
         let dim = heads.n_kv_heads * heads.head_dim;
+        let page_values = self.n_layers * 2 * PAGE * dim;
         let n = k.len() / dim;
         let mut done = 0;
         while done < n {
@@ -209,19 +216,19 @@ impl KvCache {
             let rows = done..n.min(done + room);
             done = rows.end;
             let slots = slot..slot + (skip + rows.len()).div_ceil(PAGE);
-            let pages = &mut self.layers[layer];
-            if pages.len() < slots.end {
-                pages.resize(slots.end, None);
+            if self.pages.len() < slots.end {
+                self.pages.resize(slots.end, None);
             }
             // A new page's memory is touched here for the first time, which takes longer than copying.
-            compute.each(&mut pages[slots], 8 * PAGE * dim, |i, page| {
+            compute.each(&mut self.pages[slots], 8 * PAGE * dim, |i, page| {
                 let at = (i * PAGE).max(skip)..((i + 1) * PAGE).min(skip + rows.len());
                 let from = rows.start + at.start - skip;
                 let values = from * dim..(from + at.len()) * dim;
-                let page = page.get_or_insert_with(|| Page::new(kv, 2 * PAGE * dim));
+                let page = page.get_or_insert_with(|| Page::new(kv, page_values));
                 page.write(
                     compute,
                     heads,
+                    layer,
                     at.start % PAGE,
                     &k[values.clone()],
                     &v[values],
@@ -238,15 +245,20 @@ impl KvCache {
 
     fn tile(&self, layer: usize, first: usize) -> KvTile<'_> {
         assert!(first >= self.oldest() && first < self.high);
-        let head_dim = self.heads.head_dim;
-        let page = self.layers[layer][self.page_of(first)].as_ref();
+        let Heads {
+            n_kv_heads,
+            head_dim,
+            ..
+        } = self.heads;
+        let page = self.pages[self.page_of(first)].as_ref();
         let page = page.expect("the position was written").values();
-        let (half, skip) = (page.len() / 2, first % PAGE * head_dim);
+        let (side, skip) = (n_kv_heads * PAGE * head_dim, first % PAGE * head_dim);
+        let (k, v) = (2 * layer * side, (2 * layer + 1) * side);
         KvTile {
             first,
             n: self.high.min((first / PAGE + 1) * PAGE) - first,
-            k: page.slice(skip..half),
-            v: page.slice(half + skip..2 * half),
+            k: page.slice(k + skip..k + side),
+            v: page.slice(v + skip..v + side),
             row_stride: head_dim,
             head_stride: PAGE * head_dim,
         }
@@ -257,7 +269,7 @@ impl KvCache {
         let head_dim = self.heads.head_dim;
         // Without a ring, what was written past `len` has no effect any more.
         out.size(self.ring.map_or(len, |_| self.high))?;
-        for layer in 0..self.layers.len() {
+        for layer in 0..self.n_layers {
             let mut first = self.oldest().min(len);
             while first < len {
                 let tile = self.tile(layer, first);
@@ -303,7 +315,7 @@ impl KvCache {
             ..
         } = self.heads;
         let dim = n_kv_heads * head_dim;
-        for layer in 0..self.layers.len() {
+        for layer in 0..self.n_layers {
             let mut first = held;
             while first < len {
                 let n = len.min((first / PAGE + 1) * PAGE) - first;

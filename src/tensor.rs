@@ -14,9 +14,11 @@ use crate::error::{Error, Result};
 
 mod convert;
 mod dtype;
+mod values;
 
 pub use convert::encode;
 pub use dtype::DType;
+pub(crate) use values::Values;
 
 /// A whole file, mapped read-only: pages are read when touched.
 ///
