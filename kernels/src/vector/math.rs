@@ -152,7 +152,7 @@ fn weighted_sum_of<S: Simd, E: Element>(
     while c < whole {
         let vectors = match (whole - c) / LANES {
             8.. if S::WIDE && m == 1 => 8,
-            4.. => 4,
+            4.. if S::WIDE || m == 1 => 4,
             2.. => 2,
             _ => 1,
         };
@@ -160,8 +160,9 @@ fn weighted_sum_of<S: Simd, E: Element>(
         while i < m {
             i += match (vectors, m - i) {
                 (8, _) => weighted_columns::<S, E, 1, 8>(s, p, i, rows, acc, c),
-                (4, 4..) => weighted_columns::<S, E, 4, 4>(s, p, i, rows, acc, c),
+                (4, 4..) if S::WIDE => weighted_columns::<S, E, 4, 4>(s, p, i, rows, acc, c),
                 (4, _) => weighted_columns::<S, E, 1, 4>(s, p, i, rows, acc, c),
+                (2, 2..) if !S::WIDE => weighted_columns::<S, E, 2, 2>(s, p, i, rows, acc, c),
                 (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, acc, c),
                 _ => weighted_columns::<S, E, 1, 1>(s, p, i, rows, acc, c),
             };
@@ -222,15 +223,15 @@ fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
             }
             false => ask_for_row(s, next, j * stride, acc.shape().1 * E::BYTES),
         }
-        let mut values = [s.splat(0.0); N];
-        for (v, value) in values.iter_mut().enumerate() {
-            // SAFETY: the slice above holds `N` vectors.
-            *value = unsafe { E::load(s, row.as_ptr().add(v * LANES * E::BYTES)) };
+        let mut p = [s.splat(0.0); M];
+        for (p, weights) in p.iter_mut().zip(weights) {
+            *p = s.splat(weights[j]);
         }
-        for (m, sums) in sums.iter_mut().enumerate() {
-            let p = s.splat(weights[m][j]);
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = s.fma(p, value, *sum);
+        for v in 0..N {
+            // SAFETY: the slice above holds `N` vectors.
+            let value = unsafe { E::load(s, row.as_ptr().add(v * LANES * E::BYTES)) };
+            for (sums, p) in sums.iter_mut().zip(p) {
+                sums[v] = s.fma(p, value, sums[v]);
             }
         }
     }
