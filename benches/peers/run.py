@@ -198,7 +198,8 @@ def matmul(args) -> Table:
     for n in (1, 128, 512):
         for name, unit in [("bf16fast", "bf16"), ("q8_0", "int8"), ("q4_k", "int8")]:
             for shape in SHAPES:
-                out = run(linear, name, f"{shape[0]}x{shape[1]}", f"n={n}", f"threads={os.cpu_count()}")
+                ask = lambda threads: run(linear, name, f"{shape[0]}x{shape[1]}", f"n={n}", f"threads={threads}")
+                out = ask(os.cpu_count())
                 rate = float(re.search(r": +([\d.]+) G", out)[1])
                 if name == "bf16fast":
                     seconds, bits = pytorch.ask("matmul", "bf16", *shape, n), 16
@@ -206,12 +207,20 @@ def matmul(args) -> Table:
                     seconds, bits = candle.ask(name, *shape, n), {"q8_0": 8.5, "q4_k": 4.5}[name]
                 weights = shape[0] * shape[1]
                 theirs = weights * bits / 8 / seconds / 1e9 if n == 1 else 2 * n * weights / seconds / 1e9
-                allowed = limits()
-                limit = allowed["read"] if n == 1 else allowed[unit]
+                title = f"{name.removesuffix('fast')}, {shape[0]} x {shape[1]}, {n}"
+                if n == 1:
+                    # Beside a plain read of the same bytes, pass by pass.
+                    read = lambda out: re.search(r": +([\d.]+) G.*probe +([\d.]+) .*ratio ([\d.]+)", out).groups()
+                    rate_and_limit = [read(out), read(ask(1))]
+                    for threads, (rate, limit, ratio), theirs in zip((os.cpu_count(), 1), rate_and_limit, (theirs, None)):
+                        peer = [f"{theirs:.1f}", f"{float(rate) / theirs:.2f}"] if theirs else ["", ""]
+                        rows.append([f"{title}, threads: {threads}", rate, *peer, limit, percent(float(ratio))])
+                    continue
+                limit = limits()[unit]
                 rows.append([
-                    f"{name.removesuffix('fast')}, {shape[0]} x {shape[1]}, {n}",
-                    f"{rate:.0f}" if n > 1 else f"{rate:.1f}",
-                    f"{theirs:.0f}" if n > 1 else f"{theirs:.1f}",
+                    title,
+                    f"{rate:.0f}",
+                    f"{theirs:.0f}",
                     f"{rate / theirs:.2f}",
                     f"{limit:.0f}" if limit else "-",
                     percent(rate / limit) if limit else "-",
