@@ -151,12 +151,8 @@ impl Generator<'_> {
     #[cfg(feature = "capi")]
     pub(crate) fn finish_for_now(mut self) -> Result<()> {
         let unread = self.unread.take();
-        let Some(id) = &unread else {
-            return Ok(());
-        };
-        let reading = Reading::new(self.session, std::slice::from_ref(id));
-        let left = usize::MAX; // how much more will be asked for is not known
-        reading.drafting(&self.sampler, self.draft, left).run()
+        let reading = Reading::new(self.session, unread.as_slice());
+        reading.drafting(&self.sampler, self.draft).run()
     }
 
     /// Whether another byte must be chosen before one can be handed out or the end is known.

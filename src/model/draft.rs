@@ -1,5 +1,4 @@
-//! Self-speculation: several bytes from one reading of the weights, and every one of them the byte
-//! that would have come anyway.
+//! Self-speculation: several bytes from one reading of the weights, the same that would come without.
 //!
 //! Spec section 13, after "Fast Byte Latent Transformer" (arXiv:2605.08044). The local encoder and
 //! decoder go on by themselves past the end of the patch, on the last patch that is closed (*draft*).

@@ -87,8 +87,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Chooses the id that comes next, the first of at most `left`. So many bytes are drafted; `None`: as
-    /// many as pays.
+    /// Chooses the id that comes next, the first of at most `left`. `draft` is how many bytes are drafted at
+    /// a time; `None`: as many as pays.
     pub fn choosing(self, sampler: &'a mut Sampler, draft: Option<usize>, left: usize) -> Self {
         Reading {
             sampler: Some(sampler),
@@ -100,11 +100,11 @@ impl<'a> Reading<'a> {
 
     /// Drafts what a sampler would go on with.
     #[cfg(feature = "capi")]
-    pub fn drafting(self, sampler: &'a Sampler, draft: Option<usize>, left: usize) -> Self {
+    pub fn drafting(self, sampler: &'a Sampler, draft: Option<usize>) -> Self {
         Reading {
             next_sampler: Some(sampler),
             draft,
-            draft_room: left,
+            draft_room: usize::MAX, // how much more will be asked for is not known
             ..self
         }
     }
