@@ -10,12 +10,12 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use blt_kernels::{Vectors, narrow};
+use blt_kernels::{FloatSlice, to_f16};
 use half::f16;
 
 use crate::codec::{ReadError, Reader, Writer};
 use crate::error::{Error, Result};
-use crate::ops::{Compute, Heads, Keys, KvTile};
+use crate::ops::{Compute, Heads, KvTile, KvTiles};
 use crate::tensor::{DType, Values};
 
 /// Positions in a page.
@@ -92,10 +92,10 @@ impl Page {
         }
     }
 
-    fn values(&self) -> Vectors<'_> {
+    fn values(&self) -> FloatSlice<'_> {
         match self {
-            Page::F32(values) => Vectors::F32(values),
-            Page::F16(values) => Vectors::F16(values),
+            Page::F32(values) => FloatSlice::F32(values),
+            Page::F16(values) => FloatSlice::F16(values),
         }
     }
 
@@ -131,7 +131,7 @@ impl Page {
             }
             Page::F16(page) => {
                 let page = Arc::make_mut(page);
-                rows.for_each(|(to, row)| narrow(compute.isa(), row, &mut page[to]));
+                rows.for_each(|(to, row)| to_f16(compute.isa(), row, &mut page[to]));
             }
         }
     }
@@ -279,8 +279,8 @@ impl KvCache {
                     for head in 0..self.heads.n_kv_heads {
                         let at = head * tile.head_stride;
                         match side.slice(at..at + n * head_dim) {
-                            Vectors::F32(rows) => out.f32s(rows)?,
-                            Vectors::F16(rows) => out.f16s(rows)?,
+                            FloatSlice::F32(rows) => out.f32s(rows)?,
+                            FloatSlice::F16(rows) => out.f16s(rows)?,
                             other => unreachable!("{other:?} is not kept"),
                         }
                     }
@@ -357,7 +357,7 @@ pub struct Layer<'a> {
     layer: usize,
 }
 
-impl Keys for Layer<'_> {
+impl KvTiles for Layer<'_> {
     fn tile(&self, position: usize) -> KvTile<'_> {
         self.cache.tile(self.layer, position)
     }

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use blt_kernels::{
-    Bf12, BlockFormat, Isa, Precision, QuantizedActivations, RoundedActivations, Steps, ViewMut,
-    Weights, linear, linear_quantized, linear_rounded, multiply_adds, quantize_activations,
+    Bf12, Bf16Activations, BlockFormat, Isa, Precision, QuantizedActivations, Terms, ViewMut,
+    Weights, linear, linear_bf16_bf16, linear_quantized, multiply_adds, quantize_activations,
     round_activations,
 };
 use half::{bf16, f16};
@@ -44,7 +44,7 @@ enum Kind {
     /// bf16 weights times bf16 activations.
     Bf16Fast,
     /// With activations in one step or in two.
-    Blocks(BlockFormat, Steps),
+    Blocks(BlockFormat, Terms),
 }
 
 impl Kind {
@@ -54,12 +54,12 @@ impl Kind {
         Kind::F16,
         Kind::Bf16,
         Kind::Bf16Fast,
-        Kind::Blocks(BlockFormat::Q8_0, Steps::One),
-        Kind::Blocks(BlockFormat::Q8_0, Steps::Two),
-        Kind::Blocks(BlockFormat::Q4_0, Steps::One),
-        Kind::Blocks(BlockFormat::Q4K, Steps::One),
-        Kind::Blocks(BlockFormat::Q6K, Steps::One),
-        Kind::Blocks(BlockFormat::Q6K, Steps::Two),
+        Kind::Blocks(BlockFormat::Q8_0, Terms::One),
+        Kind::Blocks(BlockFormat::Q8_0, Terms::Two),
+        Kind::Blocks(BlockFormat::Q4_0, Terms::One),
+        Kind::Blocks(BlockFormat::Q4K, Terms::One),
+        Kind::Blocks(BlockFormat::Q6K, Terms::One),
+        Kind::Blocks(BlockFormat::Q6K, Terms::Two),
     ];
 
     fn name(self) -> &'static str {
@@ -69,8 +69,8 @@ impl Kind {
             Kind::Bf16 => "bf16",
             Kind::Bf12 => "bf12",
             Kind::Bf16Fast => "bf16fast",
-            Kind::Blocks(BlockFormat::Q8_0, Steps::Two) => "q8_0two",
-            Kind::Blocks(BlockFormat::Q6K, Steps::Two) => "q6_ktwo",
+            Kind::Blocks(BlockFormat::Q8_0, Terms::Two) => "q8_0two",
+            Kind::Blocks(BlockFormat::Q6K, Terms::Two) => "q6_ktwo",
             Kind::Blocks(format, _) => format.name(),
         }
     }
@@ -250,19 +250,19 @@ impl Job<'_> {
         let size = self.size();
         let range = self.share(thread);
         let mut quantized = QuantizedActivations::new();
-        let mut rounded = RoundedActivations::new();
+        let mut rounded = Bf16Activations::new();
         for bytes in self.bytes.chunks_exact(size).cycle().take(count) {
             let w = self
                 .kind
                 .weights(bytes)
                 .slice_rows(range.clone(), self.cols);
             let views = ViewMut::dense(out, range.len());
-            if let Kind::Blocks(_, steps) = self.kind {
-                quantize_activations(self.isa, steps, self.x, self.cols, &mut quantized);
+            if let Kind::Blocks(_, terms) = self.kind {
+                quantize_activations(self.isa, terms, self.x, self.cols, &mut quantized);
                 linear_quantized(self.isa, w, &quantized, views);
             } else if self.kind == Kind::Bf16Fast {
                 round_activations(self.isa, self.x, self.cols, &mut rounded);
-                linear_rounded(self.isa, w, &rounded, views);
+                linear_bf16_bf16(self.isa, w, &rounded, views);
             } else {
                 linear(self.isa, w, self.cols, self.x, views);
             }
@@ -281,12 +281,12 @@ impl Job<'_> {
             let mut out = vec![0.0; 16 * self.n];
             let views = ViewMut::dense(&mut out, 16);
             if self.kind == Kind::Bf16Fast {
-                let mut rounded = RoundedActivations::new();
+                let mut rounded = Bf16Activations::new();
                 round_activations(isa, self.x, self.cols, &mut rounded);
-                linear_rounded(isa, w, &rounded, views);
-            } else if let Kind::Blocks(_, steps) = self.kind {
+                linear_bf16_bf16(isa, w, &rounded, views);
+            } else if let Kind::Blocks(_, terms) = self.kind {
                 let mut quantized = QuantizedActivations::new();
-                quantize_activations(isa, steps, self.x, self.cols, &mut quantized);
+                quantize_activations(isa, terms, self.x, self.cols, &mut quantized);
                 linear_quantized(isa, w, &quantized, views);
             } else {
                 linear(isa, w, self.cols, self.x, views);

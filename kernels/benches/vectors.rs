@@ -24,9 +24,9 @@ fn main() {
         .collect();
     let (d, keys) = (64, 128);
     let rows = StridedRows {
-        values: Vectors::F32(&x),
+        values: FloatSlice::F32(&x),
         stride: d,
-        next: Vectors::F32(&[]),
+        next: FloatSlice::F32(&[]),
     };
     println!(
         "nanoseconds a call; softmax of 512, entropy of 260, rms_norm of 2048, swiglu of 5632,"
@@ -61,7 +61,7 @@ fn main() {
                 weighted_sum(isa, p, rows, ViewMut::dense(&mut y[..d], d))
             }),
             time(|| {
-                quantize_activations(isa, Steps::One, black_box(&x[..2048]), 2048, &mut quantized)
+                quantize_activations(isa, Terms::One, black_box(&x[..2048]), 2048, &mut quantized)
             }),
         ];
         print!("{:10}", isa.name());

@@ -36,12 +36,12 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod bf12;
+mod bf16;
 mod block;
 mod isa;
 mod portable;
-mod rounded;
 mod scalar;
-mod team;
+mod thread_pool;
 mod vector;
 mod vectors;
 mod view;
@@ -61,12 +61,12 @@ pub static CUDA_FATBIN: &[u8] = {
 };
 
 pub use bf12::Bf12;
-pub use block::{BlockFormat, QuantizedActivations, Steps};
+pub use bf16::Bf16Activations;
+pub use block::{BlockFormat, QuantizedActivations, Terms};
 pub use isa::{Avx2, Avx512, Isa, Neon};
-pub use product::{Into, Precision, multiply_adds, product, vectorized};
-pub use rounded::RoundedActivations;
-pub use team::Team;
-pub use vectors::{StridedRows, Vectors};
+pub use matmul::{Accumulate, Precision, matmul, multiply_adds, vectorized};
+pub use thread_pool::ThreadPool;
+pub use vectors::{FloatSlice, StridedRows};
 pub use view::{View, ViewMut};
 pub use weights::Weights;
 
@@ -100,7 +100,7 @@ macro_rules! dispatch {
     };
 }
 
-mod product;
+mod matmul;
 
 /// [`dispatch!`] for functions on 8-bit integers, which have paths for optional extras.
 macro_rules! dispatch_int8 {
@@ -174,7 +174,7 @@ pub fn linear(isa: Isa, w: Weights, cols: usize, x: &[f32], mut out: ViewMut<'_,
         }),
         Weights::Blocks(..) => {
             let mut quantized = QuantizedActivations::new();
-            quantize_activations(isa, Steps::One, x, cols, &mut quantized);
+            quantize_activations(isa, Terms::One, x, cols, &mut quantized);
             linear_quantized(isa, w, &quantized, out);
         }
     }
@@ -230,39 +230,39 @@ fn check_matrix(w: Weights, rows: usize, cols: usize) {
 /// If `x` is not a whole number of rows.
 pub fn quantize_activations(
     isa: Isa,
-    steps: Steps,
+    terms: Terms,
     x: &[f32],
     cols: usize,
     out: &mut QuantizedActivations,
 ) {
-    let mut blocks = out.resize(steps, x, cols);
-    quantize_rows(isa, steps, x, cols, &mut blocks);
+    let mut blocks = out.resize(terms, x, cols);
+    quantize_rows(isa, terms, x, cols, &mut blocks);
 }
 
-/// [`quantize_activations`] on the threads of a team, each taking `run` rows at a time.
+/// [`quantize_activations`] on the threads of a pool, each taking `run` rows at a time.
 ///
 /// # Panics
 /// If `x` is not a whole number of rows, or `run` is 0.
 pub fn quantize_activations_on(
-    team: &Team,
+    pool: &ThreadPool,
     run: usize,
     isa: Isa,
-    steps: Steps,
+    terms: Terms,
     x: &[f32],
     cols: usize,
     out: &mut QuantizedActivations,
 ) {
-    let blocks = out.resize(steps, x, cols);
+    let blocks = out.resize(terms, x, cols);
     let size = (run, blocks.shape().1);
-    team.parts(&mut [blocks], size, |_, row, _, mut part| {
-        quantize_rows(isa, steps, &x[row * cols..], cols, &mut part);
+    pool.parts(&mut [blocks], size, |_, row, _, mut part| {
+        quantize_rows(isa, terms, &x[row * cols..], cols, &mut part);
     });
 }
 
 /// Quantises as many rows of `x` as `blocks` has.
 fn quantize_rows(
     isa: Isa,
-    steps: Steps,
+    terms: Terms,
     x: &[f32],
     cols: usize,
     blocks: &mut ViewMut<'_, ActivationBlock>,
@@ -271,8 +271,8 @@ fn quantize_rows(
         let (x, blocks) = (&x[i * cols..][..cols], blocks.row(i));
         dispatch_int8!(
             isa,
-            scalar::quantize_row(steps, x, blocks),
-            quantize_row(steps, x, blocks)
+            scalar::quantize_row(terms, x, blocks),
+            quantize_row(terms, x, blocks)
         );
     }
 }
@@ -308,32 +308,32 @@ pub fn linear_quantized(isa: Isa, w: Weights, x: &QuantizedActivations, mut out:
     }
 }
 
-/// Rounds rows of activations to bfloat16, for [`linear_rounded`].
+/// Rounds rows of activations to bfloat16, for [`linear_bf16_bf16`].
 ///
 /// - `x`: (n, cols).
 ///
 /// # Panics
 /// If `x` is not a whole number of rows.
-pub fn round_activations(isa: Isa, x: &[f32], cols: usize, out: &mut RoundedActivations) {
+pub fn round_activations(isa: Isa, x: &[f32], cols: usize, out: &mut Bf16Activations) {
     let mut values = out.resize(x, cols);
     round_rows(isa, x, cols, &mut values);
 }
 
-/// [`round_activations`] on the threads of a team, each taking `run` rows at a time.
+/// [`round_activations`] on the threads of a pool, each taking `run` rows at a time.
 ///
 /// # Panics
 /// If `x` is not a whole number of rows, or `run` is 0.
 pub fn round_activations_on(
-    team: &Team,
+    pool: &ThreadPool,
     run: usize,
     isa: Isa,
     x: &[f32],
     cols: usize,
-    out: &mut RoundedActivations,
+    out: &mut Bf16Activations,
 ) {
     let values = out.resize(x, cols);
     let size = (run, values.shape().1);
-    team.parts(&mut [values], size, |_, row, _, mut part| {
+    pool.parts(&mut [values], size, |_, row, _, mut part| {
         round_rows(isa, &x[row * cols..], cols, &mut part);
     });
 }
@@ -360,7 +360,7 @@ fn round_rows(isa: Isa, x: &[f32], cols: usize, out: &mut ViewMut<'_, u16>) {
 ///
 /// # Panics
 /// If the lengths do not fit each other, or the weights are of another type.
-pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, mut out: ViewMut<'_, f32>) {
+pub fn linear_bf16_bf16(isa: Isa, w: Weights, x: &Bf16Activations, mut out: ViewMut<'_, f32>) {
     let (n, rows) = out.shape();
     assert_eq!(x.n, n, "outputs");
     check_matrix(w, rows, x.cols);
@@ -370,7 +370,7 @@ pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, mut out: Vie
         Weights::Bf12(bytes) => {
             return unpacked(isa, bytes, (n, x.cols), |slab, first, rows| {
                 let columns = out.columns(first, rows);
-                linear_rounded(isa, Weights::Bf16(slab), x, columns);
+                linear_bf16_bf16(isa, Weights::Bf16(slab), x, columns);
             });
         }
         _ => panic!("the weights are not bfloat16"),
@@ -381,9 +381,9 @@ pub fn linear_rounded(isa: Isa, w: Weights, x: &RoundedActivations, mut out: Vie
         && let Some(token) = x86::avx512::bf16::Bf16::new(token)
     {
         // SAFETY: the token proves that the CPU has the features.
-        return unsafe { x86::avx512::bf16::linear_rounded(token, bytes, x, out) };
+        return unsafe { x86::avx512::bf16::linear_bf16_bf16(token, bytes, x, out) };
     }
-    dispatch!(isa, linear_rounded(bytes, x, out))
+    dispatch!(isa, linear_bf16_bf16(bytes, x, out))
 }
 
 /// The dot product of two vectors of equal length.
@@ -450,9 +450,9 @@ fn check_rows(rows: StridedRows<'_>, n: usize, d: usize) {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn narrow(isa: Isa, x: &[f32], out: &mut [f16]) {
+pub fn to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
     assert_eq!(x.len(), out.len());
-    dispatch!(isa, narrow(x, out))
+    dispatch!(isa, to_f16(x, out))
 }
 
 /// Turns scores into probabilities in place: `exp(x - max) / sum exp(x - max)`.

@@ -71,8 +71,8 @@ impl Stored {
     /// From value `first` on, `stride` apart; what is asked for ahead may be anything.
     fn strided(&self, first: usize, stride: usize) -> StridedRows<'_> {
         let all = match self {
-            Stored::F32(x) => Vectors::F32(x),
-            Stored::F16(x) => Vectors::F16(x),
+            Stored::F32(x) => FloatSlice::F32(x),
+            Stored::F16(x) => FloatSlice::F16(x),
         };
         StridedRows {
             values: all.slice(first..all.len()),
@@ -208,13 +208,13 @@ fn linear_one_input_equals_many() {
 
 /// bfloat16 weights times activations rounded to bfloat16.
 fn run_rounded(isa: Isa, w: &[u8], rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
-    let mut rounded = RoundedActivations::new();
+    let mut rounded = Bf16Activations::new();
     // What an earlier, longer input left behind must not matter.
     round_activations(isa, &vec![f32::NAN; x.len() + cols * 2], cols, &mut rounded);
     round_activations(isa, x, cols, &mut rounded);
     let mut out = vec![f32::NAN; rounded.n() * rows];
     let views = ViewMut::dense(&mut out, rows);
-    linear_rounded(isa, Weights::Bf16(w), &rounded, views);
+    linear_bf16_bf16(isa, Weights::Bf16(w), &rounded, views);
     out
 }
 
@@ -350,7 +350,7 @@ fn narrowing_every_length() {
         }
         on_every_path(format_args!("narrowing {n}"), |isa| {
             let mut out = vec![f16::ONE; n];
-            narrow(isa, &x, &mut out);
+            to_f16(isa, &x, &mut out);
             out.iter().map(|x| x.to_f32()).collect()
         });
     }

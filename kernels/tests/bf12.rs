@@ -125,11 +125,11 @@ fn products_have_the_bits_of_bfloat16() {
                 let want = run(Weights::Bf16(&plain));
                 assert_eq!(run(Weights::Bf12(&packed)), want, "{what:?}");
 
-                let mut rounded = RoundedActivations::new();
+                let mut rounded = Bf16Activations::new();
                 round_activations(isa, &x, cols, &mut rounded);
                 let run = |w: Weights| {
                     let mut out = vec![f32::NAN; n * rows];
-                    linear_rounded(isa, w, &rounded, ViewMut::dense(&mut out, rows));
+                    linear_bf16_bf16(isa, w, &rounded, ViewMut::dense(&mut out, rows));
                     bits(&out)
                 };
                 let want = run(Weights::Bf16(&plain));

@@ -40,9 +40,9 @@ fn attention_pieces() {
     let (d, n, stride) = (24, 9, 30);
     let (q, rows) = (noise(d, 3), noise(n * stride, 4));
     let of_rows = StridedRows {
-        values: Vectors::F32(&rows),
+        values: FloatSlice::F32(&rows),
         stride,
-        next: Vectors::F32(&rows[..2 * stride]),
+        next: FloatSlice::F32(&rows[..2 * stride]),
     };
     for isa in Isa::available() {
         let mut scores = vec![0.0; n];
@@ -187,9 +187,9 @@ fn rows_out_of_range_are_refused() {
         Isa::detect(),
         View::dense(&[0.0; 4], 4),
         StridedRows {
-            values: Vectors::F32(&[0.0; 10]),
+            values: FloatSlice::F32(&[0.0; 10]),
             stride: 4,
-            next: Vectors::F32(&[]),
+            next: FloatSlice::F32(&[]),
         },
         1.0,
         ViewMut::dense(&mut [0.0; 3], 3),

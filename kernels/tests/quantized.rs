@@ -34,15 +34,15 @@ fn decode(w: Weights, rows: usize, cols: usize) -> Vec<f32> {
 }
 
 /// All formats with activations in one step and in two.
-fn cases() -> impl Iterator<Item = (BlockFormat, Steps)> {
-    let both = |format| [(format, Steps::One), (format, Steps::Two)];
+fn cases() -> impl Iterator<Item = (BlockFormat, Terms)> {
+    let both = |format| [(format, Terms::One), (format, Terms::Two)];
     BlockFormat::ALL.into_iter().flat_map(both)
 }
 
-fn run(steps: Steps, isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
+fn run(terms: Terms, isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / cols * rows];
     let mut quantized = QuantizedActivations::new();
-    quantize_activations(isa, steps, x, cols, &mut quantized);
+    quantize_activations(isa, terms, x, cols, &mut quantized);
     linear_quantized(isa, w, &quantized, ViewMut::dense(&mut out, rows));
     out
 }
@@ -144,18 +144,18 @@ fn extreme_weights_stay_finite() {
 #[test]
 fn products_mean_what_the_weights_decode_to() {
     // 8-bit activations: 2^-8 of a block's largest, averaged over the columns; and 2^-8 of that.
-    let tolerance = |steps| match steps {
-        Steps::One => 0.01,
-        Steps::Two => 0.01 / 256.0,
+    let tolerance = |terms| match terms {
+        Terms::One => 0.01,
+        Terms::Two => 0.01 / 256.0,
     };
     let (rows, cols, n) = (20, 320, 3);
     let (w, x) = (noise(rows * cols, 4), noise(n * cols, 5));
-    for (format, steps) in cases() {
+    for (format, terms) in cases() {
         let bytes = encode_matrix(format, &w, cols, 0);
         let weights = Weights::Blocks(format, &bytes);
         let decoded = decode(weights, rows, cols);
         for isa in Isa::available() {
-            let out = run(steps, isa, weights, rows, cols, &x);
+            let out = run(terms, isa, weights, rows, cols, &x);
             for i in 0..n {
                 for r in 0..rows {
                     let pairs = decoded[r * cols..][..cols]
@@ -163,7 +163,7 @@ fn products_mean_what_the_weights_decode_to() {
                         .zip(&x[i * cols..][..cols]);
                     let want: f64 = pairs.map(|(&w, &x)| w as f64 * x as f64).sum();
                     let got = out[i * rows + r] as f64;
-                    let bound = tolerance(steps) * (cols as f64).sqrt();
+                    let bound = tolerance(terms) * (cols as f64).sqrt();
                     assert!(
                         (got - want).abs() < bound,
                         "{} {}: {got} {want}",
@@ -185,14 +185,14 @@ fn every_path_every_shape() {
         let many = (cols == 768).then_some((33, 135));
         for (rows, n) in [(16, 1), (5, 2), (35, 3), (17, 9)].into_iter().chain(many) {
             let (w, x) = (noise(rows * cols, 6), noise(n * cols, 7));
-            for (format, steps) in cases() {
+            for (format, terms) in cases() {
                 let bytes = encode_matrix(format, &w, cols, 0);
                 let w = Weights::Blocks(format, &bytes);
-                let want = run(steps, Isa::Scalar, w, rows, cols, &x);
+                let want = run(terms, Isa::Scalar, w, rows, cols, &x);
                 for isa in Isa::available() {
-                    let got = run(steps, isa, w, rows, cols, &x);
+                    let got = run(terms, isa, w, rows, cols, &x);
                     let what =
-                        format_args!("{} ({rows}, {cols}), {n} inputs, {steps:?}", format.name());
+                        format_args!("{} ({rows}, {cols}), {n} inputs, {terms:?}", format.name());
                     agree(isa, &got, &want, what);
                 }
             }
@@ -207,7 +207,7 @@ fn extreme_integers_do_not_overflow() {
     let mut x = vec![1.0f32; n * cols];
     x[cols..2 * cols].fill(-1.0);
     x[2 * cols..].iter_mut().step_by(2).for_each(|x| *x = -1.0);
-    for (format, steps) in cases() {
+    for (format, terms) in cases() {
         for fill in [0x00, 0xff, 0x80, 0x7f, 0x01] {
             let mut bytes = vec![fill; format.tile_bytes(cols).unwrap()];
             // Finite scales: the upper bytes of the half floats that every chunk starts with.
@@ -220,13 +220,13 @@ fn extreme_integers_do_not_overflow() {
                     .for_each(|b| *b = 0x24);
             }
             let w = Weights::Blocks(format, &bytes);
-            let want = run(steps, Isa::Scalar, w, rows, cols, &x);
+            let want = run(terms, Isa::Scalar, w, rows, cols, &x);
             assert!(want.iter().all(|x| x.is_finite()));
             for isa in Isa::available()
                 .into_iter()
                 .filter(|&isa| isa != Isa::Portable)
             {
-                let got = run(steps, isa, w, rows, cols, &x);
+                let got = run(terms, isa, w, rows, cols, &x);
                 assert_eq!(
                     bits(&got),
                     bits(&want),
@@ -243,22 +243,22 @@ fn extreme_integers_do_not_overflow() {
 fn one_input_equals_many_and_splits_do_not_matter() {
     let (rows, cols) = (75, 1056);
     let w = noise(rows * cols, 8);
-    for (format, steps) in cases() {
+    for (format, terms) in cases() {
         let bytes = encode_matrix(format, &w, cols, 0);
         let w = Weights::Blocks(format, &bytes);
         for isa in Isa::available() {
             for n in [1, 2, 3, 5, 8, 9, 15, 20] {
                 let x = noise(n * cols, 9);
-                let many = run(steps, isa, w, rows, cols, &x);
+                let many = run(terms, isa, w, rows, cols, &x);
                 for i in 0..n {
-                    let one = run(steps, isa, w, rows, cols, &x[i * cols..][..cols]);
-                    let what = (format, steps, isa.name(), n, i);
+                    let one = run(terms, isa, w, rows, cols, &x[i * cols..][..cols]);
+                    let what = (format, terms, isa.name(), n, i);
                     assert_eq!(bits(&one), bits(&many[i * rows..][..rows]), "{what:?}");
                 }
                 for cut in [16, 64] {
-                    let top = run(steps, isa, w.slice_rows(0..cut, cols), cut, cols, &x);
+                    let top = run(terms, isa, w.slice_rows(0..cut, cols), cut, cols, &x);
                     let rest = run(
-                        steps,
+                        terms,
                         isa,
                         w.slice_rows(cut..rows, cols),
                         rows - cut,
@@ -270,7 +270,7 @@ fn one_input_equals_many_and_splits_do_not_matter() {
                             &top[i * cut..][..cut],
                             &rest[i * (rows - cut)..][..rows - cut],
                         ];
-                        let what = (format, steps, isa.name(), n, cut);
+                        let what = (format, terms, isa.name(), n, cut);
                         assert_eq!(
                             bits(&parts.concat()),
                             bits(&many[i * rows..][..rows]),
@@ -287,14 +287,14 @@ fn one_input_equals_many_and_splits_do_not_matter() {
 fn any_alignment() {
     let (rows, cols, n) = (16, 320, 2);
     let (w, x) = (noise(rows * cols, 10), noise(n * cols, 11));
-    for (format, steps) in cases() {
+    for (format, terms) in cases() {
         for isa in Isa::available() {
             let bytes = encode_matrix(format, &w, cols, 0);
-            let want = run(steps, isa, Weights::Blocks(format, &bytes), rows, cols, &x);
+            let want = run(terms, isa, Weights::Blocks(format, &bytes), rows, cols, &x);
             for offset in [1, 3, 16, 32, 63] {
                 let bytes = encode_matrix(format, &w, cols, offset);
                 let got = run(
-                    steps,
+                    terms,
                     isa,
                     Weights::Blocks(format, &bytes[offset..]),
                     rows,
@@ -322,8 +322,8 @@ fn shared_activations_and_reuse_give_the_same() {
     for isa in Isa::available() {
         let mut shared = QuantizedActivations::new();
         // A longer and wider use before must leave nothing behind.
-        quantize_activations(isa, Steps::Two, &noise(5 * 700, 14), 700, &mut shared);
-        quantize_activations(isa, Steps::One, &x, cols, &mut shared);
+        quantize_activations(isa, Terms::Two, &noise(5 * 700, 14), 700, &mut shared);
+        quantize_activations(isa, Terms::One, &x, cols, &mut shared);
         assert_eq!((shared.n(), shared.cols()), (4, cols));
         let mut out = vec![0.0; 4 * 32];
         let views = ViewMut::dense(&mut out, 32);
@@ -338,13 +338,13 @@ fn shared_activations_and_reuse_give_the_same() {
 fn non_finite_activations_spread() {
     let cols = 128;
     let w = noise(16 * cols, 15);
-    for (format, steps) in cases() {
+    for (format, terms) in cases() {
         let bytes = encode_matrix(format, &w, cols, 0);
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = noise(cols, 16);
             x[70] = bad;
             for isa in Isa::available() {
-                let out = run(steps, isa, Weights::Blocks(format, &bytes), 16, cols, &x);
+                let out = run(terms, isa, Weights::Blocks(format, &bytes), 16, cols, &x);
                 assert!(
                     out.iter().all(|x| x.is_nan()),
                     "{} {}",

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::few::Few;
 use crate::model::differential::Differential;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Angles, Buffer, Compute, Heads, Matrix, Rope};
+use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope, ScratchVec};
 
 /// A stack of layers with one shape.
 #[derive(Debug)]
@@ -42,9 +42,9 @@ pub(super) struct Block {
 #[derive(Debug)]
 pub struct Rows<'c> {
     /// Positions of the rows of each sequence.
-    pub runs: Buffer<'c, Range<usize>>,
+    pub runs: ScratchVec<'c, Range<usize>>,
     /// The positions each row sees, its own the last.
-    pub visible: Buffer<'c, Range<usize>>,
+    pub visible: ScratchVec<'c, Range<usize>>,
     /// Rotary angles of each row.
     pub angles: Angles<'c>,
 }
@@ -77,16 +77,16 @@ impl Stack {
         })
     }
 
-    /// Multiplies activations of 15 bits with quantised weights: [`Matrix::in_two_steps`].
-    pub fn in_two_steps(self) -> Self {
+    /// Multiplies activations of 15 bits with quantised weights: [`Matrix::with_two_terms`].
+    pub fn with_two_terms(self) -> Self {
         let of = |b: Block| Block {
-            wq: b.wq.in_two_steps(),
-            wk: b.wk.in_two_steps(),
-            wv: b.wv.in_two_steps(),
-            wo: b.wo.in_two_steps(),
-            w1: b.w1.in_two_steps(),
-            w2: b.w2.in_two_steps(),
-            w3: b.w3.in_two_steps(),
+            wq: b.wq.with_two_terms(),
+            wk: b.wk.with_two_terms(),
+            wv: b.wv.with_two_terms(),
+            wo: b.wo.with_two_terms(),
+            w1: b.w1.with_two_terms(),
+            w2: b.w2.with_two_terms(),
+            w3: b.w3.with_two_terms(),
             ..b
         };
         let blocks = self.blocks.into_iter().map(of).collect();

@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 
-use blt_kernels::Vectors;
+use blt_kernels::FloatSlice;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::CrossAttentionConfig;
 use crate::error::Result;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Buffer, Compute, Heads, KvTile, Matrix};
+use crate::ops::{self, Compute, Heads, KvTile, Matrix, ScratchVec};
 
 /// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl CrossAttention {
         &self,
         compute: &'c Compute,
         x: &[f32],
-    ) -> (Buffer<'c, f32>, Buffer<'c, f32>) {
+    ) -> (ScratchVec<'c, f32>, ScratchVec<'c, f32>) {
         let n = x.len() / self.norm_kv.len();
         let mut a = compute.buffer(x.len());
         ops::rms_norm(compute, x, &self.norm_kv, self.config.norm_eps, &mut a);
@@ -84,8 +84,8 @@ impl CrossAttention {
         KvTile {
             first,
             n: k.len() / self.kv_dim(),
-            k: Vectors::F32(k),
-            v: Vectors::F32(v),
+            k: FloatSlice::F32(k),
+            v: FloatSlice::F32(v),
             row_stride: self.kv_dim(),
             head_stride: self.config.head_dim,
         }

@@ -12,7 +12,7 @@ use crate::few::Few;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::weights::{matrix, vector};
-use crate::ops::{self, Buffer, Compute, Matrix};
+use crate::ops::{self, Compute, Matrix, ScratchVec};
 use crate::vocab::VOCAB_SIZE;
 
 /// The local decoder's weights.
@@ -166,7 +166,7 @@ impl Decoder {
     }
 
     /// Logits (n, vocab) of the ids after rows y (n, dim).
-    pub fn logits<'c>(&self, compute: &'c Compute, y: &[f32]) -> Buffer<'c, f32> {
+    pub fn logits<'c>(&self, compute: &'c Compute, y: &[f32]) -> ScratchVec<'c, f32> {
         let mut h = compute.buffer(y.len());
         ops::rms_norm(compute, y, &self.norm, self.layers.config.norm_eps, &mut h);
         let mut logits = compute.buffer(y.len() / self.norm.len() * VOCAB_SIZE);

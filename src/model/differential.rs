@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{DifferentialConfig, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::model::weights::vector;
-use crate::ops::{self, Buffer, Compute};
+use crate::ops::{self, Compute, ScratchVec};
 
 /// The differential attention of one layer.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Differential {
     }
 
     /// What becomes of the heads' outputs o (n, n_heads * head_dim) before `wo`.
-    pub fn finish<'c>(&self, compute: &'c Compute, o: Buffer<'c, f32>) -> Buffer<'c, f32> {
+    pub fn finish<'c>(&self, compute: &'c Compute, o: ScratchVec<'c, f32>) -> ScratchVec<'c, f32> {
         let mut out = match &self.head_norm {
             Some(gain) => {
                 let mut normed = compute.buffer(o.len());

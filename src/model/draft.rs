@@ -16,7 +16,7 @@ use std::ops::AddAssign;
 use super::block::Stack;
 use super::forward::{Part, Wanted};
 use super::{Model, State};
-use crate::ops::Buffer;
+use crate::ops::ScratchVec;
 use crate::sampler::Sampler;
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
 
@@ -198,7 +198,7 @@ impl State {
 
 impl Model {
     /// The logits after the one id of a part, if the draft has them or can be made anew: (vocab).
-    pub(super) fn by_draft(&self, part: &mut Part<'_>) -> Option<Buffer<'_, f32>> {
+    pub(super) fn by_draft(&self, part: &mut Part<'_>) -> Option<ScratchVec<'_, f32>> {
         let &[id] = part.ids else {
             part.state.drop_draft(self);
             return None;

@@ -13,7 +13,7 @@ use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::hash::NgramHasher;
 use crate::model::weights::{matrix, table};
-use crate::ops::{self, Buffer, Compute, Matrix};
+use crate::ops::{self, Compute, Matrix, ScratchVec};
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// The local encoder's weights.
@@ -124,7 +124,7 @@ impl Encoder {
     }
 
     /// Embeddings (n, dim) of the ids from position `first` on; `ids` is the text from its start.
-    pub fn embed<'c>(&self, compute: &'c Compute, ids: &[Id], first: usize) -> Buffer<'c, f32> {
+    pub fn embed<'c>(&self, compute: &'c Compute, ids: &[Id], first: usize) -> ScratchVec<'c, f32> {
         let dim = self.layers.config.dim;
         let n_tables = self.hash_embeddings.len();
         let n = ids.len() - first;
@@ -180,7 +180,7 @@ impl Encoder {
     }
 
     /// Vectors (n, k * dim) of closed patches, one sequence's after the other.
-    pub fn patches<'c>(&self, compute: &'c Compute, closed: &[Closed<'_>]) -> Buffer<'c, f32> {
+    pub fn patches<'c>(&self, compute: &'c Compute, closed: &[Closed<'_>]) -> ScratchVec<'c, f32> {
         let dim = self.layers.config.dim;
         let pooled_store = (self.cross.iter())
             .position(|(layer, _)| *layer == self.pool_layer)

@@ -8,7 +8,7 @@ use crate::config::TransformerConfig;
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::weights::{matrix, table, vector};
-use crate::ops::{self, Buffer, Compute, Matrix};
+use crate::ops::{self, Compute, Matrix, ScratchVec};
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// The entropy model's weights. Its activations keep 15 bits where its weights are quantised, as little
@@ -28,14 +28,14 @@ impl EntropyModel {
         let dim = config.dim;
         Ok(EntropyModel {
             tok_embeddings: table(checkpoint, "entropy.tok_embeddings", VOCAB_SIZE, dim)?,
-            layers: Stack::load(checkpoint, "entropy", config)?.in_two_steps(),
+            layers: Stack::load(checkpoint, "entropy", config)?.with_two_terms(),
             norm: vector(checkpoint, "entropy.norm", dim)?,
-            output: matrix(checkpoint, "entropy.output", VOCAB_SIZE, dim)?.in_two_steps(),
+            output: matrix(checkpoint, "entropy.output", VOCAB_SIZE, dim)?.with_two_terms(),
         })
     }
 
     /// Embeddings of ids (n, dim).
-    pub fn embed<'c>(&self, compute: &'c Compute, ids: &[Id]) -> Buffer<'c, f32> {
+    pub fn embed<'c>(&self, compute: &'c Compute, ids: &[Id]) -> ScratchVec<'c, f32> {
         let dim = self.norm.len();
         let mut x = compute.buffer(ids.len() * dim); // (n, dim)
         x.fill(0.0);
@@ -54,10 +54,10 @@ impl EntropyModel {
     pub fn forward<'c>(
         &self,
         compute: &'c Compute,
-        mut x: Buffer<'c, f32>,
+        mut x: ScratchVec<'c, f32>,
         rows: &Rows<'_>,
         caches: &mut [&mut KvCache],
-    ) -> Buffer<'c, f32> {
+    ) -> ScratchVec<'c, f32> {
         for layer in 0..self.layers.n_layers() {
             self.layers
                 .forward_layer(compute, layer, rows, caches, &mut x);

@@ -13,7 +13,7 @@ use super::{Model, State, state::SLACK};
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::few::Few;
-use crate::ops::{self, Buffer};
+use crate::ops::{self, ScratchVec};
 use crate::sampler::Sampler;
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
 
@@ -98,7 +98,10 @@ impl Model {
     /// # Errors
     /// [`Error::NonFinite`] if an entropy or a wanted logit is NaN or infinite; [`Error::Device`] if
     /// the GPU fails.
-    pub(crate) fn forward(&self, parts: &mut [Part<'_>]) -> Result<Few<Buffer<'_, f32>>, Failure> {
+    pub(crate) fn forward(
+        &self,
+        parts: &mut [Part<'_>],
+    ) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
         let before: Few<Before> = parts.iter().map(|part| part.state.before()).collect();
         let result = self.forward_parts(parts);
         if result.is_err() {
@@ -112,7 +115,7 @@ impl Model {
         result
     }
 
-    fn forward_parts(&self, parts: &mut [Part<'_>]) -> Result<Few<Buffer<'_, f32>>, Failure> {
+    fn forward_parts(&self, parts: &mut [Part<'_>]) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
         match &mut *parts {
             _ if self.device.is_some() => {}
             [part] => {
@@ -194,7 +197,7 @@ impl Model {
 
     /// Where patches start, by entropies that are all numbers: how many are closed once each byte is
     /// read, (n).
-    pub(super) fn cut(&self, parts: &mut [Part<'_>]) -> Result<Buffer<'_, usize>, Failure> {
+    pub(super) fn cut(&self, parts: &mut [Part<'_>]) -> Result<ScratchVec<'_, usize>, Failure> {
         let mut n_closed = self.compute.empty(n_rows(parts));
         for (i, part) in parts.iter_mut().enumerate() {
             let positions = part.positions();
@@ -209,7 +212,7 @@ impl Model {
     }
 
     /// Embeddings, then the local encoder: the bytes' states (n, local dim).
-    pub(super) fn encode(&self, parts: &mut [Part<'_>]) -> Buffer<'_, f32> {
+    pub(super) fn encode(&self, parts: &mut [Part<'_>]) -> ScratchVec<'_, f32> {
         let (compute, encoder) = (&*self.compute, &self.weights.encoder);
         let (n, dim) = (n_rows(parts), encoder.layers.config.dim);
         let (mut rows, mut x) = (encoder.layers.rows(compute, n), compute.empty(n * dim));
@@ -304,7 +307,7 @@ impl Model {
         parts: &mut [Part<'_>],
         n_closed: &[usize],
         x: &mut [f32],
-    ) -> Few<Buffer<'_, f32>> {
+    ) -> Few<ScratchVec<'_, f32>> {
         let (compute, decoder) = (&*self.compute, &self.weights.decoder);
         let mut rows = decoder.layers.rows(compute, n_closed.len());
         for part in parts.iter() {
@@ -445,7 +448,7 @@ impl Part<'_> {
 
     /// Decides where patches start: for byte p + 1 as soon as byte p is read. The model insists on a
     /// first patch of one byte. Adds to `n_closed` how many patches are closed once each byte is read.
-    pub(super) fn cut(&mut self, n_closed: &mut Buffer<'_, usize>) {
+    pub(super) fn cut(&mut self, n_closed: &mut ScratchVec<'_, usize>) {
         let positions = self.positions();
         let state = &mut *self.state;
         for (p, &id) in positions.zip(self.ids) {

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::weights::matrix;
-use crate::ops::{self, Buffer, Compute, Matrix};
+use crate::ops::{self, Compute, Matrix, ScratchVec};
 
 /// The global transformer's weights.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ impl Global {
         compute: &'c Compute,
         rows: &Rows<'_>,
         caches: &mut [&mut KvCache],
-        mut x: Buffer<'c, f32>,
-    ) -> Buffer<'c, f32> {
+        mut x: ScratchVec<'c, f32>,
+    ) -> ScratchVec<'c, f32> {
         if let Some(projection) = &self.input_projection {
             let mut y = compute.buffer(x.len() / projection.cols() * projection.rows());
             ops::linear(compute, projection, &x, &mut y);

@@ -5,7 +5,7 @@ use super::{Model, Weights};
 use crate::device::GpuOptions;
 use crate::error::{Error, Result};
 use crate::few::Few;
-use crate::ops::Buffer;
+use crate::ops::ScratchVec;
 
 #[derive(Debug)]
 pub(super) enum DeviceModel {}
@@ -51,7 +51,7 @@ impl Model {
         &self,
         device: &DeviceModel,
         _: &mut [Part<'_>],
-    ) -> Result<Few<Buffer<'_, f32>>, Failure> {
+    ) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
         match *device {}
     }
 }

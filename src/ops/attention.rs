@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use blt_kernels::{Isa, StridedRows, Vectors, View, ViewMut};
+use blt_kernels::{FloatSlice, Isa, StridedRows, View, ViewMut};
 
 use super::Compute;
 use crate::few::Few;
@@ -30,9 +30,9 @@ pub struct KvTile<'a> {
     /// Number of positions.
     pub n: usize,
     /// Keys; key `i` of head `h` begins at `h * head_stride + i * row_stride`.
-    pub k: Vectors<'a>,
+    pub k: FloatSlice<'a>,
     /// Values, laid out like the keys.
-    pub v: Vectors<'a>,
+    pub v: FloatSlice<'a>,
     /// Distance between consecutive positions.
     pub row_stride: usize,
     /// Distance between heads.
@@ -40,13 +40,13 @@ pub struct KvTile<'a> {
 }
 
 /// Where keys and values are found.
-pub trait Keys: Sync {
+pub trait KvTiles: Sync {
     /// The tile that holds a position, from that position on.
     fn tile(&self, position: usize) -> KvTile<'_>;
 }
 
 /// One tile by itself.
-impl Keys for KvTile<'_> {
+impl KvTiles for KvTile<'_> {
     fn tile(&self, position: usize) -> KvTile<'_> {
         let skip = position - self.first;
         let values = skip * self.row_stride;
@@ -65,7 +65,7 @@ impl Keys for KvTile<'_> {
 const ROWS: usize = 32;
 
 /// Bytes of keys or values that a single row meets at a time: as far ahead memory is asked for.
-const AHEAD: usize = 8 * 1024;
+const PREFETCH_BYTES: usize = 8 * 1024;
 
 /// Attention: q (n, n_heads * head_dim), out of the same shape.
 ///
@@ -74,7 +74,7 @@ const AHEAD: usize = 8 * 1024;
 ///
 /// With a `lambda`, this is differential attention: each head's queries and keys are two halves, and its
 /// values are weighted by `softmax(first halves) - lambda * softmax(second halves)`.
-pub fn attention<K: Keys>(
+pub fn attention<K: KvTiles>(
     compute: &Compute,
     heads: Heads,
     lambda: Option<f32>,
@@ -172,20 +172,20 @@ struct Piece<'t> {
 
 impl<'t> Piece<'t> {
     /// The keys, from their element `first` on.
-    fn keys(&self, first: usize) -> Vectors<'t> {
+    fn keys(&self, first: usize) -> FloatSlice<'t> {
         let Range { start, end } = self.place;
         (self.tile.k).slice(start + first..end.min(self.tile.k.len()))
     }
 
-    fn values(&self) -> Vectors<'t> {
+    fn values(&self) -> FloatSlice<'t> {
         let Range { start, end } = self.place;
         self.tile.v.slice(start..end.min(self.tile.v.len()))
     }
 }
 
-impl<K: Keys> Seen<'_, K> {
+impl<K: KvTiles> Seen<'_, K> {
     /// What there is of `positions`, in the order in which it is read: tile by tile, head by head. A
-    /// single row takes pieces of [`AHEAD`] bytes.
+    /// single row takes pieces of [`PREFETCH_BYTES`] bytes.
     fn pieces(&self, positions: Range<usize>) -> impl Iterator<Item = Piece<'_>> {
         let mut from = positions.start;
         let tiles = std::iter::from_fn(move || {
@@ -198,7 +198,7 @@ impl<K: Keys> Seen<'_, K> {
         let per_kv_head = self.heads.n_heads / self.heads.n_kv_heads;
         tiles.flat_map(move |(tile, positions)| {
             let most = match self.visible.len() {
-                1 => AHEAD / (self.heads.head_dim * tile.k.value_bytes()),
+                1 => PREFETCH_BYTES / (self.heads.head_dim * tile.k.value_bytes()),
                 _ => positions.len(),
             };
             (0..self.n_heads).flat_map(move |head| {
@@ -233,7 +233,7 @@ impl<K: Keys> Seen<'_, K> {
             let keys = StridedRows {
                 values: piece.keys(elements.start),
                 stride: piece.tile.row_stride,
-                next: next.or(first_values).unwrap_or(Vectors::F32(&[])),
+                next: next.or(first_values).unwrap_or(FloatSlice::F32(&[])),
             };
             let q = &q[(self.first_head + piece.head) * head_dim + elements.start..];
             let q = View::strided(q, n, elements.len(), n_heads * head_dim);
@@ -280,7 +280,7 @@ impl<K: Keys> Seen<'_, K> {
             let values = StridedRows {
                 values: piece.values(),
                 stride: piece.tile.row_stride,
-                next: next.unwrap_or(Vectors::F32(&[])),
+                next: next.unwrap_or(FloatSlice::F32(&[])),
             };
             let p = &p[(piece.head * n + rows.start) * width + piece.at.start..];
             let p = View::strided(p, rows.len(), piece.at.len(), width);
@@ -316,8 +316,8 @@ mod tests {
         let tile = |k, v| KvTile {
             first: 0,
             n,
-            k: Vectors::F32(k),
-            v: Vectors::F32(v),
+            k: FloatSlice::F32(k),
+            v: FloatSlice::F32(v),
             row_stride: kv,
             head_stride: n * kv,
         };

@@ -4,10 +4,10 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-use blt_kernels::{Isa, Team, ViewMut};
+use blt_kernels::{Isa, ThreadPool, ViewMut};
 
 use super::Matrix;
-use super::scratch::{Buffer, Pooled, Scratch};
+use super::scratch::{Pooled, Scratch, ScratchVec};
 use crate::error::{Error, Result};
 
 /// Largest thread count that is believed.
@@ -66,7 +66,7 @@ pub struct Compute {
     profile: Profile,
     /// Least multiply-adds worth a task of their own.
     min_work: usize,
-    team: Team,
+    pool: ThreadPool,
     scratch: Scratch,
     observer: Option<Observer>,
 }
@@ -103,13 +103,13 @@ impl Compute {
                 format!("expected 1 to {MAX_THREADS}, found {n_threads}"),
             ));
         }
-        let team = Team::start(n_threads)
+        let pool = ThreadPool::start(n_threads)
             .map_err(|e| Error::argument("threads", format!("cannot start {n_threads}: {e}")))?;
         Ok(Compute {
             isa: isa.unwrap_or_else(Isa::detect),
             profile: Profile::Exact,
             min_work: MIN_WORK,
-            team,
+            pool,
             scratch: Scratch::default(),
             observer: None,
         })
@@ -157,16 +157,16 @@ impl Compute {
 
     /// The number of threads.
     pub fn n_threads(&self) -> usize {
-        self.team.n_threads()
+        self.pool.n_threads()
     }
 
     /// Memory for `n` intermediate values, of any content: to be written before it is read.
-    pub fn buffer(&self, n: usize) -> Buffer<'_, f32> {
+    pub fn buffer(&self, n: usize) -> ScratchVec<'_, f32> {
         self.scratch.lend(n)
     }
 
     /// Memory like that of [`Compute::buffer`], empty, with room for `n` elements.
-    pub fn empty<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+    pub fn empty<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         self.scratch.lend_empty(n)
     }
 
@@ -179,14 +179,14 @@ impl Compute {
         (work / self.min_work).min(4 * self.n_threads())
     }
 
-    /// Calls `f(i, row, col, part)` on the threads for parts of the matrices: see [`Team::parts`].
+    /// Calls `f(i, row, col, part)` on the threads for parts of the matrices: see [`ThreadPool::parts`].
     pub(super) fn parts<F: Send + Sync>(
         &self,
         matrices: &mut [ViewMut<'_, F>],
         size: (usize, usize),
         f: impl Fn(usize, usize, usize, ViewMut<'_, F>) + Sync,
     ) {
-        self.team.parts(matrices, size, f);
+        self.pool.parts(matrices, size, f);
     }
 
     /// Calls `f(i, item)` on the threads for each of the items, which takes about as long as `work`
@@ -198,8 +198,8 @@ impl Compute {
         f: impl Fn(usize, &mut T) + Sync,
     ) {
         let n = items.len();
-        let (team, run) = self.runs(n, 1, work);
-        team.parts(
+        let (pool, run) = self.runs(n, 1, work);
+        pool.parts(
             &mut [ViewMut::strided(items, 1, n, n)],
             (1, run),
             |_, _, first, mut part| {
@@ -211,9 +211,9 @@ impl Compute {
 
     /// The threads, and how many of `n` rows of `dim` elements each takes at a time, if an element takes
     /// about as long as `work` multiply-adds.
-    pub(super) fn runs(&self, n: usize, dim: usize, work: usize) -> (&Team, usize) {
+    pub(super) fn runs(&self, n: usize, dim: usize, work: usize) -> (&ThreadPool, usize) {
         let n_tasks = self.n_tasks(work * n * dim);
-        (&self.team, n.div_ceil(n_tasks).max(1))
+        (&self.pool, n.div_ceil(n_tasks).max(1))
     }
 
     /// Calls `f(first, rows)` on the threads for runs of rows of x (n, dim); `work` as for
@@ -226,9 +226,9 @@ impl Compute {
         f: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (n, len) = (x.len() / dim, x.len());
-        let (team, run) = self.runs(n, dim, work);
+        let (pool, run) = self.runs(n, dim, work);
         let whole = ViewMut::strided(x, 1, len, len);
-        team.parts(&mut [whole], (1, run * dim), |_, _, at, mut part| {
+        pool.parts(&mut [whole], (1, run * dim), |_, _, at, mut part| {
             f(at / dim, part.row(0));
         });
     }

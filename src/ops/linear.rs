@@ -3,8 +3,8 @@
 use std::cell::Cell;
 
 use blt_kernels::{
-    QuantizedActivations, RoundedActivations, Steps, ViewMut, Weights, linear as kernel,
-    linear_quantized, linear_rounded, quantize_activations_on, round_activations_on,
+    Bf16Activations, QuantizedActivations, Terms, ViewMut, Weights, linear as kernel,
+    linear_bf16_bf16, linear_quantized, quantize_activations_on, round_activations_on,
 };
 
 use super::{Compute, Profile};
@@ -17,7 +17,7 @@ pub struct Matrix {
     tensor: Tensor,
     rows: usize,
     cols: usize,
-    steps: Steps,
+    terms: Terms,
 }
 
 impl Matrix {
@@ -36,15 +36,15 @@ impl Matrix {
             tensor,
             rows,
             cols,
-            steps: Steps::One,
+            terms: Terms::One,
         })
     }
 
     /// If its weights are quantised, it is multiplied with activations of 15 bits in place of 8, which
     /// costs a single row next to nothing and many rows twice the time.
-    pub fn in_two_steps(self) -> Self {
-        let steps = Steps::Two;
-        Matrix { steps, ..self }
+    pub fn with_two_terms(self) -> Self {
+        let terms = Terms::Two;
+        Matrix { terms, ..self }
     }
 
     /// Output width.
@@ -77,7 +77,7 @@ impl Matrix {
     /// What products need the other side in.
     fn activations(&self, compute: &Compute) -> Activations {
         match (self.tensor.dtype(), compute.profile()) {
-            (dtype, _) if dtype.is_quantized() => Activations::Quantized(self.steps),
+            (dtype, _) if dtype.is_quantized() => Activations::Quantized(self.terms),
             (DType::Bf16 | DType::Bf12, Profile::Fast) => Activations::Rounded,
             _ => Activations::AsTheyAre,
         }
@@ -89,13 +89,13 @@ impl Matrix {
 enum Activations {
     AsTheyAre,
     Rounded,
-    Quantized(Steps),
+    Quantized(Terms),
 }
 
 /// Activations in the other forms that kernels take.
 #[derive(Default)]
 struct Prepared {
-    rounded: RoundedActivations,
+    rounded: Bf16Activations,
     quantized: QuantizedActivations,
 }
 
@@ -119,12 +119,12 @@ pub fn linear_many<const M: usize>(
     x: &[f32],
     products: [(&Matrix, &mut [f32]); M],
 ) {
-    let Matrix { cols, steps, .. } = *products[0].0;
+    let Matrix { cols, terms, .. } = *products[0].0;
     let n = x.len() / cols;
     assert_eq!(x.len(), n * cols, "rows of x");
     for (w, y) in &products {
         assert_eq!(w.cols, cols, "columns of the matrices");
-        assert_eq!(w.steps, steps, "activations of the matrices");
+        assert_eq!(w.terms, terms, "activations of the matrices");
         assert_eq!(y.len(), n * w.rows, "rows of y");
         assert!(
             !matches!(w.tensor.dtype(), DType::Table(_)),
@@ -139,19 +139,19 @@ pub fn linear_many<const M: usize>(
     let weights = matrices.map(|w| (w.weights(), w.activations(compute)));
     let needs = |form| weights.iter().any(|(_, needed)| *needed == form);
     let rounds = needs(Activations::Rounded);
-    let quantizes = needs(Activations::Quantized(steps));
+    let quantizes = needs(Activations::Quantized(terms));
     let mut prepared = match rounds || quantizes {
         true => PREPARED.take(),
         false => Prepared::default(),
     };
     if rounds {
-        let (team, run) = compute.runs(n, cols, 8);
-        round_activations_on(team, run, compute.isa(), x, cols, &mut prepared.rounded);
+        let (pool, run) = compute.runs(n, cols, 8);
+        round_activations_on(pool, run, compute.isa(), x, cols, &mut prepared.rounded);
     }
     if quantizes {
-        let (team, run) = compute.runs(n, cols, 32);
+        let (pool, run) = compute.runs(n, cols, 32);
         let quantized = &mut prepared.quantized;
-        quantize_activations_on(team, run, compute.isa(), steps, x, cols, quantized);
+        quantize_activations_on(pool, run, compute.isa(), terms, x, cols, quantized);
     }
 
     let rows: usize = matrices.iter().map(|w| w.rows).sum();
@@ -165,7 +165,7 @@ pub fn linear_many<const M: usize>(
         let weights = weights.slice_rows(first..first + out.shape().1, cols);
         match form {
             Activations::AsTheyAre => kernel(compute.isa(), weights, cols, x, out),
-            Activations::Rounded => linear_rounded(compute.isa(), weights, rounded, out),
+            Activations::Rounded => linear_bf16_bf16(compute.isa(), weights, rounded, out),
             Activations::Quantized(_) => linear_quantized(compute.isa(), weights, quantized, out),
         }
     });

@@ -10,9 +10,9 @@ mod rope;
 mod rows;
 mod scratch;
 
-pub use attention::{Heads, Keys, KvTile, attention};
+pub use attention::{Heads, KvTile, KvTiles, attention};
 pub use compute::{Compute, Profile};
 pub use linear::{Matrix, linear, linear_many};
 pub use rope::{Angles, Rope};
 pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, scale, swiglu};
-pub use scratch::Buffer;
+pub use scratch::ScratchVec;

@@ -1,6 +1,6 @@
 //! Rotary position embedding, on interleaved pairs (spec section 2).
 
-use super::{Buffer, Compute};
+use super::{Compute, ScratchVec};
 
 /// The frequencies of one head: `theta^(-2j/d)`.
 #[derive(Debug, Clone)]
@@ -13,8 +13,8 @@ pub struct Rope {
 #[derive(Debug)]
 pub struct Angles<'c> {
     half: usize,
-    cos: Buffer<'c, f32>, // (n, head_dim / 2)
-    sin: Buffer<'c, f32>, // (n, head_dim / 2)
+    cos: ScratchVec<'c, f32>, // (n, head_dim / 2)
+    sin: ScratchVec<'c, f32>, // (n, head_dim / 2)
 }
 
 impl Rope {

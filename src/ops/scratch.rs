@@ -48,7 +48,7 @@ impl Pooled for Range<usize> {
 
 /// Borrowed memory: a slice that goes back when it is dropped.
 #[derive(Debug)]
-pub struct Buffer<'a, T: Pooled> {
+pub struct ScratchVec<'a, T: Pooled> {
     /// With `n` elements at least: what lies behind keeps its old content, or growing again would have
     /// to fill it.
     data: Vec<T>,
@@ -58,7 +58,7 @@ pub struct Buffer<'a, T: Pooled> {
 
 impl Scratch {
     /// `n` elements of whatever an earlier use left.
-    pub(super) fn lend<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+    pub(super) fn lend<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         let mut buffer = self.best_for(n);
         if buffer.data.len() < n {
             buffer.data.resize(n, T::default());
@@ -68,7 +68,7 @@ impl Scratch {
     }
 
     /// None yet, with room for `n`.
-    pub(super) fn lend_empty<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+    pub(super) fn lend_empty<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         let mut buffer = self.best_for(n);
         buffer.data.clear();
         buffer.data.reserve(n);
@@ -76,7 +76,7 @@ impl Scratch {
     }
 
     /// The smallest free memory with room for `n` elements; if none has, the largest, to be grown.
-    fn best_for<T: Pooled>(&self, n: usize) -> Buffer<'_, T> {
+    fn best_for<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         let mut free = T::free(self).lock().unwrap_or_else(|e| e.into_inner());
         let fits = |v: &Vec<T>| match v.capacity() {
             c if c >= n => (false, c),
@@ -84,7 +84,7 @@ impl Scratch {
         };
         let best = (0..free.len()).min_by_key(|&i| fits(&free[i]));
         let data = best.map_or_else(Vec::new, |i| free.swap_remove(i));
-        Buffer {
+        ScratchVec {
             data,
             n: 0,
             home: self,
@@ -92,7 +92,7 @@ impl Scratch {
     }
 }
 
-impl<T: Pooled> Buffer<'_, T> {
+impl<T: Pooled> ScratchVec<'_, T> {
     /// Appends what `items` gives.
     pub fn extend(&mut self, items: impl IntoIterator<Item = T>) {
         self.data.truncate(self.n);
@@ -101,7 +101,7 @@ impl<T: Pooled> Buffer<'_, T> {
     }
 }
 
-impl<T: Pooled> Drop for Buffer<'_, T> {
+impl<T: Pooled> Drop for ScratchVec<'_, T> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
         let mut free = T::free(self.home).lock().unwrap_or_else(|e| e.into_inner());
@@ -109,7 +109,7 @@ impl<T: Pooled> Drop for Buffer<'_, T> {
     }
 }
 
-impl<T: Pooled> Deref for Buffer<'_, T> {
+impl<T: Pooled> Deref for ScratchVec<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -117,7 +117,7 @@ impl<T: Pooled> Deref for Buffer<'_, T> {
     }
 }
 
-impl<T: Pooled> DerefMut for Buffer<'_, T> {
+impl<T: Pooled> DerefMut for ScratchVec<'_, T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.data[..self.n]
     }

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, max_of, sum_of, vectorized};
-use super::matmul::{How, Into, Precision, View, ViewMut, product};
+use super::matmul::{Accumulate, How, Precision, View, ViewMut, matmul};
 use crate::ops::Heads;
 
 /// Query rows per tile.
@@ -148,7 +148,14 @@ impl Causal<'_> {
             );
             let rows = tile.o.of_mut(&mut o);
             let p = View::dense(&p, n_keys);
-            product(Into::Set, rows, F::ONE, p, tile.v.of(v), tile.how);
+            matmul(
+                Accumulate::Overwrite,
+                rows,
+                F::ONE,
+                p,
+                tile.v.of(v),
+                tile.how,
+            );
             let mut rows = tile.o.of_mut(&mut o);
             for (i, &scale) in scales[..tile.queries.len()].iter().enumerate() {
                 rows.row(i).iter_mut().for_each(|o| *o *= scale);
@@ -180,8 +187,8 @@ impl Causal<'_> {
             dp.resize(p.len(), F::ZERO);
             let d_out = tile.o.of(d_o);
             let dp_view = ViewMut::dense(&mut dp, n_keys);
-            product(
-                Into::Set,
+            matmul(
+                Accumulate::Overwrite,
                 dp_view,
                 F::ONE,
                 d_out,
@@ -211,11 +218,25 @@ impl Causal<'_> {
             );
             let (p, ds) = (View::dense(&p, n_keys), View::dense(&dp, n_keys));
             let dv_rows = tile.v.of_mut(&mut dv);
-            product(Into::Add, dv_rows, F::ONE, p.t(), d_out, tile.how);
+            matmul(Accumulate::Add, dv_rows, F::ONE, p.t(), d_out, tile.how);
             let dq_rows = tile.q.of_mut(&mut dq);
-            product(Into::Set, dq_rows, F::ONE, ds, tile.k.of(k), tile.how);
+            matmul(
+                Accumulate::Overwrite,
+                dq_rows,
+                F::ONE,
+                ds,
+                tile.k.of(k),
+                tile.how,
+            );
             let dk_rows = tile.k.of_mut(&mut dk);
-            product(Into::Add, dk_rows, F::ONE, ds.t(), tile.q.of(q), tile.how);
+            matmul(
+                Accumulate::Add,
+                dk_rows,
+                F::ONE,
+                ds.t(),
+                tile.q.of(q),
+                tile.how,
+            );
         });
         (dq, dk, dv)
     }
@@ -233,7 +254,14 @@ impl Tile<'_> {
         out.resize(self.queries.len() * self.keys.len(), F::ZERO);
         let s = ViewMut::dense(out, self.keys.len());
         let (q, k) = (self.q.of(q), self.k.of(k));
-        product(Into::Set, s, scale(self.q.n), q, k.t(), self.how);
+        matmul(
+            Accumulate::Overwrite,
+            s,
+            scale(self.q.n),
+            q,
+            k.t(),
+            self.how,
+        );
     }
 }
 

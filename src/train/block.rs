@@ -7,7 +7,7 @@ use super::buffer::Buffer;
 use super::differential::{Differential, DifferentialTape};
 use super::float::{Float, add_assign};
 use super::grads::Grads;
-use super::matmul::{How, Into};
+use super::matmul::{Accumulate, How};
 use super::ops::{
     Angles, Dropout, rms_norm, rms_norm_again, rms_norm_backward, swiglu, swiglu_backward,
 };
@@ -36,7 +36,7 @@ impl<F: Float> Pass<'_, F> {
         w: ParamId,
         x: &[F],
         dy: &[F],
-        dx: Option<(Into, &mut [F])>,
+        dx: Option<(Accumulate, &mut [F])>,
         grads: &mut Grads<F>,
     ) {
         self.params.linear_backward(w, x, dy, dx, grads, self.how);
@@ -291,19 +291,31 @@ impl Stack {
         let mut dh = Buffer::any(h.len());
         let dropped = branch(d, site + 1);
         let dy = dropped.as_deref().unwrap_or(d);
-        pass.linear_backward(b.w2, &h, dy, Some((Into::Set, &mut dh)), grads);
+        pass.linear_backward(b.w2, &h, dy, Some((Accumulate::Overwrite, &mut dh)), grads);
         swiglu_backward(&mut gate, &mut up, &dh);
         let f = rms_norm_again(&tape.x2, &norm(b.ffn_norm), &tape.inv2);
         let mut df = Buffer::any(f.len());
-        pass.linear_backward(b.w1, &f, &gate, Some((Into::Set, &mut df)), grads);
-        pass.linear_backward(b.w3, &f, &up, Some((Into::Add, &mut df)), grads);
+        pass.linear_backward(
+            b.w1,
+            &f,
+            &gate,
+            Some((Accumulate::Overwrite, &mut df)),
+            grads,
+        );
+        pass.linear_backward(b.w3, &f, &up, Some((Accumulate::Add, &mut df)), grads);
         pass.norm_backward(b.ffn_norm, &tape.x2, &tape.inv2, &df, d, grads);
 
         // x + wo(attention(norm(x)))
         let mut d_o = Buffer::any(tape.o.len());
         let dropped = branch(d, site);
         let dy = dropped.as_deref().unwrap_or(d);
-        pass.linear_backward(b.wo, &tape.o, dy, Some((Into::Set, &mut d_o)), grads);
+        pass.linear_backward(
+            b.wo,
+            &tape.o,
+            dy,
+            Some((Accumulate::Overwrite, &mut d_o)),
+            grads,
+        );
         let (d_o, o) = match (&b.differential, &tape.differential) {
             (Some(differential), Some(of)) => {
                 (differential.backward(pass, of, d_o, grads), &of.both)
@@ -316,9 +328,9 @@ impl Stack {
         rows.angles.turn(&mut dk, &rows.positions, true);
         let a = rms_norm_again(&tape.x, &norm(b.attention_norm), &tape.inv1);
         let mut da = df;
-        pass.linear_backward(b.wq, &a, &dq, Some((Into::Set, &mut da)), grads);
-        pass.linear_backward(b.wk, &a, &dk, Some((Into::Add, &mut da)), grads);
-        pass.linear_backward(b.wv, &a, &dv, Some((Into::Add, &mut da)), grads);
+        pass.linear_backward(b.wq, &a, &dq, Some((Accumulate::Overwrite, &mut da)), grads);
+        pass.linear_backward(b.wk, &a, &dk, Some((Accumulate::Add, &mut da)), grads);
+        pass.linear_backward(b.wv, &a, &dv, Some((Accumulate::Add, &mut da)), grads);
         pass.norm_backward(b.attention_norm, &tape.x, &tape.inv1, &da, d, grads);
     }
 }

@@ -7,7 +7,7 @@ use super::byte_model::add_embedding_grad;
 use super::cross::CrossAttention;
 use super::float::{Float, add_assign, vectorized};
 use super::grads::Grads;
-use super::matmul::Into;
+use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
 use crate::config::Config;
@@ -163,7 +163,13 @@ impl Blt {
 
         // The same, last to first.
         let mut dh = Buffer::any(h.len());
-        pass.linear_backward(self.output, &h, &logits, Some((Into::Set, &mut dh)), grads);
+        pass.linear_backward(
+            self.output,
+            &h,
+            &logits,
+            Some((Accumulate::Overwrite, &mut dh)),
+            grads,
+        );
         drop(logits);
         let mut d = Buffer::zeros(x.len()); // of the decoder's rows, (n, dim)
         pass.norm_backward(self.norm, &x, &inv, &dh, &mut d, grads);
@@ -179,7 +185,7 @@ impl Blt {
         }
 
         let mut dy = Buffer::any(global_out.len());
-        let dx = Some((Into::Set, &mut dy[..]));
+        let dx = Some((Accumulate::Overwrite, &mut dy[..]));
         pass.linear_backward(self.decoder_projection, &global_out, &du, dx, grads);
         for (layer, tape) in global_tapes.into_iter().enumerate().rev() {
             self.global
@@ -188,7 +194,13 @@ impl Blt {
         let mut dg = match self.input_projection {
             Some(projection) => {
                 let mut dg = Buffer::any(g.len());
-                pass.linear_backward(projection, &g, &dy, Some((Into::Set, &mut dg)), grads);
+                pass.linear_backward(
+                    projection,
+                    &g,
+                    &dy,
+                    Some((Accumulate::Overwrite, &mut dg)),
+                    grads,
+                );
                 dg
             }
             None => dy,
@@ -209,7 +221,7 @@ impl Blt {
             );
         }
         let mut d_pooled = Buffer::any(pooled.len());
-        let dx = Some((Into::Set, &mut d_pooled[..]));
+        let dx = Some((Accumulate::Overwrite, &mut d_pooled[..]));
         pass.linear_backward(self.encoder_projection, &pooled, &dg, dx, grads);
         let d_state = &mut d_states[self.state_of(self.pool_layer)];
         for (i, (&row, &dp)) in winners.iter().zip(d_pooled.iter()).enumerate() {

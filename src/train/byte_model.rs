@@ -5,7 +5,7 @@ use super::block::{Pass, Stack};
 use super::buffer::Buffer;
 use super::float::{Float, max_of, sum_of, vectorized};
 use super::grads::Grads;
-use super::matmul::Into;
+use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
 use crate::config::TransformerConfig;
@@ -89,7 +89,13 @@ impl ByteModel {
         let Some(grads) = grads else { return score };
 
         let mut dh = Buffer::any(h.len());
-        pass.linear_backward(self.output, &h, &logits, Some((Into::Set, &mut dh)), grads);
+        pass.linear_backward(
+            self.output,
+            &h,
+            &logits,
+            Some((Accumulate::Overwrite, &mut dh)),
+            grads,
+        );
         let mut d = Buffer::zeros(x.len());
         pass.norm_backward(self.norm, &x, &inv, &dh, &mut d, grads);
         for (layer, tape) in tapes.into_iter().enumerate().rev() {

@@ -8,7 +8,7 @@ use super::block::Pass;
 use super::buffer::Buffer;
 use super::float::{Float, vectorized};
 use super::grads::Grads;
-use super::matmul::Into;
+use super::matmul::Accumulate;
 use super::ops::{rms_norm, rms_norm_again};
 use super::params::{ParamId, Params};
 use crate::config::CrossAttentionConfig;
@@ -118,7 +118,13 @@ impl CrossAttention {
     ) {
         let norm = |id| pass.params.get(id).value.values();
         let mut d_o = Buffer::any(tape.o.len());
-        pass.linear_backward(self.wo, &tape.o, d, Some((Into::Set, &mut d_o)), grads);
+        pass.linear_backward(
+            self.wo,
+            &tape.o,
+            d,
+            Some((Accumulate::Overwrite, &mut d_o)),
+            grads,
+        );
         let mut dk = Buffer::zeros(tape.k.len());
         let mut dv = Buffer::zeros(tape.v.len());
         let dq = self.ranged(visible).backward(
@@ -136,13 +142,25 @@ impl CrossAttention {
         );
         let a = rms_norm_again(&tape.x, &norm(self.norm_q), &tape.inv_q);
         let mut da = Buffer::any(a.len());
-        pass.linear_backward(self.wq, &a, &dq, Some((Into::Set, &mut da)), grads);
+        pass.linear_backward(
+            self.wq,
+            &a,
+            &dq,
+            Some((Accumulate::Overwrite, &mut da)),
+            grads,
+        );
         pass.norm_backward(self.norm_q, &tape.x, &tape.inv_q, &da, d, grads);
 
         let b = rms_norm_again(kv, &norm(self.norm_kv), &tape.inv_kv);
         let mut db = Buffer::any(b.len());
-        pass.linear_backward(self.wk, &b, &dk, Some((Into::Set, &mut db)), grads);
-        pass.linear_backward(self.wv, &b, &dv, Some((Into::Add, &mut db)), grads);
+        pass.linear_backward(
+            self.wk,
+            &b,
+            &dk,
+            Some((Accumulate::Overwrite, &mut db)),
+            grads,
+        );
+        pass.linear_backward(self.wv, &b, &dv, Some((Accumulate::Add, &mut db)), grads);
         pass.norm_backward(self.norm_kv, kv, &tape.inv_kv, &db, d_kv, grads);
     }
 }

@@ -8,7 +8,7 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 use std::sync::Mutex;
 
-use blt_kernels::{Into, Isa, Precision, View, ViewMut};
+use blt_kernels::{Accumulate, Isa, Precision, View, ViewMut};
 
 /// f32 or f64.
 pub trait Float:
@@ -49,9 +49,9 @@ pub trait Float:
     /// Whether it is neither infinite nor NaN.
     fn is_finite(self) -> bool;
     /// `c = scale * a b`, or `c += scale * a b`, on one thread.
-    fn product(
+    fn matmul(
         precision: Precision,
-        into: Into,
+        accumulate: Accumulate,
         c: ViewMut<'_, Self>,
         scale: Self,
         a: View<'_, Self>,
@@ -119,15 +119,15 @@ impl Float for f32 {
         &KEPT
     }
 
-    fn product(
+    fn matmul(
         precision: Precision,
-        into: Into,
+        accumulate: Accumulate,
         c: ViewMut<'_, f32>,
         scale: f32,
         a: View<'_, f32>,
         b: View<'_, f32>,
     ) {
-        blt_kernels::product(Isa::detect(), precision, into, c, scale, a, b);
+        blt_kernels::matmul(Isa::detect(), precision, accumulate, c, scale, a, b);
     }
 }
 
@@ -161,9 +161,9 @@ impl Float for f64 {
         &KEPT
     }
 
-    fn product(
+    fn matmul(
         _: Precision,
-        into: Into,
+        accumulate: Accumulate,
         mut c: ViewMut<'_, f64>,
         scale: f64,
         a: View<'_, f64>,
@@ -172,7 +172,12 @@ impl Float for f64 {
         for i in 0..c.shape().0 {
             for (j, c) in c.row(i).iter_mut().enumerate() {
                 let dot: f64 = (0..a.shape().1).map(|k| a.get(i, k) * b.get(k, j)).sum();
-                *c = scale * dot + if into == Into::Add { *c } else { 0.0 };
+                *c = scale * dot
+                    + if accumulate == Accumulate::Add {
+                        *c
+                    } else {
+                        0.0
+                    };
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-pub use blt_kernels::{Into, Precision, View, ViewMut};
+pub use blt_kernels::{Accumulate, Precision, View, ViewMut};
 
 use super::float::Float;
 
@@ -35,8 +35,8 @@ impl Default for How {
 ///
 /// # Panics
 /// If the shapes do not fit, or the CPU lacks the precision.
-pub fn product<F: Float>(
-    into: Into,
+pub fn matmul<F: Float>(
+    accumulate: Accumulate,
     c: ViewMut<'_, F>,
     scale: F,
     a: View<'_, F>,
@@ -45,11 +45,11 @@ pub fn product<F: Float>(
 ) {
     let ((rows, cols), depth) = (c.shape(), a.shape().1);
     FLOPS.fetch_add(2 * (rows * cols * depth) as u64, Relaxed);
-    share_out(into, c, scale, a, b, how);
+    share_out(accumulate, c, scale, a, b, how);
 }
 
 fn share_out<F: Float>(
-    into: Into,
+    accumulate: Accumulate,
     c: ViewMut<'_, F>,
     scale: F,
     a: View<'_, F>,
@@ -58,16 +58,16 @@ fn share_out<F: Float>(
 ) {
     let half = c.shape().0 / 2;
     if how.threads < 2 || half == 0 {
-        return F::product(how.precision, into, c, scale, a, b);
+        return F::matmul(how.precision, accumulate, c, scale, a, b);
     }
     let (c, c_below) = c.split_rows(half);
     let (a, a_below) = a.split_rows(half);
     let with = |threads| How { threads, ..how };
     rayon::join(
-        || share_out(into, c, scale, a, b, with(how.threads / 2)),
+        || share_out(accumulate, c, scale, a, b, with(how.threads / 2)),
         || {
             share_out(
-                into,
+                accumulate,
                 c_below,
                 scale,
                 a_below,
@@ -91,7 +91,7 @@ mod tests {
         let (a64, b64) = (wide(&a), wide(&b));
         let (va, vb) = (View::strided(&a64, 3, 4, 5), View::dense(&b64, 4).t());
         let vc = ViewMut::strided(&mut c64, 3, 2, 4);
-        product(Into::Add, vc, 2.0, va, vb, How::default());
+        matmul(Accumulate::Add, vc, 2.0, va, vb, How::default());
         for i in 0..3 {
             for j in 0..2 {
                 let sum: f64 = (0..4).map(|k| a64[i * 5 + k] * b64[j * 4 + k]).sum();
@@ -105,8 +105,8 @@ mod tests {
                 ..How::default()
             };
             let (va, vb) = (View::strided(&a, 3, 4, 5), View::dense(&b, 4).t());
-            product(
-                Into::Add,
+            matmul(
+                Accumulate::Add,
                 ViewMut::strided(&mut c, 3, 2, 4),
                 2.0,
                 va,

@@ -10,7 +10,7 @@ use std::ops::Deref;
 use super::buffer::Buffer;
 use super::float::{Float, axpy};
 use super::grads::Grads;
-use super::matmul::{How, Into, View, ViewMut, product};
+use super::matmul::{Accumulate, How, View, ViewMut, matmul};
 use super::rng::Rng;
 use crate::checkpoint::expected_tensors;
 use crate::config::Config;
@@ -251,8 +251,8 @@ impl<F: Float> Params<F> {
             let a = self.get(adapter.a).value.values(); // (rank, in)
             let b = self.get(adapter.b).value.values(); // (out, rank)
             let rank = a.len() / cols;
-            product(
-                Into::Add,
+            matmul(
+                Accumulate::Add,
                 ViewMut::dense(&mut merged, cols),
                 F::of(adapter.scale),
                 View::dense(&b, rank),
@@ -354,16 +354,30 @@ impl<F: Float> Params<F> {
         let mut y = Buffer::any(n * rows);
         let weights = param.value.values();
         let (w, x) = (View::dense(&weights, cols).t(), View::dense(x, cols));
-        product(Into::Set, ViewMut::dense(&mut y, rows), F::ONE, x, w, how);
+        matmul(
+            Accumulate::Overwrite,
+            ViewMut::dense(&mut y, rows),
+            F::ONE,
+            x,
+            w,
+            how,
+        );
         if let Some(adapter) = param.adapter {
             let a = self.get(adapter.a).value.values();
             let b = self.get(adapter.b).value.values();
             let rank = a.len() / cols;
             let mut h = Buffer::any(n * rank);
             let view = ViewMut::dense(&mut h, rank);
-            product(Into::Set, view, F::ONE, x, View::dense(&a, cols).t(), how);
-            product(
-                Into::Add,
+            matmul(
+                Accumulate::Overwrite,
+                view,
+                F::ONE,
+                x,
+                View::dense(&a, cols).t(),
+                how,
+            );
+            matmul(
+                Accumulate::Add,
                 ViewMut::dense(&mut y, rows),
                 F::of(adapter.scale),
                 View::dense(&h, rank),
@@ -381,7 +395,7 @@ impl<F: Float> Params<F> {
         w: ParamId,
         x: &[F],
         dy: &[F],
-        dx: Option<(Into, &mut [F])>,
+        dx: Option<(Accumulate, &mut [F])>,
         grads: &mut Grads<F>,
         how: How,
     ) {
@@ -391,7 +405,7 @@ impl<F: Float> Params<F> {
         let (x, dy) = (View::dense(x, cols), View::dense(dy, rows));
         if param.trained {
             let dw = ViewMut::dense(grads.dense(w, param), cols);
-            product(Into::Add, dw, F::ONE, dy.t(), x, how);
+            matmul(Accumulate::Add, dw, F::ONE, dy.t(), x, how);
         }
         let mut dh = Buffer::default(); // (n, rank)
         if let Some(adapter) = param.adapter {
@@ -401,8 +415,8 @@ impl<F: Float> Params<F> {
             let mut h = Buffer::any(n * rank);
             let a_values = a.value.values();
             let a_view = View::dense(&a_values, cols);
-            product(
-                Into::Set,
+            matmul(
+                Accumulate::Overwrite,
                 ViewMut::dense(&mut h, rank),
                 F::ONE,
                 x,
@@ -410,12 +424,19 @@ impl<F: Float> Params<F> {
                 how,
             );
             let db = ViewMut::dense(grads.dense(adapter.b, b), rank);
-            product(Into::Add, db, scale, dy.t(), View::dense(&h, rank), how);
+            matmul(
+                Accumulate::Add,
+                db,
+                scale,
+                dy.t(),
+                View::dense(&h, rank),
+                how,
+            );
             dh = h;
             let b_values = b.value.values();
             let b_view = View::dense(&b_values, rank);
-            product(
-                Into::Set,
+            matmul(
+                Accumulate::Overwrite,
                 ViewMut::dense(&mut dh, rank),
                 scale,
                 dy,
@@ -423,16 +444,30 @@ impl<F: Float> Params<F> {
                 how,
             );
             let da = ViewMut::dense(grads.dense(adapter.a, a), cols);
-            product(Into::Add, da, F::ONE, View::dense(&dh, rank).t(), x, how);
+            matmul(
+                Accumulate::Add,
+                da,
+                F::ONE,
+                View::dense(&dh, rank).t(),
+                x,
+                how,
+            );
         }
         if let Some((into, dx)) = dx {
             let weights = param.value.values();
             let w = View::dense(&weights, cols);
-            product(into, ViewMut::dense(dx, cols), F::ONE, dy, w, how);
+            matmul(into, ViewMut::dense(dx, cols), F::ONE, dy, w, how);
             if let Some(adapter) = param.adapter {
                 let a = self.get(adapter.a).value.values();
                 let (dh, a) = (View::dense(&dh, a.len() / cols), View::dense(&a, cols));
-                product(Into::Add, ViewMut::dense(dx, cols), F::ONE, dh, a, how);
+                matmul(
+                    Accumulate::Add,
+                    ViewMut::dense(dx, cols),
+                    F::ONE,
+                    dh,
+                    a,
+                    how,
+                );
             }
         }
     }

@@ -4,7 +4,7 @@
 //! `amax / 127` and its integers are `x * (127 / amax)`, rounded half to even. A block with a NaN or an
 //! infinity gets the scale NaN, so that every result it enters is NaN; one below 2^-100 becomes zero.
 //!
-//! With [`Steps::Two`] what rounding left, `fma(-scale, integer, x)`, is quantised in the same way, and a
+//! With [`Terms::Two`] what rounding left, `fma(-scale, integer, x)`, is quantised in the same way, and a
 //! product is the sum of the products with both.
 
 use crate::ViewMut;
@@ -91,7 +91,7 @@ pub(crate) fn round(x: f32) -> i8 {
 
 /// How often activations are rounded to 8 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Steps {
+pub enum Terms {
     /// Once.
     #[default]
     One,
@@ -99,12 +99,12 @@ pub enum Steps {
     Two,
 }
 
-impl Steps {
+impl Terms {
     /// Rows of blocks for a row of activations.
     pub(crate) fn count(self) -> usize {
         match self {
-            Steps::One => 1,
-            Steps::Two => 2,
+            Terms::One => 1,
+            Terms::Two => 2,
         }
     }
 }
@@ -115,8 +115,8 @@ impl Steps {
 pub struct QuantizedActivations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
-    pub(crate) steps: Steps,
-    /// (n, steps, blocks_per_row), and what more rows before left behind.
+    pub(crate) terms: Terms,
+    /// (n, terms, blocks_per_row), and what more rows before left behind.
     pub(crate) blocks: Vec<ActivationBlock>,
 }
 
@@ -136,19 +136,19 @@ impl QuantizedActivations {
         self.cols
     }
 
-    /// Makes room for the rows of x (n, cols) and gives their blocks, (n, steps * blocks_per_row), with
+    /// Makes room for the rows of x (n, cols) and gives their blocks, (n, terms * blocks_per_row), with
     /// old content.
     pub(crate) fn resize(
         &mut self,
-        steps: Steps,
+        terms: Terms,
         x: &[f32],
         cols: usize,
     ) -> ViewMut<'_, ActivationBlock> {
-        self.steps = steps;
+        self.terms = terms;
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
         assert_eq!(x.len(), self.n * cols, "inputs");
-        let per_row = steps.count() * blocks_per_row(cols);
+        let per_row = terms.count() * blocks_per_row(cols);
         let n_blocks = self.n * per_row;
         if self.blocks.len() < n_blocks {
             self.blocks.resize(n_blocks, ActivationBlock::default());

@@ -36,12 +36,12 @@ pub(crate) mod q6_k;
 pub(crate) mod q8_0;
 mod search;
 
-pub use activations::{QuantizedActivations, Steps};
+pub use activations::{QuantizedActivations, Terms};
 
 use activations::ActivationBlock;
 use half::f16;
 
-use crate::vector::{Ahead, Int8};
+use crate::vector::{Int8, Prefetch};
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -62,16 +62,16 @@ pub(crate) trait Format {
     /// Adds the dot product of one row of a chunk with `COLS` activations to `acc`: the definition.
     fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32;
 
-    /// [`Format::dot`] of all 16 rows of `T` tiles with `N` inputs: a chunk of each tile.
+    /// [`Format::dot`] of all 16 rows of `TILES` tiles with `INPUTS` inputs: a chunk of each tile.
     ///
     /// # Safety
     /// Each of `chunks` is valid for reading `CHUNK` bytes, each of `x` for `COLS / 32` blocks.
-    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const TILES: usize, const INPUTS: usize>(
         q: Q,
-        chunks: [*const u8; T],
-        ahead: Ahead,
-        x: [*const ActivationBlock; N],
-        acc: &mut [[Q::V; N]; T],
+        chunks: [*const u8; TILES],
+        prefetch: Prefetch,
+        x: [*const ActivationBlock; INPUTS],
+        acc: &mut [[Q::V; INPUTS]; TILES],
     );
 }
 

@@ -12,7 +12,7 @@
 use super::activations::{ActivationBlock, BLOCK};
 use super::search::{nearest, symmetric_scale};
 use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
-use crate::vector::{Ahead, Int8, Simd};
+use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q4_0 {}
 
@@ -86,16 +86,16 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const TILES: usize, const INPUTS: usize>(
         q: Q,
-        chunks: [*const u8; T],
-        ahead: Ahead,
-        x: [*const ActivationBlock; N],
-        acc: &mut [[Q::V; N]; T],
+        chunks: [*const u8; TILES],
+        prefetch: Prefetch,
+        x: [*const ActivationBlock; INPUTS],
+        acc: &mut [[Q::V; INPUTS]; TILES],
     ) {
         let s = q.floats();
         for chunk in chunks {
-            ahead.ask(s, chunk);
+            prefetch.issue(s, chunk);
         }
         for block in 0..BLOCKS {
             // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
@@ -104,8 +104,8 @@ impl Format for Q4_0 {
                 // Minus 8 times the sums of the activations.
                 let starts = x.map(|x| q.start::<3>(x.neg_sum));
                 let quants = chunks.map(|chunk| chunk.add(SCALES + block * QUANTS));
-                let ints = dot_nibbles(q, quants, ahead, x, starts);
-                for t in 0..T {
+                let ints = dot_nibbles(q, quants, prefetch, x, starts);
+                for t in 0..TILES {
                     let d = s.load_f16(chunks[t].add(block * TILE_ROWS * 2));
                     for (i, x) in x.iter().enumerate() {
                         let scale = s.mul(d, s.splat(x.scale));
@@ -117,27 +117,27 @@ impl Format for Q4_0 {
     }
 }
 
-/// The products of 32 columns of 4-bit integers, 16 rows of `T` tiles, with `N` blocks of activations,
+/// The products of 32 columns of 4-bit integers, 16 rows of `TILES` tiles, with `INPUTS` blocks of activations,
 /// added to `starts`.
 ///
 /// # Safety
 /// Each of `quants` is valid for reading `QUANTS` bytes.
 #[inline(always)]
-pub(super) unsafe fn dot_nibbles<Q: Int8, const T: usize, const N: usize>(
+pub(super) unsafe fn dot_nibbles<Q: Int8, const TILES: usize, const INPUTS: usize>(
     q: Q,
-    quants: [*const u8; T],
-    ahead: Ahead,
-    x: [&ActivationBlock; N],
-    starts: [Q::I; N],
-) -> [[Q::I; N]; T] {
-    let mut ints = [starts; T];
+    quants: [*const u8; TILES],
+    prefetch: Prefetch,
+    x: [&ActivationBlock; INPUTS],
+    starts: [Q::I; INPUTS],
+) -> [[Q::I; INPUTS]; TILES] {
+    let mut ints = [starts; TILES];
     for group in 0..BLOCK / 8 {
         // SAFETY: the caller vouches for four groups of 64 bytes.
-        let bytes = quants.map(|quants| unsafe { q.fetch(quants.add(group * 64), ahead) });
+        let bytes = quants.map(|quants| unsafe { q.fetch(quants.add(group * 64), prefetch) });
         let halves = [bytes.map(|b| q.low4(b)), bytes.map(|b| q.high4(b))];
         for (half, w) in halves.iter().enumerate() {
             for (i, x) in x.iter().enumerate() {
-                for t in 0..T {
+                for t in 0..TILES {
                     ints[t][i] = q.dot(ints[t][i], w[t], x.q[group + half * 4]);
                 }
             }

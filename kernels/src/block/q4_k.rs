@@ -18,7 +18,7 @@ use super::activations::{ActivationBlock, BLOCK};
 use super::q4_0::{QUANTS, dot_nibbles, nibble_at, put_nibble};
 use super::search::{nearest, scale_and_minimum};
 use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
-use crate::vector::{Ahead, Int8, Simd};
+use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q4K {}
 
@@ -112,30 +112,30 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const TILES: usize, const INPUTS: usize>(
         q: Q,
-        chunks: [*const u8; T],
-        ahead: Ahead,
-        x: [*const ActivationBlock; N],
-        acc: &mut [[Q::V; N]; T],
+        chunks: [*const u8; TILES],
+        prefetch: Prefetch,
+        x: [*const ActivationBlock; INPUTS],
+        acc: &mut [[Q::V; INPUTS]; TILES],
     ) {
         let s = q.floats();
         for chunk in chunks {
             for line in (0..INTS).step_by(64) {
-                ahead.ask(s, chunk.wrapping_add(line));
+                prefetch.issue(s, chunk.wrapping_add(line));
             }
         }
         // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
         unsafe {
             let zero = s.splat(0.0);
-            let (mut d, mut neg_dmin) = ([zero; T], [zero; T]);
-            for t in 0..T {
+            let (mut d, mut neg_dmin) = ([zero; TILES], [zero; TILES]);
+            for t in 0..TILES {
                 d[t] = s.load_f16(chunks[t]);
                 neg_dmin[t] = s.sub(s.splat(-0.0), s.load_f16(chunks[t].add(MINIMUM)));
             }
             for half in 0..2 {
-                let (mut scales, mut minimums) = ([[zero; 4]; T], [[zero; 4]; T]);
-                for t in 0..T {
+                let (mut scales, mut minimums) = ([[zero; 4]; TILES], [[zero; 4]; TILES]);
+                for t in 0..TILES {
                     let sixes = chunks[t].add(SIXES + half * FOUR_SIXES);
                     scales[t] = q.load_sixes(sixes);
                     minimums[t] = q.load_sixes(sixes.add(2 * FOUR_SIXES));
@@ -144,8 +144,8 @@ impl Format for Q4K {
                     let block = half * 4 + four;
                     let x = x.map(|x| &*x.add(block));
                     let quants = chunks.map(|chunk| chunk.add(INTS + block * QUANTS));
-                    let ints = dot_nibbles(q, quants, ahead, x, [q.start::<0>(0); N]);
-                    for t in 0..T {
+                    let ints = dot_nibbles(q, quants, prefetch, x, [q.start::<0>(0); INPUTS]);
+                    for t in 0..TILES {
                         let scale = s.mul(d[t], scales[t][four]);
                         let neg_minimum = s.mul(neg_dmin[t], minimums[t][four]);
                         for (i, x) in x.iter().enumerate() {

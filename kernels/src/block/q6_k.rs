@@ -17,7 +17,7 @@ use super::activations::{ActivationBlock, BLOCK};
 use super::q4_0::{QUANTS, nibble_at, put_nibble};
 use super::search::{nearest, symmetric_scale};
 use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
-use crate::vector::{Ahead, Int8, Simd};
+use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q6K {}
 
@@ -98,43 +98,46 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const TILES: usize, const INPUTS: usize>(
         q: Q,
-        chunks: [*const u8; T],
-        ahead: Ahead,
-        x: [*const ActivationBlock; N],
-        acc: &mut [[Q::V; N]; T],
+        chunks: [*const u8; TILES],
+        prefetch: Prefetch,
+        x: [*const ActivationBlock; INPUTS],
+        acc: &mut [[Q::V; INPUTS]; TILES],
     ) {
         let s = q.floats();
         for chunk in chunks {
             for line in (0..LOWER).step_by(64) {
-                ahead.ask(s, chunk.wrapping_add(line));
+                prefetch.issue(s, chunk.wrapping_add(line));
             }
         }
         // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
         unsafe {
-            let mut d = [s.splat(0.0); T];
-            for t in 0..T {
+            let mut d = [s.splat(0.0); TILES];
+            for t in 0..TILES {
                 d[t] = s.load_f16(chunks[t]);
             }
             for block in 0..BLOCKS {
                 let x = x.map(|x| &*x.add(block));
                 // Minus 32 times the sums of the activations.
-                let (mut a, mut b) = ([[q.start::<0>(0); N]; T], [[q.start::<0>(0); N]; T]);
-                for t in 0..T {
+                let (mut a, mut b) = (
+                    [[q.start::<0>(0); INPUTS]; TILES],
+                    [[q.start::<0>(0); INPUTS]; TILES],
+                );
+                for t in 0..TILES {
                     for (i, x) in x.iter().enumerate() {
                         a[t][i] = q.start::<5>(x.neg_halves[0]);
                         b[t][i] = q.start::<5>(x.neg_halves[1]);
                     }
                 }
                 for group in 0..4 {
-                    for t in 0..T {
+                    for t in 0..TILES {
                         let lower = chunks[t].add(LOWER + block * QUANTS);
                         let upper = chunks[t].add(UPPER + block * UPPER_BYTES);
-                        let bytes = q.fetch(lower.add(group * 64), ahead);
+                        let bytes = q.fetch(lower.add(group * 64), prefetch);
                         // Asked for once each.
                         let upper = match group {
-                            0 => [q.fetch(upper, ahead), q.fetch(upper.add(64), ahead)],
+                            0 => [q.fetch(upper, prefetch), q.fetch(upper.add(64), prefetch)],
                             _ => [q.load(upper), q.load(upper.add(64))],
                         };
                         let first = q.or(q.low4(bytes), q.upper2(upper[0], group));
@@ -145,7 +148,7 @@ impl Format for Q6K {
                         }
                     }
                 }
-                for tile in 0..T {
+                for tile in 0..TILES {
                     let scales = chunks[tile].add(scale_position(0, 2 * block));
                     let (scale_a, scale_b) = (q.load_i8(scales), q.load_i8(scales.add(TILE_ROWS)));
                     for (i, x) in x.iter().enumerate() {

@@ -12,7 +12,7 @@
 use super::activations::{ActivationBlock, BLOCK};
 use super::search::nearest;
 use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
-use crate::vector::{Ahead, Int8, Simd};
+use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q8_0 {}
 
@@ -64,33 +64,33 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<Q: Int8, const T: usize, const N: usize>(
+    unsafe fn accumulate<Q: Int8, const TILES: usize, const INPUTS: usize>(
         q: Q,
-        chunks: [*const u8; T],
-        ahead: Ahead,
-        x: [*const ActivationBlock; N],
-        acc: &mut [[Q::V; N]; T],
+        chunks: [*const u8; TILES],
+        prefetch: Prefetch,
+        x: [*const ActivationBlock; INPUTS],
+        acc: &mut [[Q::V; INPUTS]; TILES],
     ) {
         let s = q.floats();
         for chunk in chunks {
-            ahead.ask(s, chunk);
+            prefetch.issue(s, chunk);
         }
         for block in 0..BLOCKS {
             // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
             unsafe {
                 let x = x.map(|x| &*x.add(block));
                 let starts = x.map(|x| q.start_signed(x.neg_sum));
-                let mut ints = [starts; T];
+                let mut ints = [starts; TILES];
                 for group in 0..BLOCK / 4 {
                     let at = SCALES + block * QUANTS + group * 64;
-                    let w = chunks.map(|chunk| q.fetch_signed(chunk.add(at), ahead));
+                    let w = chunks.map(|chunk| q.fetch_signed(chunk.add(at), prefetch));
                     for (i, x) in x.iter().enumerate() {
-                        for t in 0..T {
+                        for t in 0..TILES {
                             ints[t][i] = q.dot_signed(ints[t][i], w[t], x.q[group]);
                         }
                     }
                 }
-                for t in 0..T {
+                for t in 0..TILES {
                     let d = s.load_f16(chunks[t].add(block * TILE_ROWS * 2));
                     for (i, x) in x.iter().enumerate() {
                         let scale = s.mul(d, s.splat(x.scale));

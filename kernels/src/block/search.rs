@@ -6,7 +6,7 @@
 use crate::scalar::exp::MAGIC;
 
 /// Lanes of the sums; divides every block's length.
-const LANES: usize = 8;
+const SUM_LANES: usize = 8;
 
 /// The integer nearest to `x`, between `low` and `high`.
 pub(super) fn nearest(x: f32, low: i32, high: i32) -> i32 {
@@ -23,8 +23,8 @@ fn round(x: f32) -> f32 {
 /// `f(i)` for every `i` below `n`, summed.
 #[inline(always)]
 fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for i in (0..n).step_by(LANES) {
+    let mut lanes = [0.0f32; SUM_LANES];
+    for i in (0..n).step_by(SUM_LANES) {
         for (j, lane) in lanes.iter_mut().enumerate() {
             *lane += f(i + j);
         }
@@ -32,13 +32,13 @@ fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// The scale `d` for which `d * q`, `q` integers between `-limit` and `limit - 1`, is nearest to the `N`
+/// The scale `d` for which `d * q`, `q` integers between `-limit` and `limit - 1`, is nearest to the `LEN`
 /// values `x` in the sense of weighted squares; 0 for zeros.
 ///
 /// Scales a little above and below the one that maps the largest magnitude onto the end of the range are
 /// tried; for each the integers are rounded and the scale that fits them best is computed.
-pub(super) fn symmetric_scale<const N: usize>(x: &[f32], weights: &[f32], limit: i32) -> f32 {
-    let (x, w): (&[f32; N], &[f32; N]) = (x.try_into().unwrap(), weights.try_into().unwrap());
+pub(super) fn symmetric_scale<const LEN: usize>(x: &[f32], weights: &[f32], limit: i32) -> f32 {
+    let (x, w): (&[f32; LEN], &[f32; LEN]) = (x.try_into().unwrap(), weights.try_into().unwrap());
     let extreme = x
         .iter()
         .fold(0.0f32, |a, &x| if x.abs() > a.abs() { x } else { a });
@@ -47,15 +47,15 @@ pub(super) fn symmetric_scale<const N: usize>(x: &[f32], weights: &[f32], limit:
     }
     // In units of the largest magnitude, so that no square leaves the range of f32.
     let x = x.map(|x| x / extreme);
-    let wx: [f32; N] = core::array::from_fn(|i| w[i] * x[i]);
+    let wx: [f32; LEN] = core::array::from_fn(|i| w[i] * x[i]);
     let mut best = (f32::NEG_INFINITY, 0.0);
     for step in -9..=9 {
         // The range has one step more below zero: the extreme goes there, whatever its sign.
         let inverse = -(limit as f32 + 0.1 * step as f32);
         let (low, high) = (-limit as f32, (limit - 1) as f32);
         let q = x.map(|x| round((x * inverse).max(low).min(high)));
-        let xq = sum(N, |i| wx[i] * q[i]);
-        let qq = sum(N, |i| w[i] * q[i] * q[i]);
+        let xq = sum(LEN, |i| wx[i] * q[i]);
+        let qq = sum(LEN, |i| w[i] * q[i] * q[i]);
         // The error with the best scale xq / qq is sum w x^2 - xq^2 / qq.
         let gain = xq * xq / qq;
         if gain > best.0 {
@@ -66,13 +66,13 @@ pub(super) fn symmetric_scale<const N: usize>(x: &[f32], weights: &[f32], limit:
 }
 
 /// The scale `d >= 0` and minimum `m >= 0` for which `d * q - m`, `q` integers from 0 to `limit`, is
-/// nearest to the `N` values `x` in the sense of weighted squares.
-pub(super) fn scale_and_minimum<const N: usize>(
+/// nearest to the `LEN` values `x` in the sense of weighted squares.
+pub(super) fn scale_and_minimum<const LEN: usize>(
     x: &[f32],
     weights: &[f32],
     limit: i32,
 ) -> (f32, f32) {
-    let (x, w): (&[f32; N], &[f32; N]) = (x.try_into().unwrap(), weights.try_into().unwrap());
+    let (x, w): (&[f32; LEN], &[f32; LEN]) = (x.try_into().unwrap(), weights.try_into().unwrap());
     let low = x.iter().fold(0.0f32, |a, &x| a.min(x));
     let high = x.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
     let range = high - low;
@@ -81,16 +81,16 @@ pub(super) fn scale_and_minimum<const N: usize>(
     }
     // In units of the range, so that no square leaves the range of f32.
     let (x, low) = (x.map(|x| x / range), low / range);
-    let wx: [f32; N] = core::array::from_fn(|i| w[i] * x[i]);
-    let (w1, x1) = (sum(N, |i| w[i]), sum(N, |i| wx[i]));
+    let wx: [f32; LEN] = core::array::from_fn(|i| w[i] * x[i]);
+    let (w1, x1) = (sum(LEN, |i| w[i]), sum(LEN, |i| wx[i]));
     let mut best = (f32::INFINITY, 0.0, 0.0);
     for step in -10..=10 {
         let inverse = limit as f32 + 0.1 * step as f32;
         let q = x.map(|x| round(((x - low) * inverse).max(0.0).min(limit as f32)));
         // Weighted least squares for x = d * q - m.
-        let q1 = sum(N, |i| w[i] * q[i]);
-        let q2 = sum(N, |i| w[i] * q[i] * q[i]);
-        let xq = sum(N, |i| wx[i] * q[i]);
+        let q1 = sum(LEN, |i| w[i] * q[i]);
+        let q2 = sum(LEN, |i| w[i] * q[i] * q[i]);
+        let xq = sum(LEN, |i| wx[i] * q[i]);
         let determinant = w1 * q2 - q1 * q1;
         let (mut d, mut m) = (0.0, 0.0);
         if determinant > 0.0 {
@@ -101,7 +101,7 @@ pub(super) fn scale_and_minimum<const N: usize>(
             // The minimum cannot lie above zero: through zero instead.
             (d, m) = (if q2 > 0.0 { xq / q2 } else { 0.0 }, 0.0);
         }
-        let error = sum(N, |i| {
+        let error = sum(LEN, |i| {
             let error = d * q[i] - m - x[i];
             w[i] * error * error
         });

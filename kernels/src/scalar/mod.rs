@@ -4,16 +4,16 @@
 //! index is `j` modulo 16, in increasing order; [`tree`] then adds the lanes in a fixed order. A vector
 //! unit of 4, 8 or 16 lanes can do exactly that.
 
+mod bf16;
 pub(crate) mod exp;
 mod linear;
-mod product;
+mod matmul;
 mod quantized;
-mod rounded;
 
+pub(crate) use bf16::{linear_bf16_bf16, round_row};
 pub(crate) use linear::linear;
-pub(crate) use product::{multiply_adds, product};
+pub(crate) use matmul::{matmul, multiply_adds};
 pub(crate) use quantized::{linear_quantized, quantize_row};
-pub(crate) use rounded::{linear_rounded, round_row};
 
 use half::f16;
 
@@ -96,7 +96,7 @@ pub(crate) fn weighted_sum(p: View<'_, f32>, rows: StridedRows<'_>, acc: &mut Vi
     }
 }
 
-pub(crate) fn narrow(x: &[f32], out: &mut [f16]) {
+pub(crate) fn to_f16(x: &[f32], out: &mut [f16]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out = f16::from_f32(*x);
     }

@@ -1,7 +1,7 @@
 //! Quantised matrices times 8-bit activations, in one or two steps, by their definition.
 
 use crate::ViewMut;
-use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, Steps};
+use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, Terms};
 use crate::block::{Format, TILE_ROWS};
 
 /// See [`crate::linear_quantized`].
@@ -12,32 +12,32 @@ pub(crate) fn linear_quantized<F: Format>(
 ) {
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
     let per_row = x.blocks_per_row();
-    let rows_of_x = (x.blocks).chunks_exact(x.steps.count() * per_row);
-    for (i, steps) in rows_of_x.take(x.n).enumerate() {
+    let rows_of_x = (x.blocks).chunks_exact(x.terms.count() * per_row);
+    for (i, terms) in rows_of_x.take(x.n).enumerate() {
         for (r, out) in out.row(i).iter_mut().enumerate() {
             let chunks = w[r / TILE_ROWS * tile_bytes..][..tile_bytes].chunks_exact(F::CHUNK);
             let dot = |x: &[ActivationBlock]| {
                 let chunks = chunks.clone().zip(x.chunks_exact(F::COLS / BLOCK));
                 chunks.fold(0.0, |acc, (chunk, x)| F::dot(chunk, r % TILE_ROWS, x, acc))
             };
-            *out = match x.steps {
-                Steps::One => dot(steps),
-                Steps::Two => dot(&steps[..per_row]) + dot(&steps[per_row..]),
+            *out = match x.terms {
+                Terms::One => dot(terms),
+                Terms::Two => dot(&terms[..per_row]) + dot(&terms[per_row..]),
             };
         }
     }
 }
 
 /// See [`crate::quantize_activations`].
-pub(crate) fn quantize_row(steps: Steps, x: &[f32], blocks: &mut [ActivationBlock]) {
+pub(crate) fn quantize_row(terms: Terms, x: &[f32], blocks: &mut [ActivationBlock]) {
     blocks.fill(ActivationBlock::default());
-    let (first, second) = blocks.split_at_mut(blocks.len() / steps.count());
+    let (first, second) = blocks.split_at_mut(blocks.len() / terms.count());
     for (i, x) in x.chunks(BLOCK).enumerate() {
         let mut padded = [0.0; BLOCK];
         padded[..x.len()].copy_from_slice(x);
         let rest;
         (first[i], rest) = ActivationBlock::quantize(&padded);
-        if steps == Steps::Two {
+        if terms == Terms::Two {
             (second[i], _) = ActivationBlock::quantize(&rest);
         }
     }

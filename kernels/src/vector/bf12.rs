@@ -19,7 +19,7 @@ use crate::bf12::{Bf12, Exceptions, GROUP, GROUP_BYTES, parts};
 use crate::scalar::LANES;
 
 /// Bytes ahead that packed weights are asked for.
-const AHEAD: usize = 8 * 1024;
+const PREFETCH_BYTES: usize = 8 * 1024;
 
 /// Vectors of a half of a group.
 const HALF: usize = GROUP / 2 / LANES;
@@ -102,9 +102,9 @@ pub(crate) fn unpack_row<S: Simd>(s: S, row: &[u8], out: &mut [u16]) {
 fn unpack_half<S: Simd>(s: S, row: &mut Row<'_>, i: usize, out: &mut [u16; GROUP / 2]) {
     if i.is_multiple_of(2) {
         for line in 0..GROUP_BYTES / 64 {
-            s.prefetch_once(
+            s.prefetch_streaming(
                 row.groups
-                    .wrapping_add(i / 2 * GROUP_BYTES + AHEAD + line * 64),
+                    .wrapping_add(i / 2 * GROUP_BYTES + PREFETCH_BYTES + line * 64),
             );
         }
     }
@@ -139,16 +139,16 @@ pub(crate) fn linear_bf12<S: Simd>(
 }
 
 #[inline(always)]
-fn multiply<S: Simd, const N: usize>(
+fn multiply<S: Simd, const INPUTS: usize>(
     s: S,
     w: &[u8],
     cols: usize,
-    x: [&[f32]; N],
+    x: [&[f32]; INPUTS],
     out: &mut ViewMut<'_, f32>,
 ) {
     assert!(x.iter().all(|x| x.len() == cols));
     let bytes = Bf12::row_bytes(cols).expect("columns");
-    let ahead = AHEAD.next_multiple_of(2 * bytes);
+    let prefetch = PREFETCH_BYTES.next_multiple_of(2 * bytes);
     let mut pairs = w.chunks_exact(2 * bytes);
     let mut at = 0;
     for pair in &mut pairs {
@@ -156,7 +156,7 @@ fn multiply<S: Simd, const N: usize>(
             Row::new(&pair[..bytes], cols),
             Row::new(&pair[bytes..], cols),
         ];
-        let start = pair.as_ptr().wrapping_add(ahead);
+        let start = pair.as_ptr().wrapping_add(prefetch);
         let sums = dots(s, rows, start..start.wrapping_add(2 * bytes), x);
         for (i, sums) in sums.into_iter().enumerate() {
             out.row(i)[at..at + 2].copy_from_slice(&sums);
@@ -174,24 +174,24 @@ fn multiply<S: Simd, const N: usize>(
 
 /// The dot products of each input with both rows, asking for the bytes `ahead` meanwhile.
 #[inline(always)]
-fn dots<S: Simd, const N: usize>(
+fn dots<S: Simd, const INPUTS: usize>(
     s: S,
     [mut a, mut b]: [Row<'_>; 2],
-    mut ahead: Range<*const u8>,
-    x: [&[f32]; N],
-) -> [[f32; 2]; N] {
+    mut prefetch: Range<*const u8>,
+    x: [&[f32]; INPUTS],
+) -> [[f32; 2]; INPUTS] {
     let cols = x[0].len();
     let (groups, rest) = (cols / GROUP, cols % GROUP);
-    let (mut sums_a, mut sums_b) = ([s.splat(0.0); N], [s.splat(0.0); N]);
+    let (mut sums_a, mut sums_b) = ([s.splat(0.0); INPUTS], [s.splat(0.0); INPUTS]);
     let mut g = 0;
     while g < groups {
         // Groups without exceptions, in a loop that calls nothing: sums stay in registers.
         let end = groups.min(a.next.min(b.next) / GROUP);
         while g < end {
             for line in 0..2 * GROUP_BYTES / 64 {
-                s.prefetch_once(ahead.start.wrapping_add(line * 64));
+                s.prefetch_streaming(prefetch.start.wrapping_add(line * 64));
             }
-            ahead.start = ahead.start.wrapping_add(2 * GROUP_BYTES);
+            prefetch.start = prefetch.start.wrapping_add(2 * GROUP_BYTES);
             for half in 0..2 {
                 // SAFETY: the rows have the group, of which all columns are there.
                 unsafe {
@@ -212,16 +212,16 @@ fn dots<S: Simd, const N: usize>(
             g += 1;
         }
     }
-    while ahead.start < ahead.end {
-        s.prefetch_once(ahead.start);
-        ahead.start = ahead.start.wrapping_add(64);
+    while prefetch.start < prefetch.end {
+        s.prefetch_streaming(prefetch.start);
+        prefetch.start = prefetch.start.wrapping_add(64);
     }
     for half in 0..rest.div_ceil(GROUP / 2) {
         let x = x.map(|x| &x[groups * GROUP + half * GROUP / 2..]);
         for (row, sums) in [(&mut a, &mut sums_a), (&mut b, &mut sums_b)] {
             // SAFETY: the last group, of which there are columns in this half.
             let w = unsafe { row.unpack(s, groups, half) };
-            for i in 0..N {
+            for i in 0..INPUTS {
                 for (w, x) in w.into_iter().zip(x[i].chunks(LANES)) {
                     let sum = s.fma(w, s.load_padded(x, 0.0), sums[i]);
                     sums[i] = s.first(x.len(), sum, sums[i]);
@@ -237,13 +237,13 @@ fn dots<S: Simd, const N: usize>(
 /// # Safety
 /// The inputs have all columns of the group.
 #[inline(always)]
-unsafe fn add_half<S: Simd, const N: usize>(
+unsafe fn add_half<S: Simd, const INPUTS: usize>(
     s: S,
     w: [S::V; HALF],
-    x: [&[f32]; N],
+    x: [&[f32]; INPUTS],
     (g, half): (usize, usize),
-    mut sums: [S::V; N],
-) -> [S::V; N] {
+    mut sums: [S::V; INPUTS],
+) -> [S::V; INPUTS] {
     for (j, w) in w.into_iter().enumerate() {
         let k = g * GROUP + half * GROUP / 2 + j * LANES;
         for (sum, x) in sums.iter_mut().zip(x) {

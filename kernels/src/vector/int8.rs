@@ -1,9 +1,9 @@
 //! Quantised matrices times 8-bit activations, written once over [`Int8`].
 //!
 //! ```text
-//! for T tiles of 16 rows, for a slice of columns of which the tiles stay in the first-level cache:
-//!     for a group of N inputs:
-//!         acc[T][N] = 0, or what was kept of the slice before        one lane a row
+//! for TILES tiles of 16 rows, for a slice of columns of which the tiles stay in the first-level cache:
+//!     for a group of INPUTS inputs:
+//!         acc[TILES][INPUTS] = 0, or what was kept of the slice before        one lane a row
 //!         for a chunk of columns: Format::accumulate
 //!     out[i][tiles] = acc
 //! ```
@@ -20,10 +20,10 @@
 
 use core::ops::Range;
 
-use super::{Ahead, Simd};
+use super::{Prefetch, Simd};
 use crate::ViewMut;
 use crate::block::activations::{
-    ActivationBlock, BLOCK, QuantizedActivations, Steps, scale_and_factor,
+    ActivationBlock, BLOCK, QuantizedActivations, Terms, scale_and_factor,
 };
 use crate::block::{Format, TILE_ROWS};
 use crate::scalar::LANES;
@@ -49,8 +49,8 @@ pub(crate) trait Int8: Copy {
     /// # Safety
     /// `p` is valid for reading 64 bytes.
     #[inline(always)]
-    unsafe fn fetch(self, p: *const u8, ahead: Ahead) -> Self::B {
-        ahead.ask(self.floats(), p);
+    unsafe fn fetch(self, p: *const u8, prefetch: Prefetch) -> Self::B {
+        prefetch.issue(self.floats(), p);
         // SAFETY: the caller vouches for 64 bytes.
         unsafe { self.load(p) }
     }
@@ -58,8 +58,8 @@ pub(crate) trait Int8: Copy {
     /// # Safety
     /// `p` is valid for reading 64 bytes.
     #[inline(always)]
-    unsafe fn fetch_signed(self, p: *const u8, ahead: Ahead) -> Self::B {
-        ahead.ask(self.floats(), p);
+    unsafe fn fetch_signed(self, p: *const u8, prefetch: Prefetch) -> Self::B {
+        prefetch.issue(self.floats(), p);
         // SAFETY: the caller vouches for 64 bytes.
         unsafe { self.load_signed(p) }
     }
@@ -104,7 +104,7 @@ pub(crate) trait Int8: Copy {
 }
 
 /// Bytes ahead that weights are asked for by a single input: of 0.5 to 16 KiB the best for all formats.
-const AHEAD: usize = 8 * 1024;
+const PREFETCH_BYTES: usize = 8 * 1024;
 
 /// Bytes of weights that stay in the first-level cache while input after input meets them.
 const SLICE_BYTES: usize = 20 * 1024;
@@ -112,9 +112,9 @@ const SLICE_BYTES: usize = 20 * 1024;
 /// Inputs whose sums wait in the caches while they meet slice after slice.
 const PANEL: usize = 128;
 
-/// See [`crate::linear_quantized`]; `T x M` tiles and inputs (at most 6) are taken together.
+/// See [`crate::linear_quantized`]; `TILES x MAX_INPUTS` tiles and inputs (at most 6) are taken together.
 #[inline(always)]
-pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usize>(
+pub(crate) fn linear_quantized<Q: Int8, F: Format, const TILES: usize, const MAX_INPUTS: usize>(
     q: Q,
     w: &[u8],
     x: &QuantizedActivations,
@@ -125,52 +125,55 @@ pub(crate) fn linear_quantized<Q: Int8, F: Format, const T: usize, const M: usiz
     let tile_bytes = x.cols.div_ceil(F::COLS) * F::CHUNK;
     assert!(w.len() == tiles * tile_bytes && x.n == n_inputs);
     let per_row = x.blocks_per_row();
-    assert!(x.blocks.len() >= x.n * x.steps.count() * per_row);
+    assert!(x.blocks.len() >= x.n * x.terms.count() * per_row);
     assert!(per_row * BLOCK >= x.cols.next_multiple_of(F::COLS));
     // SAFETY: the matrix has `tiles` tiles, and `x` has rows of `per_row` blocks, which cover the padded
     // columns, one or two for each input.
     unsafe {
-        match (n_inputs, x.steps) {
+        match (n_inputs, x.terms) {
             (0, _) => (),
-            (1, Steps::One) => stream::<Q, F, 1>(q, w, tile_bytes, x, out),
-            (1, Steps::Two) => stream::<Q, F, 2>(q, w, tile_bytes, x, out),
+            (1, Terms::One) => stream::<Q, F, 1>(q, w, tile_bytes, x, out),
+            (1, Terms::Two) => stream::<Q, F, 2>(q, w, tile_bytes, x, out),
             _ => {
-                let mut sums = [[q.floats().splat(0.0); T]; PANEL];
+                let mut sums = [[q.floats().splat(0.0); TILES]; PANEL];
                 let mut tile = 0;
-                while tile + T <= tiles {
-                    panels::<Q, F, T, M>(q, w, tile_bytes, x, out, tile, &mut sums);
-                    tile += T;
+                while tile + TILES <= tiles {
+                    panels::<Q, F, TILES, MAX_INPUTS>(q, w, tile_bytes, x, out, tile, &mut sums);
+                    tile += TILES;
                 }
                 let mut sums = [[q.floats().splat(0.0); 1]; PANEL];
                 for tile in tile..tiles {
-                    panels::<Q, F, 1, M>(q, w, tile_bytes, x, out, tile, &mut sums);
+                    panels::<Q, F, 1, MAX_INPUTS>(q, w, tile_bytes, x, out, tile, &mut sums);
                 }
             }
         }
     }
 }
 
-/// `T` tiles times all inputs. `sums` is memory.
+/// `TILES` tiles times all inputs. `sums` is memory.
 ///
 /// # Safety
 /// `w` has the tiles; the blocks of `x` cover the padded columns.
 #[inline(always)]
-unsafe fn panels<Q: Int8, F: Format, const T: usize, const M: usize>(
+unsafe fn panels<Q: Int8, F: Format, const TILES: usize, const MAX_INPUTS: usize>(
     q: Q,
     w: &[u8],
     tile_bytes: usize,
     x: &QuantizedActivations,
     out: &mut ViewMut<'_, f32>,
     tile: usize,
-    sums: &mut [[Q::V; T]; PANEL],
+    sums: &mut [[Q::V; TILES]; PANEL],
 ) {
-    let w = w[tile * tile_bytes..][..T * tile_bytes].as_ptr();
+    let w = w[tile * tile_bytes..][..TILES * tile_bytes].as_ptr();
     let n_chunks = tile_bytes / F::CHUNK;
     // From here on each step of an input counts as one; groups and panels of two are even.
-    let n = x.n * x.steps.count();
+    let n = x.n * x.terms.count();
     let n_slices = match n {
-        n if n <= M => 1,
-        _ => (T * tile_bytes).div_ceil(SLICE_BYTES).min(n_chunks).max(1),
+        n if n <= MAX_INPUTS => 1,
+        _ => (TILES * tile_bytes)
+            .div_ceil(SLICE_BYTES)
+            .min(n_chunks)
+            .max(1),
     };
     for first in (0..n).step_by(PANEL) {
         let inputs = first..n.min(first + PANEL);
@@ -186,7 +189,7 @@ unsafe fn panels<Q: Int8, F: Format, const T: usize, const M: usize>(
             };
             let mut input = inputs.start;
             while input < inputs.end {
-                let n = match (inputs.end - input).min(M) {
+                let n = match (inputs.end - input).min(MAX_INPUTS) {
                     6.. => 6,
                     4.. => 4,
                     2.. => 2,
@@ -195,16 +198,20 @@ unsafe fn panels<Q: Int8, F: Format, const T: usize, const M: usize>(
                 let sums = &mut sums[input - inputs.start..][..n];
                 // The first inputs ask for the same slice of the next tiles. A last pair asks again, which is
                 // not worth another copy of the loop.
-                let ahead = Ahead::Often(T * tile_bytes);
+                let prefetch = Prefetch::Temporal(TILES * tile_bytes);
                 // SAFETY: the caller vouches for tiles and inputs.
                 unsafe {
                     match (n, input) {
-                        (6, 0) => group.add::<Q, F, T, 6>(q, x, input, ahead, sums, out),
-                        (6, _) => group.add::<Q, F, T, 6>(q, x, input, Ahead::Never, sums, out),
-                        (4, 0) => group.add::<Q, F, T, 4>(q, x, input, ahead, sums, out),
-                        (4, _) => group.add::<Q, F, T, 4>(q, x, input, Ahead::Never, sums, out),
-                        (2, _) => group.add::<Q, F, T, 2>(q, x, input, ahead, sums, out),
-                        _ => group.add::<Q, F, T, 1>(q, x, input, Ahead::Never, sums, out),
+                        (6, 0) => group.add::<Q, F, TILES, 6>(q, x, input, prefetch, sums, out),
+                        (6, _) => {
+                            group.add::<Q, F, TILES, 6>(q, x, input, Prefetch::None, sums, out)
+                        }
+                        (4, 0) => group.add::<Q, F, TILES, 4>(q, x, input, prefetch, sums, out),
+                        (4, _) => {
+                            group.add::<Q, F, TILES, 4>(q, x, input, Prefetch::None, sums, out)
+                        }
+                        (2, _) => group.add::<Q, F, TILES, 2>(q, x, input, prefetch, sums, out),
+                        _ => group.add::<Q, F, TILES, 1>(q, x, input, Prefetch::None, sums, out),
                     }
                 }
                 input += n;
@@ -226,51 +233,51 @@ struct Group {
 }
 
 impl Group {
-    /// Adds the slice's products with `N` inputs to `sums`, or to `out` if it is the last.
+    /// Adds the slice's products with `INPUTS` inputs to `sums`, or to `out` if it is the last.
     ///
     /// # Safety
-    /// There are `T` tiles and, from `input` on, `N` inputs.
+    /// There are `TILES` tiles and, from `input` on, `INPUTS` inputs.
     #[inline(always)]
-    unsafe fn add<Q: Int8, F: Format, const T: usize, const N: usize>(
+    unsafe fn add<Q: Int8, F: Format, const TILES: usize, const INPUTS: usize>(
         &self,
         q: Q,
         x: &QuantizedActivations,
         input: usize,
-        ahead: Ahead,
-        sums: &mut [[Q::V; T]],
+        prefetch: Prefetch,
+        sums: &mut [[Q::V; TILES]],
         out: &mut ViewMut<'_, f32>,
     ) {
         let s = q.floats();
-        let sums: &mut [[Q::V; T]; N] = sums.try_into().unwrap();
-        let mut acc = [[s.splat(0.0); N]; T];
+        let sums: &mut [[Q::V; TILES]; INPUTS] = sums.try_into().unwrap();
+        let mut acc = [[s.splat(0.0); INPUTS]; TILES];
         if !self.is_first {
-            for t in 0..T {
-                for i in 0..N {
+            for t in 0..TILES {
+                for i in 0..INPUTS {
                     acc[t][i] = sums[i][t];
                 }
             }
         }
         let per_row = x.blocks_per_row();
-        let (start, steps) = (x.blocks.as_ptr(), x.steps);
-        let mut x: [*const ActivationBlock; N] = core::array::from_fn(|i| {
+        let (start, terms) = (x.blocks.as_ptr(), x.terms);
+        let mut x: [*const ActivationBlock; INPUTS] = core::array::from_fn(|i| {
             start.wrapping_add((input + i) * per_row + self.chunks.start * (F::COLS / BLOCK))
         });
         for chunk in self.chunks.clone() {
             let at = chunk * F::CHUNK;
             let chunks = core::array::from_fn(|t| self.w.wrapping_add(t * self.tile_bytes + at));
             // SAFETY: the caller vouches for tiles and inputs.
-            unsafe { F::accumulate::<Q, T, N>(q, chunks, ahead, x, &mut acc) };
+            unsafe { F::accumulate::<Q, TILES, INPUTS>(q, chunks, prefetch, x, &mut acc) };
             x = x.map(|x| x.wrapping_add(F::COLS / BLOCK));
         }
-        for t in 0..T {
-            for i in 0..N {
-                match (self.is_last, steps) {
-                    (true, Steps::One) => store(s, out.row(input + i), self.tile + t, acc[t][i]),
-                    (true, Steps::Two) if i % 2 == 1 => {
+        for t in 0..TILES {
+            for i in 0..INPUTS {
+                match (self.is_last, terms) {
+                    (true, Terms::One) => store(s, out.row(input + i), self.tile + t, acc[t][i]),
+                    (true, Terms::Two) if i % 2 == 1 => {
                         let both = s.add(acc[t][i - 1], acc[t][i]);
                         store(s, out.row((input + i) / 2), self.tile + t, both);
                     }
-                    (true, Steps::Two) => {}
+                    (true, Terms::Two) => {}
                     (false, _) => sums[i][t] = acc[t][i],
                 }
             }
@@ -289,12 +296,12 @@ fn store<S: Simd>(s: S, out: &mut [f32], tile: usize, acc: S::V) {
     }
 }
 
-/// All tiles times the only input, in `N` steps.
+/// All tiles times the only input, in `INPUTS` terms.
 ///
 /// # Safety
-/// `w` has whole tiles; the blocks of `x` cover the padded columns, `N` times.
+/// `w` has whole tiles; the blocks of `x` cover the padded columns, `INPUTS` times.
 #[inline(always)]
-unsafe fn stream<Q: Int8, F: Format, const N: usize>(
+unsafe fn stream<Q: Int8, F: Format, const INPUTS: usize>(
     q: Q,
     w: &[u8],
     tile_bytes: usize,
@@ -304,12 +311,20 @@ unsafe fn stream<Q: Int8, F: Format, const N: usize>(
     let s = q.floats();
     for i in 0..out.shape().1.div_ceil(TILE_ROWS) {
         let tile = &w[i * tile_bytes..][..tile_bytes];
-        let mut acc = [[s.splat(0.0); N]];
+        let mut acc = [[s.splat(0.0); INPUTS]];
         let start = x.blocks.as_ptr();
         let mut x = core::array::from_fn(|i| start.wrapping_add(i * x.blocks_per_row()));
         for chunk in tile.chunks_exact(F::CHUNK) {
             // SAFETY: the caller vouches for the blocks.
-            unsafe { F::accumulate(q, [chunk.as_ptr()], Ahead::Once(AHEAD), x, &mut acc) };
+            unsafe {
+                F::accumulate(
+                    q,
+                    [chunk.as_ptr()],
+                    Prefetch::Streaming(PREFETCH_BYTES),
+                    x,
+                    &mut acc,
+                )
+            };
             x = x.map(|x| x.wrapping_add(F::COLS / BLOCK));
         }
         let sum = acc[0][1..].iter().fold(acc[0][0], |a, b| s.add(a, *b));
@@ -319,8 +334,8 @@ unsafe fn stream<Q: Int8, F: Format, const N: usize>(
 
 /// See [`crate::quantize_activations`]; `blocks` has as many blocks as cover a row of `x`, padded.
 #[inline(always)]
-pub(crate) fn quantize_row<Q: Int8>(q: Q, steps: Steps, x: &[f32], blocks: &mut [ActivationBlock]) {
-    let (first, second) = blocks.split_at_mut(blocks.len() / steps.count());
+pub(crate) fn quantize_row<Q: Int8>(q: Q, terms: Terms, x: &[f32], blocks: &mut [ActivationBlock]) {
+    let (first, second) = blocks.split_at_mut(blocks.len() / terms.count());
     let (whole, last) = x.as_chunks::<BLOCK>();
     for (i, x) in whole.iter().enumerate() {
         quantize_steps(q, x, &mut first[i], second.get_mut(i));
@@ -387,11 +402,11 @@ macro_rules! int8_entry_points {
         $(#[$attr])*
         pub(crate) fn quantize_row(
             q: $token,
-            steps: $crate::block::Steps,
+            terms: $crate::block::Terms,
             x: &[f32],
             blocks: &mut [$crate::block::activations::ActivationBlock],
         ) {
-            $crate::vector::quantize_row(q, steps, x, blocks)
+            $crate::vector::quantize_row(q, terms, x, blocks)
         }
     };
     (@each $token:ty, $attrs:tt, $size:tt, $($name:ident: $module:ident::$format:ident),*) => {

@@ -1,9 +1,9 @@
 //! Matrix times vectors, and the dot products of attention: one register tile for all of them.
 //!
 //! ```text
-//! for a block of rows that stays in the cache, for a group of N inputs, for a slice of k,
-//! for a group of R rows:
-//!     acc[N][R] = 0, or what was kept of the slice before        16 lanes each
+//! for a block of rows that stays in the cache, for a group of INPUTS inputs, for a slice of k,
+//! for a group of ROWS rows:
+//!     acc[INPUTS][ROWS] = 0, or what was kept of the slice before        16 lanes each
 //!     for k in steps of 16:
 //!         acc[i][r] += x[i][k..] * widen(w[r][k..])
 //!     out[i][r] = tree sum of acc[i][r]
@@ -14,7 +14,7 @@
 //!    registers, or one or two inputs, there is one slice and nothing is copied.
 //! 2. Four sums are reduced together: adding lanes costs 13 instructions for four in place of 32.
 //! 3. A row block is walked once for every group of inputs, so weights come from memory once.
-//! 4. For one or two inputs `R` is 1, unless rows are short: memory is then one stream, asked for 12 KiB
+//! 4. For one or two inputs `ROWS` is 1, unless rows are short: memory is then one stream, asked for 12 KiB
 //!    ahead, past the caches. On Zen 5 that reads faster than a plain loop (1.03 to 1.06 of its rate); 8 rows
 //!    side by side, asked for a group of rows ahead, reached 0.7.
 //! 5. For more inputs, the first group of them asks for rows one group ahead, into the second-level cache.
@@ -24,9 +24,9 @@ use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 
-use super::{Ahead, Simd};
+use super::{Prefetch, Simd};
 use crate::scalar::LANES;
-use crate::{StridedRows, Vectors, View, ViewMut};
+use crate::{FloatSlice, StridedRows, View, ViewMut};
 
 /// How a weight is stored.
 pub(crate) trait Element {
@@ -114,17 +114,17 @@ pub(super) trait Product: Copy {
 
     fn floats(self) -> Self::S;
 
-    /// Adds to the sums, lane by lane, of `R` rows with `N` inputs what elements `k` give.
+    /// Adds to the sums, lane by lane, of `ROWS` rows with `INPUTS` inputs what elements `k` give.
     ///
     /// # Safety
-    /// There are `R` rows and `N` inputs with elements `k`, which begin at a multiple of 32.
-    unsafe fn tile<const R: usize, const N: usize>(
+    /// There are `ROWS` rows and `INPUTS` inputs with elements `k`, which begin at a multiple of 32.
+    unsafe fn tile<const ROWS: usize, const INPUTS: usize>(
         self,
         w: Rows,
         x: Inputs<Self::X>,
         k: Range<usize>,
-        ahead: Ahead,
-        acc: &mut [[<Self::S as Simd>::V; R]; N],
+        prefetch: Prefetch,
+        acc: &mut [[<Self::S as Simd>::V; ROWS]; INPUTS],
     );
 }
 
@@ -151,25 +151,25 @@ impl<S: Simd, E: Element> Product for Wide<S, E> {
     }
 
     #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(
+    unsafe fn tile<const ROWS: usize, const INPUTS: usize>(
         self,
         w: Rows,
         x: Inputs<f32>,
         k: Range<usize>,
-        ahead: Ahead,
-        acc: &mut [[S::V; R]; N],
+        prefetch: Prefetch,
+        acc: &mut [[S::V; ROWS]; INPUTS],
     ) {
         // SAFETY: the caller vouches for rows and inputs.
-        unsafe { tile::<S, E, R, N>(self.0, w, x, k, ahead, acc) }
+        unsafe { tile::<S, E, ROWS, INPUTS>(self.0, w, x, k, prefetch, acc) }
     }
 }
 
-/// Adds to the sums, lane by lane, of `R` rows with `N` inputs what elements `k` give.
+/// Adds to the sums, lane by lane, of `ROWS` rows with `INPUTS` inputs what elements `k` give.
 ///
 /// # Safety
-/// `w` has `R` rows with elements `k` of type `E`, `x` has as many values in each of `N` inputs.
+/// `w` has `ROWS` rows with elements `k` of type `E`, `x` has as many values in each of `INPUTS` inputs.
 #[inline(always)]
-unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
+unsafe fn tile<S: Simd, E: Element, const ROWS: usize, const INPUTS: usize>(
     s: S,
     w: Rows,
     x: Inputs<f32>,
@@ -177,28 +177,28 @@ unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
         start: mut k,
         end: cols,
     }: Range<usize>,
-    ahead: Ahead,
-    acc: &mut [[S::V; R]; N],
+    prefetch: Prefetch,
+    acc: &mut [[S::V; ROWS]; INPUTS],
 ) {
     // Two vectors a step: a cache line of 16-bit weights, asked for once.
     while k + 2 * LANES <= cols {
-        for r in 0..R {
+        for r in 0..ROWS {
             let p = w.start.wrapping_add(r * w.stride + k * E::BYTES);
-            ahead.ask(s, p);
+            prefetch.issue(s, p);
             if E::BYTES == 4 {
-                ahead.ask(s, p.wrapping_add(64));
+                prefetch.issue(s, p.wrapping_add(64));
             }
         }
         // SAFETY: `k + 32 <= cols`.
         unsafe {
-            step::<S, E, R, N>(s, &w, &x, k, acc);
-            step::<S, E, R, N>(s, &w, &x, k + LANES, acc);
+            step::<S, E, ROWS, INPUTS>(s, &w, &x, k, acc);
+            step::<S, E, ROWS, INPUTS>(s, &w, &x, k + LANES, acc);
         }
         k += 2 * LANES;
     }
     if k + LANES <= cols {
         // SAFETY: `k + 16 <= cols`.
-        unsafe { step::<S, E, R, N>(s, &w, &x, k, acc) };
+        unsafe { step::<S, E, ROWS, INPUTS>(s, &w, &x, k, acc) };
         k += LANES;
     }
     if k < cols {
@@ -225,14 +225,14 @@ unsafe fn tile<S: Simd, E: Element, const R: usize, const N: usize>(
 /// # Safety
 /// As for [`tile`], with `k + 16` columns at least.
 #[inline(always)]
-unsafe fn step<S: Simd, E: Element, const R: usize, const N: usize>(
+unsafe fn step<S: Simd, E: Element, const ROWS: usize, const INPUTS: usize>(
     s: S,
     w: &Rows,
     x: &Inputs<f32>,
     k: usize,
-    acc: &mut [[S::V; R]; N],
+    acc: &mut [[S::V; ROWS]; INPUTS],
 ) {
-    let mut weights = [s.splat(0.0); R];
+    let mut weights = [s.splat(0.0); ROWS];
     for (r, weights) in weights.iter_mut().enumerate() {
         // SAFETY: every row has 16 elements from `k` on.
         *weights = unsafe { E::load(s, w.start.add(r * w.stride + k * E::BYTES)) };
@@ -246,9 +246,9 @@ unsafe fn step<S: Simd, E: Element, const R: usize, const N: usize>(
     }
 }
 
-/// Adds up each of `R` accumulators.
+/// Adds up each of `ROWS` accumulators.
 #[inline(always)]
-fn sums<S: Simd, const R: usize>(s: S, acc: [S::V; R], mut put: impl FnMut(usize, f32)) {
+fn sums<S: Simd, const ROWS: usize>(s: S, acc: [S::V; ROWS], mut put: impl FnMut(usize, f32)) {
     let (fours, rest) = acc.as_chunks::<4>();
     for (g, four) in fours.iter().enumerate() {
         for (r, sum) in s.sum4(*four).into_iter().enumerate() {
@@ -269,7 +269,7 @@ const BLOCK_BYTES: usize = 512 * 1024;
 const SHORT: usize = 1024;
 
 /// Bytes ahead that rows read one by one are asked for.
-const AHEAD: usize = 12 * 1024;
+const PREFETCH_BYTES: usize = 12 * 1024;
 
 /// Groups of rows in a block at most: as many have their sums kept from slice to slice.
 const BLOCK_GROUPS: usize = 64;
@@ -288,10 +288,16 @@ const UNIT: usize = 32;
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// See [`crate::linear`]; `R x N` is the register tile, `A` the short rows taken
+/// See [`crate::linear`]; `ROWS x INPUTS` is the register tile, `SHORT_ROWS` the short rows taken
 /// together for one or two inputs.
 #[inline(always)]
-pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const A: usize>(
+pub(crate) fn linear<
+    S: Simd,
+    E: Element,
+    const ROWS: usize,
+    const INPUTS: usize,
+    const SHORT_ROWS: usize,
+>(
     s: S,
     w: &[u8],
     cols: usize,
@@ -305,7 +311,9 @@ pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const 
         advance: 1,
     };
     // SAFETY: just checked.
-    unsafe { multiply::<_, R, N, A>(Wide::<S, E>(s, PhantomData), w, cols, x, out) }
+    unsafe {
+        multiply::<_, ROWS, INPUTS, SHORT_ROWS>(Wide::<S, E>(s, PhantomData), w, cols, x, out)
+    }
 }
 
 /// A matrix (rows, cols) times as many inputs as there are outputs; constants as for [`linear`].
@@ -313,7 +321,12 @@ pub(crate) fn linear<S: Simd, E: Element, const R: usize, const N: usize, const 
 /// # Safety
 /// `x` has as many inputs, of `cols` elements.
 #[inline(always)]
-pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const A: usize>(
+pub(super) unsafe fn multiply<
+    P: Product,
+    const ROWS: usize,
+    const INPUTS: usize,
+    const SHORT_ROWS: usize,
+>(
     p: P,
     w: &[u8],
     cols: usize,
@@ -327,33 +340,33 @@ pub(super) unsafe fn multiply<P: Product, const R: usize, const N: usize, const 
     unsafe {
         match (n_inputs, row_bytes) {
             (0, _) => return,
-            (1, 0..SHORT) => return few::<P, A, 1>(p, w, cols, &x, 0, out, 0..rows),
-            (2, 0..SHORT) => return few::<P, A, 2>(p, w, cols, &x, 0, out, 0..rows),
-            (1, _) => return few::<P, 1, 1>(p, w, cols, &x, 0, out, 0..rows),
-            (2, _) => return few::<P, 1, 2>(p, w, cols, &x, 0, out, 0..rows),
+            (1, 0..SHORT) => return matvec::<P, SHORT_ROWS, 1>(p, w, cols, &x, 0, out, 0..rows),
+            (2, 0..SHORT) => return matvec::<P, SHORT_ROWS, 2>(p, w, cols, &x, 0, out, 0..rows),
+            (1, _) => return matvec::<P, 1, 1>(p, w, cols, &x, 0, out, 0..rows),
+            (2, _) => return matvec::<P, 1, 2>(p, w, cols, &x, 0, out, 0..rows),
             _ => (),
         }
     }
-    let groups = (BLOCK_BYTES / row_bytes.max(1)).div_ceil(R);
-    let block = groups.clamp(1, BLOCK_GROUPS) * R;
+    let groups = (BLOCK_BYTES / row_bytes.max(1)).div_ceil(ROWS);
+    let block = groups.clamp(1, BLOCK_GROUPS) * ROWS;
     for row in (0..rows).step_by(block) {
         let rows = row..rows.min(row + block);
         let mut input = 0;
         while input < n_inputs {
-            let n = (n_inputs - input).min(if P::S::WIDE { N } else { N.min(3) });
+            let n = (n_inputs - input).min(if P::S::WIDE { INPUTS } else { INPUTS.min(3) });
             let rows = rows.clone();
             // SAFETY: as above; `x` still has `n` inputs for this group.
             unsafe {
                 match (n, P::S::WIDE) {
-                    (1, true) => many::<P, R, 1>(p, w, cols, &x, input, out, rows),
-                    (2, true) => many::<P, R, 2>(p, w, cols, &x, input, out, rows),
-                    (3, true) => many::<P, R, 3>(p, w, cols, &x, input, out, rows),
-                    (4, true) => many::<P, R, 4>(p, w, cols, &x, input, out, rows),
-                    (5, true) => many::<P, R, 5>(p, w, cols, &x, input, out, rows),
-                    (_, true) => many::<P, R, 6>(p, w, cols, &x, input, out, rows),
-                    (1, _) => few::<P, R, 1>(p, w, cols, &x, input, out, rows),
-                    (2, _) => few::<P, R, 2>(p, w, cols, &x, input, out, rows),
-                    _ => few::<P, R, 3>(p, w, cols, &x, input, out, rows),
+                    (1, true) => matmul_block::<P, ROWS, 1>(p, w, cols, &x, input, out, rows),
+                    (2, true) => matmul_block::<P, ROWS, 2>(p, w, cols, &x, input, out, rows),
+                    (3, true) => matmul_block::<P, ROWS, 3>(p, w, cols, &x, input, out, rows),
+                    (4, true) => matmul_block::<P, ROWS, 4>(p, w, cols, &x, input, out, rows),
+                    (5, true) => matmul_block::<P, ROWS, 5>(p, w, cols, &x, input, out, rows),
+                    (_, true) => matmul_block::<P, ROWS, 6>(p, w, cols, &x, input, out, rows),
+                    (1, _) => matvec::<P, ROWS, 1>(p, w, cols, &x, input, out, rows),
+                    (2, _) => matvec::<P, ROWS, 2>(p, w, cols, &x, input, out, rows),
+                    _ => matvec::<P, ROWS, 3>(p, w, cols, &x, input, out, rows),
                 }
             }
             input += n;
@@ -371,12 +384,12 @@ fn rows_at<P: Product>(w: &[u8], cols: usize, row: usize) -> Rows {
     }
 }
 
-/// Some rows times `N` inputs from `input` on: each row is read from end to end.
+/// Some rows times `INPUTS` inputs from `input` on: each row is read from end to end.
 ///
 /// # Safety
 /// `w` has the rows, `x` and `out` the inputs.
 #[inline(always)]
-unsafe fn few<P: Product, const R: usize, const N: usize>(
+unsafe fn matvec<P: Product, const ROWS: usize, const INPUTS: usize>(
     p: P,
     w: &[u8],
     cols: usize,
@@ -391,50 +404,50 @@ unsafe fn few<P: Product, const R: usize, const N: usize>(
         ..*x
     };
     let zero = s.splat(0.0);
-    let ahead = match (R, input) {
-        (1, 0) => Ahead::Once(AHEAD),
-        (_, 0) => Ahead::Often(R * cols * P::BYTES),
-        _ => Ahead::Never, // later inputs find the rows in a cache
+    let prefetch = match (ROWS, input) {
+        (1, 0) => Prefetch::Streaming(PREFETCH_BYTES),
+        (_, 0) => Prefetch::Temporal(ROWS * cols * P::BYTES),
+        _ => Prefetch::None, // later inputs find the rows in a cache
     };
     let mut row = rows.start;
-    while row + R <= rows.end {
-        let mut acc = [[zero; R]; N];
+    while row + ROWS <= rows.end {
+        let mut acc = [[zero; ROWS]; INPUTS];
         let w = rows_at::<P>(w, cols, row);
-        // SAFETY: `row + R` rows are there, and the caller vouches for `N` inputs.
-        unsafe { p.tile::<R, N>(w, x(), 0..cols, ahead, &mut acc) };
+        // SAFETY: `row + ROWS` rows are there, and the caller vouches for `INPUTS` inputs.
+        unsafe { p.tile::<ROWS, INPUTS>(w, x(), 0..cols, prefetch, &mut acc) };
         put(s, acc, input, row, out);
-        row += R;
+        row += ROWS;
     }
     for row in row..rows.end {
-        let mut acc = [[zero]; N];
+        let mut acc = [[zero]; INPUTS];
         let w = rows_at::<P>(w, cols, row);
         // SAFETY: as above, with one row.
-        unsafe { p.tile::<1, N>(w, x(), 0..cols, ahead, &mut acc) };
+        unsafe { p.tile::<1, INPUTS>(w, x(), 0..cols, prefetch, &mut acc) };
         put(s, acc, input, row, out);
     }
 }
 
 /// Stores the sums of rows from `row` on with inputs from `input` on.
 #[inline(always)]
-fn put<S: Simd, const R: usize, const N: usize>(
+fn put<S: Simd, const ROWS: usize, const INPUTS: usize>(
     s: S,
-    acc: [[S::V; R]; N],
+    acc: [[S::V; ROWS]; INPUTS],
     input: usize,
     row: usize,
     out: &mut ViewMut<'_, f32>,
 ) {
     for (i, acc) in acc.into_iter().enumerate() {
-        let out = &mut out.row(input + i)[row..row + R];
+        let out = &mut out.row(input + i)[row..row + ROWS];
         sums(s, acc, |r, sum| out[r] = sum);
     }
 }
 
-/// A block of rows times `N` inputs from `input` on, slice by slice.
+/// A block of rows times `INPUTS` inputs from `input` on, slice by slice.
 ///
 /// # Safety
-/// As for [`few`].
+/// As for [`matvec`].
 #[inline(always)]
-unsafe fn many<P: Product, const R: usize, const N: usize>(
+unsafe fn matmul_block<P: Product, const ROWS: usize, const INPUTS: usize>(
     p: P,
     w: &[u8],
     cols: usize,
@@ -444,13 +457,14 @@ unsafe fn many<P: Product, const R: usize, const N: usize>(
     rows: Range<usize>,
 ) {
     let s = p.floats();
-    let ahead = match input {
-        0 => Ahead::Often(R * cols * P::BYTES),
-        _ => Ahead::Never,
+    let prefetch = match input {
+        0 => Prefetch::Temporal(ROWS * cols * P::BYTES),
+        _ => Prefetch::None,
     };
-    let whole = rows.start..rows.end - rows.len() % R;
+    let whole = rows.start..rows.end - rows.len() % ROWS;
     let mut packed = [const { MaybeUninit::<Line>::uninit() }; MOST * (SLICE + 2)];
-    let mut kept = [const { MaybeUninit::<[[<P::S as Simd>::V; R]; N]>::uninit() }; BLOCK_GROUPS];
+    let mut kept =
+        [const { MaybeUninit::<[[<P::S as Simd>::V; ROWS]; INPUTS]>::uninit() }; BLOCK_GROUPS];
     let n_slices = cols.div_ceil(SLICE * P::VECTOR).max(1);
     let end_of = |slice| match slice == n_slices {
         true => cols,
@@ -458,24 +472,24 @@ unsafe fn many<P: Product, const R: usize, const N: usize>(
     };
     for slice in 0..n_slices {
         let k = end_of(slice)..end_of(slice + 1);
-        assert!(N * k.len().div_ceil(P::VECTOR) <= packed.len());
+        assert!(INPUTS * k.len().div_ceil(P::VECTOR) <= packed.len());
         let to: *mut P::X = packed.as_mut_ptr().cast();
         // SAFETY: there is room, and the inputs have the elements.
-        unsafe { pack::<P::X, N>(x, input, k.clone(), P::VECTOR, to) };
+        unsafe { pack::<P::X, INPUTS>(x, input, k.clone(), P::VECTOR, to) };
         let x = || Inputs {
-            start: to.wrapping_sub(k.start * N).cast_const(),
+            start: to.wrapping_sub(k.start * INPUTS).cast_const(),
             stride: P::VECTOR,
-            advance: N,
+            advance: INPUTS,
         };
-        for (row, kept) in whole.clone().step_by(R).zip(&mut kept) {
+        for (row, kept) in whole.clone().step_by(ROWS).zip(&mut kept) {
             let mut acc = match slice {
-                0 => [[s.splat(0.0); R]; N],
+                0 => [[s.splat(0.0); ROWS]; INPUTS],
                 // SAFETY: written with the slice before.
                 _ => unsafe { kept.assume_init_read() },
             };
             let w = rows_at::<P>(w, cols, row);
-            // SAFETY: `row + R` rows are there, and the inputs were packed.
-            unsafe { p.tile::<R, N>(w, x(), k.clone(), ahead, &mut acc) };
+            // SAFETY: `row + ROWS` rows are there, and the inputs were packed.
+            unsafe { p.tile::<ROWS, INPUTS>(w, x(), k.clone(), prefetch, &mut acc) };
             match slice + 1 == n_slices {
                 true => put(s, acc, input, row, out),
                 false => _ = kept.write(acc),
@@ -483,15 +497,15 @@ unsafe fn many<P: Product, const R: usize, const N: usize>(
         }
     }
     // SAFETY: the caller vouches for rows and inputs.
-    unsafe { few::<P, 1, N>(p, w, cols, x, input, out, whole.end..rows.end) };
+    unsafe { matvec::<P, 1, INPUTS>(p, w, cols, x, input, out, whole.end..rows.end) };
 }
 
-/// Copies elements `k` of `N` inputs from `input` on side by side, vector by vector, padded with zeros.
+/// Copies elements `k` of `INPUTS` inputs from `input` on side by side, vector by vector, padded with zeros.
 ///
 /// # Safety
 /// The inputs have the elements, and there is room for as many vectors at `to`.
 #[inline(always)]
-unsafe fn pack<X, const N: usize>(
+unsafe fn pack<X, const INPUTS: usize>(
     x: &Inputs<X>,
     input: usize,
     k: Range<usize>,
@@ -500,7 +514,7 @@ unsafe fn pack<X, const N: usize>(
 ) {
     let mut first = k.start;
     while first + vector <= k.end {
-        for i in 0..N {
+        for i in 0..INPUTS {
             // SAFETY: a vector is a line, and the caller vouches for both sides.
             unsafe {
                 let line = x.at(input + i, first).cast::<Line>().read_unaligned();
@@ -511,7 +525,7 @@ unsafe fn pack<X, const N: usize>(
         first += vector;
     }
     let rest = k.end - first;
-    for i in 0..if rest == 0 { 0 } else { N } {
+    for i in 0..if rest == 0 { 0 } else { INPUTS } {
         // SAFETY: as above; zero bits are the number 0.
         unsafe {
             to.add(rest).write_bytes(0, vector - rest);
@@ -536,7 +550,7 @@ pub(crate) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     };
     let mut acc = [[s.splat(0.0)]];
     // SAFETY: both have as many values.
-    unsafe { tile::<S, F32, 1, 1>(s, w, x, 0..a.len(), Ahead::Never, &mut acc) };
+    unsafe { tile::<S, F32, 1, 1>(s, w, x, 0..a.len(), Prefetch::None, &mut acc) };
     s.sum(acc[0][0])
 }
 
@@ -550,8 +564,8 @@ pub(crate) fn dot_rows<S: Simd>(
     out: &mut ViewMut<'_, f32>,
 ) {
     match rows.values {
-        Vectors::F32(_) => dot_rows_of::<S, F32>(s, q, rows, scale, out),
-        Vectors::F16(_) => dot_rows_of::<S, F16>(s, q, rows, scale, out),
+        FloatSlice::F32(_) => dot_rows_of::<S, F32>(s, q, rows, scale, out),
+        FloatSlice::F16(_) => dot_rows_of::<S, F16>(s, q, rows, scale, out),
     }
 }
 
@@ -577,13 +591,13 @@ fn dot_rows_of<S: Simd, E: Element>(
             2.. => dot_rows_with::<S, E, 2>(s, q, i, rows, scale, out),
             _ => dot_rows_with::<S, E, 1>(s, q, i, rows, scale, out),
         };
-        rows.next = Vectors::F32(&[]);
+        rows.next = FloatSlice::F32(&[]);
     }
 }
 
-/// [`dot_rows`] for vectors of `16 * V` values, and rows without gaps.
+/// [`dot_rows`] for vectors of `16 * VECTORS` values, and rows without gaps.
 #[inline(always)]
-fn dot_whole_rows<S: Simd, E: Element, const V: usize>(
+fn dot_whole_rows<S: Simd, E: Element, const VECTORS: usize>(
     s: S,
     q: View<'_, f32>,
     mut rows: StridedRows<'_>,
@@ -595,17 +609,17 @@ fn dot_whole_rows<S: Simd, E: Element, const V: usize>(
     while i < m {
         // With 16 registers, sums side by side would not stay in them.
         i += match m - i {
-            4.. if S::WIDE => dot_whole_rows_with::<S, E, V, 4>(s, q, i, rows, scale, out),
-            2.. if S::WIDE => dot_whole_rows_with::<S, E, V, 2>(s, q, i, rows, scale, out),
-            _ => dot_whole_rows_alone::<S, E, V>(s, q, i, rows, scale, out),
+            4.. if S::WIDE => dot_whole_rows_with::<S, E, VECTORS, 4>(s, q, i, rows, scale, out),
+            2.. if S::WIDE => dot_whole_rows_with::<S, E, VECTORS, 2>(s, q, i, rows, scale, out),
+            _ => dot_whole_rows_alone::<S, E, VECTORS>(s, q, i, rows, scale, out),
         };
-        rows.next = Vectors::F32(&[]);
+        rows.next = FloatSlice::F32(&[]);
     }
 }
 
-/// [`dot_whole_rows`] for `N` vectors from `i` on, with four rows at a time. Returns `N`.
+/// [`dot_whole_rows`] for `INPUTS` vectors from `i` on, with four rows at a time. Returns `INPUTS`.
 #[inline(always)]
-fn dot_whole_rows_with<S: Simd, E: Element, const V: usize, const N: usize>(
+fn dot_whole_rows_with<S: Simd, E: Element, const VECTORS: usize, const INPUTS: usize>(
     s: S,
     q: View<'_, f32>,
     i: usize,
@@ -613,22 +627,22 @@ fn dot_whole_rows_with<S: Simd, E: Element, const V: usize, const N: usize>(
     scale: f32,
     out: &mut ViewMut<'_, f32>,
 ) -> usize {
-    let (n, row_bytes) = (out.shape().1, V * LANES * E::BYTES);
-    let x: [&[[f32; LANES]; V]; N] = core::array::from_fn(|k| whole_vector(q, i + k));
+    let (n, row_bytes) = (out.shape().1, VECTORS * LANES * E::BYTES);
+    let x: [&[[f32; LANES]; VECTORS]; INPUTS] = core::array::from_fn(|k| whole_vector(q, i + k));
     let next = rows.next.bytes();
     let rows = &rows.values.bytes()[..n * row_bytes];
     let (fours, last) = (n / 4 * 4, n / 4 * 4..n);
     for j in (0..fours).step_by(4) {
         let four = &rows[j * row_bytes..][..4 * row_bytes];
-        let ahead = ahead_of(rows, next, j * row_bytes);
-        let mut acc = [[s.splat(0.0); 4]; N];
-        for v in 0..V {
+        let prefetch = prefetch_address(rows, next, j * row_bytes);
+        let mut acc = [[s.splat(0.0); 4]; INPUTS];
+        for v in 0..VECTORS {
             for r in 0..4 {
                 let at = r * row_bytes + v * LANES * E::BYTES;
                 if at.is_multiple_of(64) {
-                    s.prefetch(ahead.wrapping_add(at));
+                    s.prefetch(prefetch.wrapping_add(at));
                 }
-                // SAFETY: there are four rows of `V` vectors.
+                // SAFETY: there are four rows of `VECTORS` vectors.
                 let w = unsafe { E::load(s, four.as_ptr().add(at)) };
                 for (acc, x) in acc.iter_mut().zip(x) {
                     acc[r] = s.fma(w, s.load_array(&x[v]), acc[r]);
@@ -641,20 +655,23 @@ fn dot_whole_rows_with<S: Simd, E: Element, const V: usize, const N: usize>(
         }
     }
     for j in last {
-        let ahead = ahead_of(rows, next, j * row_bytes);
+        let prefetch = prefetch_address(rows, next, j * row_bytes);
         for (k, x) in x.iter().enumerate() {
             let row = &rows[j * row_bytes..][..row_bytes];
-            out.row(i + k)[j] = scale * s.sum(products::<S, E, V>(s, x, row, ahead));
+            out.row(i + k)[j] = scale * s.sum(products::<S, E, VECTORS>(s, x, row, prefetch));
         }
     }
-    N
+    INPUTS
 }
 
 /// Vector `i`, all of it.
 #[inline(always)]
-fn whole_vector<'q, const V: usize>(q: View<'q, f32>, i: usize) -> &'q [[f32; LANES]; V] {
-    let (vectors, _) = q.row(i, 0, V * LANES).as_chunks();
-    vectors.try_into().expect("`V` vectors")
+fn whole_vector<'q, const VECTORS: usize>(
+    q: View<'q, f32>,
+    i: usize,
+) -> &'q [[f32; LANES]; VECTORS] {
+    let (vectors, _) = q.row(i, 0, VECTORS * LANES).as_chunks();
+    vectors.try_into().expect("`VECTORS` vectors")
 }
 
 /// [`dot_whole_rows`] for vector `i`. Returns 1.
@@ -663,7 +680,7 @@ fn whole_vector<'q, const V: usize>(q: View<'q, f32>, i: usize) -> &'q [[f32; LA
 /// last line, and with each line one of `next` is asked for, past the caches. The vector stays in
 /// registers. A row of 64 half floats takes 1.5 ns in the caches.
 #[inline(always)]
-fn dot_whole_rows_alone<S: Simd, E: Element, const V: usize>(
+fn dot_whole_rows_alone<S: Simd, E: Element, const VECTORS: usize>(
     s: S,
     q: View<'_, f32>,
     i: usize,
@@ -671,8 +688,8 @@ fn dot_whole_rows_alone<S: Simd, E: Element, const V: usize>(
     scale: f32,
     out: &mut ViewMut<'_, f32>,
 ) -> usize {
-    let row_bytes = V * LANES * E::BYTES;
-    let x = whole_vector::<V>(q, i);
+    let row_bytes = VECTORS * LANES * E::BYTES;
+    let x = whole_vector::<VECTORS>(q, i);
     let out = out.row(i);
     let next = rows.next.bytes();
     let rows = &rows.values.bytes()[..out.len() * row_bytes];
@@ -682,14 +699,20 @@ fn dot_whole_rows_alone<S: Simd, E: Element, const V: usize>(
         let mut acc = [s.splat(0.0); 4];
         for acc in &mut acc {
             let row = &rows[at..][..row_bytes];
-            *acc = products::<S, E, V>(s, x, row, ahead_of(rows, next, at));
+            *acc = products::<S, E, VECTORS>(s, x, row, prefetch_address(rows, next, at));
             at += row_bytes;
         }
         *out = s.sum4(acc).map(|sum| scale * sum);
     }
     for out in last {
         let row = &rows[at..][..row_bytes];
-        *out = scale * s.sum(products::<S, E, V>(s, x, row, ahead_of(rows, next, at)));
+        *out = scale
+            * s.sum(products::<S, E, VECTORS>(
+                s,
+                x,
+                row,
+                prefetch_address(rows, next, at),
+            ));
         at += row_bytes;
     }
     1
@@ -698,20 +721,20 @@ fn dot_whole_rows_alone<S: Simd, E: Element, const V: usize>(
 /// The products of a row with a vector, added lane by lane. With each cache line, one at `ahead` is asked
 /// for.
 #[inline(always)]
-fn products<S: Simd, E: Element, const V: usize>(
+fn products<S: Simd, E: Element, const VECTORS: usize>(
     s: S,
-    x: &[[f32; LANES]; V],
+    x: &[[f32; LANES]; VECTORS],
     row: &[u8],
-    ahead: *const u8,
+    prefetch: *const u8,
 ) -> S::V {
-    assert_eq!(row.len(), V * LANES * E::BYTES);
+    assert_eq!(row.len(), VECTORS * LANES * E::BYTES);
     let mut acc = s.splat(0.0);
     for (v, x) in x.iter().enumerate() {
         let at = v * LANES * E::BYTES;
         if at.is_multiple_of(64) {
-            s.prefetch_once(ahead.wrapping_add(at));
+            s.prefetch_streaming(prefetch.wrapping_add(at));
         }
-        // SAFETY: a row has `V` vectors.
+        // SAFETY: a row has `VECTORS` vectors.
         let w = unsafe { E::load(s, row.as_ptr().add(at)) };
         acc = s.fma(w, s.load_array(x), acc);
     }
@@ -721,14 +744,14 @@ fn products<S: Simd, E: Element, const V: usize>(
 /// Where to ask for memory while the row `at` bytes into `rows` is read: as far into `next`, or in the rows
 /// themselves, which costs next to nothing, if there is nothing.
 #[inline(always)]
-pub(super) fn ahead_of(rows: &[u8], next: &[u8], at: usize) -> *const u8 {
+pub(super) fn prefetch_address(rows: &[u8], next: &[u8], at: usize) -> *const u8 {
     let bytes = if at < next.len() { next } else { rows };
     bytes.as_ptr().wrapping_add(at)
 }
 
-/// [`dot_rows`] for `N` vectors from `i` on. Returns `N`.
+/// [`dot_rows`] for `INPUTS` vectors from `i` on. Returns `INPUTS`.
 #[inline(always)]
-fn dot_rows_with<S: Simd, E: Element, const N: usize>(
+fn dot_rows_with<S: Simd, E: Element, const INPUTS: usize>(
     s: S,
     q: View<'_, f32>,
     i: usize,
@@ -737,7 +760,7 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
     out: &mut ViewMut<'_, f32>,
 ) -> usize {
     let ((m, d), n) = (q.shape(), out.shape().1);
-    assert!(i + N <= m);
+    assert!(i + INPUTS <= m);
     let (stride, next) = (rows.stride * E::BYTES, rows.next.bytes());
     let rows = rows.values.bytes();
     let x = || {
@@ -748,19 +771,19 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
             advance: 1,
         }
     };
-    let ahead = Ahead::Often(4 * stride);
+    let prefetch = Prefetch::Temporal(4 * stride);
     let mut j = 0;
     while j + 4 <= n {
         for row in j..j + 4 {
-            ask_for_row(s, next, row * stride, d * E::BYTES);
+            prefetch_row(s, next, row * stride, d * E::BYTES);
         }
         let w = Rows {
             start: rows[j * stride..][..3 * stride + d * E::BYTES].as_ptr(),
             stride,
         };
-        let mut acc = [[s.splat(0.0); 4]; N];
-        // SAFETY: the slice above holds four rows of `d` values, and there are `N` vectors of `d`.
-        unsafe { tile::<S, E, 4, N>(s, w, x(), 0..d, ahead, &mut acc) };
+        let mut acc = [[s.splat(0.0); 4]; INPUTS];
+        // SAFETY: the slice above holds four rows of `d` values, and there are `INPUTS` vectors of `d`.
+        unsafe { tile::<S, E, 4, INPUTS>(s, w, x(), 0..d, prefetch, &mut acc) };
         for (v, acc) in acc.into_iter().enumerate() {
             let sums = s.sum4(acc).map(|sum| scale * sum);
             out.row(i + v)[j..j + 4].copy_from_slice(&sums);
@@ -768,25 +791,25 @@ fn dot_rows_with<S: Simd, E: Element, const N: usize>(
         j += 4;
     }
     while j < n {
-        ask_for_row(s, next, j * stride, d * E::BYTES);
+        prefetch_row(s, next, j * stride, d * E::BYTES);
         let w = Rows {
             start: rows[j * stride..][..d * E::BYTES].as_ptr(),
             stride,
         };
-        let mut acc = [[s.splat(0.0)]; N];
-        // SAFETY: the slice above holds a row of `d` values, and there are `N` vectors of `d`.
-        unsafe { tile::<S, E, 1, N>(s, w, x(), 0..d, ahead, &mut acc) };
+        let mut acc = [[s.splat(0.0)]; INPUTS];
+        // SAFETY: the slice above holds a row of `d` values, and there are `INPUTS` vectors of `d`.
+        unsafe { tile::<S, E, 1, INPUTS>(s, w, x(), 0..d, prefetch, &mut acc) };
         for (v, [acc]) in acc.into_iter().enumerate() {
             out.row(i + v)[j] = scale * s.sum(acc);
         }
         j += 1;
     }
-    N
+    INPUTS
 }
 
 /// Asks for the cache lines of the row of `bytes` bytes at `at`, as far as there is one.
 #[inline(always)]
-pub(super) fn ask_for_row<S: Simd>(s: S, rows: &[u8], at: usize, bytes: usize) {
+pub(super) fn prefetch_row<S: Simd>(s: S, rows: &[u8], at: usize, bytes: usize) {
     if let Some(row) = rows.get(at..at + bytes) {
         for line in row.chunks(64) {
             s.prefetch(line.as_ptr());

@@ -1,9 +1,9 @@
 //! Everything that is not a matrix: softmax, norms, gates, rotations and elementwise sums.
 
-use super::linear::{Bf16, Element, F16, F32, ahead_of, ask_for_row};
+use super::linear::{Bf16, Element, F16, F32, prefetch_address, prefetch_row};
 use super::{Simd, dot, fold_vectors, for_vectors};
 use crate::scalar::{self, LANES};
-use crate::{StridedRows, Vectors, View, ViewMut, Weights};
+use crate::{FloatSlice, StridedRows, View, ViewMut, Weights};
 use half::f16;
 
 /// `e^x`, by the operations of [`scalar::exp`].
@@ -78,7 +78,7 @@ pub(crate) fn swiglu<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
 
 /// Rotates 8 pairs: `y0 = fma(x0, c, -(x1 * s))`, `y1 = fma(x1, c, x0 * s)`.
 #[inline(always)]
-fn turn<S: Simd>(s: S, x: S::V, cos: &[f32; LANES / 2], sin: &[f32; LANES / 2]) -> S::V {
+fn rotate<S: Simd>(s: S, x: S::V, cos: &[f32; LANES / 2], sin: &[f32; LANES / 2]) -> S::V {
     let product = s.mul(s.swap_pairs(x), s.twice(sin));
     s.fma_alternating(x, s.twice(cos), product)
 }
@@ -90,7 +90,7 @@ pub(crate) fn rope<S: Simd>(s: S, x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (cos, cos_tail) = cos.as_chunks();
     let (sin, sin_tail) = sin.as_chunks();
     for ((x, cos), sin) in x.iter_mut().zip(cos).zip(sin) {
-        let y = turn(s, s.load_array(x), cos, sin);
+        let y = rotate(s, s.load_array(x), cos, sin);
         // SAFETY: `x` is an array of 16 values.
         unsafe { s.store(x.as_mut_ptr(), y) };
     }
@@ -98,7 +98,7 @@ pub(crate) fn rope<S: Simd>(s: S, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let (mut cos, mut sin) = ([0.0; LANES / 2], [0.0; LANES / 2]);
         cos[..cos_tail.len()].copy_from_slice(cos_tail);
         sin[..sin_tail.len()].copy_from_slice(sin_tail);
-        let y = turn(s, s.load_padded(x_tail, 0.0), &cos, &sin);
+        let y = rotate(s, s.load_padded(x_tail, 0.0), &cos, &sin);
         s.store_first(x_tail, y);
     }
 }
@@ -130,8 +130,8 @@ pub(crate) fn weighted_sum<S: Simd>(
     acc: &mut ViewMut<'_, f32>,
 ) {
     match rows.values {
-        Vectors::F32(_) => weighted_sum_of::<S, F32>(s, p, rows, acc),
-        Vectors::F16(_) => weighted_sum_of::<S, F16>(s, p, rows, acc),
+        FloatSlice::F32(_) => weighted_sum_of::<S, F32>(s, p, rows, acc),
+        FloatSlice::F16(_) => weighted_sum_of::<S, F16>(s, p, rows, acc),
     }
 }
 
@@ -166,7 +166,7 @@ fn weighted_sum_of<S: Simd, E: Element>(
                 (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, acc, c),
                 _ => weighted_columns::<S, E, 1, 1>(s, p, i, rows, acc, c),
             };
-            rows.next = Vectors::F32(&[]);
+            rows.next = FloatSlice::F32(&[]);
         }
         c += vectors * LANES;
     }
@@ -186,10 +186,10 @@ fn weighted_sum_of<S: Simd, E: Element>(
     }
 }
 
-/// `N` vectors from column `c` on of `M` weighted sums from `i` on: the sums stay in registers over all
-/// the rows. Returns `M`.
+/// `VECTORS` vectors from column `c` on of `INPUTS` weighted sums from `i` on: the sums stay in registers over all
+/// the rows. Returns `INPUTS`.
 #[inline(always)]
-fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
+fn weighted_columns<S: Simd, E: Element, const INPUTS: usize, const VECTORS: usize>(
     s: S,
     p: View<'_, f32>,
     i: usize,
@@ -200,35 +200,35 @@ fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
     let n = p.shape().1;
     let (stride, next) = (rows.stride * E::BYTES, rows.next.bytes());
     let rows = &rows.values.bytes()[c * E::BYTES..];
-    let width = N * LANES;
-    let mut sums = [[s.splat(0.0); N]; M];
+    let width = VECTORS * LANES;
+    let mut sums = [[s.splat(0.0); VECTORS]; INPUTS];
     for (m, sums) in sums.iter_mut().enumerate() {
         let (acc, _) = acc.row(i + m)[c..c + width].as_chunks::<LANES>();
         for (sum, acc) in sums.iter_mut().zip(acc) {
             *sum = s.load_array(acc);
         }
     }
-    let weights: [&[f32]; M] = core::array::from_fn(|m| p.row(i + m, 0, n));
+    let weights: [&[f32]; INPUTS] = core::array::from_fn(|m| p.row(i + m, 0, n));
     assert!(weights.iter().all(|w| w.len() == n));
     // One sum takes whole rows without gaps as one stream, as the dot products do.
-    let is_stream = M == 1 && stride == width * E::BYTES;
+    let is_stream = INPUTS == 1 && stride == width * E::BYTES;
     for j in 0..n {
         let row = &rows[j * stride..][..width * E::BYTES];
         match is_stream {
             true => {
-                let ahead = ahead_of(rows, next, j * stride);
+                let prefetch = prefetch_address(rows, next, j * stride);
                 for line in (0..width * E::BYTES).step_by(64) {
-                    s.prefetch_once(ahead.wrapping_add(line));
+                    s.prefetch_streaming(prefetch.wrapping_add(line));
                 }
             }
-            false => ask_for_row(s, next, j * stride, acc.shape().1 * E::BYTES),
+            false => prefetch_row(s, next, j * stride, acc.shape().1 * E::BYTES),
         }
-        let mut p = [s.splat(0.0); M];
+        let mut p = [s.splat(0.0); INPUTS];
         for (p, weights) in p.iter_mut().zip(weights) {
             *p = s.splat(weights[j]);
         }
-        for v in 0..N {
-            // SAFETY: the slice above holds `N` vectors.
+        for v in 0..VECTORS {
+            // SAFETY: the slice above holds `VECTORS` vectors.
             let value = unsafe { E::load(s, row.as_ptr().add(v * LANES * E::BYTES)) };
             for (sums, p) in sums.iter_mut().zip(p) {
                 sums[v] = s.fma(p, value, sums[v]);
@@ -241,12 +241,12 @@ fn weighted_columns<S: Simd, E: Element, const M: usize, const N: usize>(
             *acc = s.to_array(sum);
         }
     }
-    M
+    INPUTS
 }
 
-/// See [`crate::narrow`].
+/// See [`crate::to_f16`].
 #[inline(always)]
-pub(crate) fn narrow<S: Simd>(s: S, x: &[f32], out: &mut [f16]) {
+pub(crate) fn to_f16<S: Simd>(s: S, x: &[f32], out: &mut [f16]) {
     let (x, x_tail) = x.as_chunks::<LANES>();
     let (out, out_tail) = out.as_chunks_mut::<LANES>();
     for (x, out) in x.iter().zip(out) {

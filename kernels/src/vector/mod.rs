@@ -9,22 +9,22 @@
 //! [`Simd::first`] keeps the untouched lanes as they were.
 
 mod bf12;
+mod bf16;
 mod int8;
 mod linear;
 mod math;
-mod product;
-mod rounded;
+mod matmul;
 
 pub(crate) use bf12::{linear_bf12, unpack_row};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use bf16::{Bf16Dot, linear_bf16_dot};
+pub(crate) use bf16::{linear_bf16_bf16, round_row};
 pub(crate) use int8::{Int8, int8_entry_points, linear_quantized, quantize_row};
 pub(crate) use linear::{Bf16, F16, F32, dot, dot_rows, linear};
 pub(crate) use math::*;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use product::Words;
-pub(crate) use product::{BLOCK_WORDS, Whole, multiply_adds, product};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use rounded::{Pairs, linear_pairs};
-pub(crate) use rounded::{linear_rounded, round_row};
+pub(crate) use matmul::Packing;
+pub(crate) use matmul::{F32Packing, KC, matmul, multiply_adds};
 
 use half::f16;
 
@@ -122,7 +122,7 @@ pub(crate) trait Simd: Copy {
 
     /// [`Simd::prefetch`] of what is read once, past the caches that it would push others out of.
     #[inline(always)]
-    fn prefetch_once(self, p: *const u8) {
+    fn prefetch_streaming(self, p: *const u8) {
         self.prefetch(p);
     }
 
@@ -155,25 +155,25 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// How far ahead of a load, in bytes, memory is asked for.
+/// Whether to prefetch memory ahead of a load, and how many bytes ahead.
 #[derive(Clone, Copy)]
-pub(crate) enum Ahead {
-    /// It is not.
-    Never,
-    /// What will be read several times.
-    Often(usize),
-    /// What will be read once, one line after the other.
-    Once(usize),
+pub(crate) enum Prefetch {
+    /// No prefetch.
+    None,
+    /// Memory that will be read several times.
+    Temporal(usize),
+    /// Memory that will be read once, one cache line after the other.
+    Streaming(usize),
 }
 
-impl Ahead {
-    /// Asks for what lies ahead of `p`.
+impl Prefetch {
+    /// Prefetches the cache line that is that many bytes ahead of `p`.
     #[inline(always)]
-    pub(crate) fn ask<S: Simd>(self, s: S, p: *const u8) {
+    pub(crate) fn issue<S: Simd>(self, s: S, p: *const u8) {
         match self {
-            Ahead::Never => (),
-            Ahead::Often(bytes) => s.prefetch(p.wrapping_add(bytes)),
-            Ahead::Once(bytes) => s.prefetch_once(p.wrapping_add(bytes)),
+            Prefetch::None => (),
+            Prefetch::Temporal(bytes) => s.prefetch(p.wrapping_add(bytes)),
+            Prefetch::Streaming(bytes) => s.prefetch_streaming(p.wrapping_add(bytes)),
         }
     }
 }
@@ -238,20 +238,20 @@ macro_rules! entry_points {
             f()
         }
         $(#[$attr])*
-        pub(crate) fn product(
+        pub(crate) fn matmul(
             s: $token,
-            into: $crate::product::Into,
+            accumulate: $crate::matmul::Accumulate,
             c: &mut $crate::ViewMut<'_, f32>,
             scale: f32,
             a: $crate::View<'_, f32>,
             b: $crate::View<'_, f32>,
-            packed: &mut $crate::product::Packed,
+            packed: &mut $crate::matmul::Packed,
         ) {
-            vector::product::<_, _, $wide>(s, vector::Whole, into, c, scale, a, b, packed)
+            vector::matmul::<_, _, $wide>(s, vector::F32Packing, accumulate, c, scale, a, b, packed)
         }
         $(#[$attr])*
         pub(crate) fn multiply_adds(s: $token, rounds: usize) -> (u64, f32) {
-            vector::multiply_adds::<_, _, $wide>(s, vector::Whole, rounds)
+            vector::multiply_adds::<_, _, $wide>(s, vector::F32Packing, rounds)
         }
         $(#[$attr])*
         pub(crate) fn linear_f32(s: $token, w: &[u8], cols: usize, x: &[f32], out: &mut $crate::ViewMut<'_, f32>) {
@@ -284,8 +284,8 @@ macro_rules! entry_points {
                 acc: &mut $crate::ViewMut<'_, f32>
             ) -> ();
             fn round_row(x: &[f32], out: &mut [u16]) -> ();
-            fn linear_rounded(w: &[u8], x: &$crate::RoundedActivations, out: &mut $crate::ViewMut<'_, f32>) -> ();
-            fn narrow(x: &[f32], out: &mut [half::f16]) -> ();
+            fn linear_bf16_bf16(w: &[u8], x: &$crate::Bf16Activations, out: &mut $crate::ViewMut<'_, f32>) -> ();
+            fn to_f16(x: &[f32], out: &mut [half::f16]) -> ();
             fn softmax(x: &mut [f32]) -> ();
             fn log_softmax_entropy(logits: &[f32]) -> f32;
             fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> ();

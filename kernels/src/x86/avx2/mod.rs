@@ -305,7 +305,7 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
-    fn prefetch_once(self, p: *const u8) {
+    fn prefetch_streaming(self, p: *const u8) {
         // SAFETY: as in `prefetch`.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
     }

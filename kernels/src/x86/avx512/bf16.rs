@@ -2,9 +2,9 @@
 
 use core::arch::x86_64::*;
 
+use crate::bf16::Bf16Activations;
 use crate::isa::Avx512;
-use crate::rounded::RoundedActivations;
-use crate::vector::{self, Pairs};
+use crate::vector::{self, Bf16Dot};
 use crate::view::ViewMut;
 
 /// A token that was checked for the dot product of bfloat16 numbers.
@@ -34,16 +34,11 @@ pub(crate) unsafe fn adds_odd_first() -> bool {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub(crate) fn linear_rounded(
-    s: Bf16,
-    w: &[u8],
-    x: &RoundedActivations,
-    out: &mut ViewMut<'_, f32>,
-) {
-    vector::linear_pairs::<_, 4, 6, 8>(s, w, x, out)
+pub(crate) fn linear_bf16_bf16(s: Bf16, w: &[u8], x: &Bf16Activations, out: &mut ViewMut<'_, f32>) {
+    vector::linear_bf16_dot::<_, 4, 6, 8>(s, w, x, out)
 }
 
-impl Pairs for Bf16 {
+impl Bf16Dot for Bf16 {
     type S = Avx512;
     type P = __m512bh;
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod bf16;
 pub(crate) mod int8;
-pub(crate) mod product;
+pub(crate) mod matmul;
 
 use core::arch::x86_64::*;
 
@@ -263,7 +263,7 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
-    fn prefetch_once(self, p: *const u8) {
+    fn prefetch_streaming(self, p: *const u8) {
         // SAFETY: as in `prefetch`.
         unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
     }

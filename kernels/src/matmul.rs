@@ -12,9 +12,9 @@ use crate::{portable, scalar};
 
 /// How a product meets what the destination holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Into {
+pub enum Accumulate {
     /// Replaces it.
-    Set,
+    Overwrite,
     /// Is added to it.
     Add,
 }
@@ -60,10 +60,10 @@ thread_local! {
 ///
 /// # Panics
 /// If the shapes do not fit, or the precision is not available.
-pub fn product(
+pub fn matmul(
     isa: Isa,
     precision: Precision,
-    into: Into,
+    accumulate: Accumulate,
     mut c: ViewMut<'_, f32>,
     scale: f32,
     a: View<'_, f32>,
@@ -76,7 +76,7 @@ pub fn product(
         "products in {precision:?} on {}",
         isa.name()
     );
-    if k == 0 && into == Into::Set {
+    if k == 0 && accumulate == Accumulate::Overwrite {
         (0..m).for_each(|i| c.row(i).fill(0.0));
     }
     if k == 0 || n == 0 {
@@ -90,13 +90,13 @@ pub fn product(
             let words = x86::avx512::bf16::Bf16::new(token).expect("checked above");
             // SAFETY: the tokens prove that the CPU has the features.
             unsafe {
-                x86::avx512::product::product_bf16(token, words, into, c, scale, a, b, p);
+                x86::avx512::matmul::matmul_bf16(token, words, accumulate, c, scale, a, b, p);
             }
         }
         _ => dispatch!(
             isa,
-            scalar::product(into, c, scale, a, b),
-            product(into, c, scale, a, b, p)
+            scalar::matmul(accumulate, c, scale, a, b),
+            matmul(accumulate, c, scale, a, b, p)
         ),
     }
     PACKED.set(packed);
@@ -118,7 +118,7 @@ pub fn multiply_adds(isa: Isa, precision: Precision, rounds: usize) -> u64 {
         (Precision::Bf16, Isa::Avx512(token)) => {
             let words = x86::avx512::bf16::Bf16::new(token).expect("checked above");
             // SAFETY: the tokens prove that the CPU has the features.
-            unsafe { x86::avx512::product::multiply_adds_bf16(token, words, rounds) }
+            unsafe { x86::avx512::matmul::multiply_adds_bf16(token, words, rounds) }
         }
         _ => dispatch!(isa, multiply_adds(rounds)),
     };

@@ -1,26 +1,26 @@
 //! The product of two matrices.
 
-use crate::product::Into;
-use crate::vector::BLOCK_WORDS;
+use crate::matmul::Accumulate;
+use crate::vector::KC;
 use crate::view::{View, ViewMut};
 
-pub(crate) fn product(
-    into: Into,
+pub(crate) fn matmul(
+    accumulate: Accumulate,
     c: &mut ViewMut<'_, f32>,
     scale: f32,
     a: View<'_, f32>,
     b: View<'_, f32>,
 ) {
     let k = a.shape().1;
-    let block = k.div_ceil(k.div_ceil(BLOCK_WORDS));
+    let block = k.div_ceil(k.div_ceil(KC));
     for i in 0..c.shape().0 {
         for j in 0..c.shape().1 {
             let c = &mut c.row(i)[j];
             for first in (0..k).step_by(block) {
                 let block = first..(first + block).min(k);
                 let dot = block.fold(0.0f32, |sum, k| a.get(i, k).mul_add(b.get(k, j), sum));
-                *c = match into {
-                    Into::Set if first == 0 => scale * dot,
+                *c = match accumulate {
+                    Accumulate::Overwrite if first == 0 => scale * dot,
                     _ => scale.mul_add(dot, *c),
                 };
             }

@@ -35,14 +35,14 @@ pub(crate) fn round(x: f32) -> u16 {
 /// `n` rows of activations in bfloat16, made by [`crate::round_activations`]. Keep one and reuse it:
 /// its memory is allocated when it first grows.
 #[derive(Clone, Debug, Default)]
-pub struct RoundedActivations {
+pub struct Bf16Activations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
     /// (n, stride), zeros after `cols`; and what more rows before left behind.
     pub(crate) values: Vec<u16>,
 }
 
-impl RoundedActivations {
+impl Bf16Activations {
     /// No rows.
     pub fn new() -> Self {
         Self::default()

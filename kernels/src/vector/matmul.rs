@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! for a block of columns of b, for a block of k:
-//!     pack that part of b: panels of up to VECS * 16 columns, k after k
+//!     pack that part of b: panels of up to NR * 16 columns, k after k
 //!     for a block of rows of a:
 //!         pack that part of a, unless its words can be read where they are
 //!         for 6 rows (12 if b is narrow), for a panel:
-//!             acc[6][VECS] = 0                     in registers
+//!             acc[6][NR] = 0                     in registers
 //!             for k: acc[i][v] += a[i][k] * b[k][v]
 //!             c = scale * acc, or c += scale * acc
 //! ```
@@ -18,46 +18,46 @@ use core::hint::black_box;
 use core::ops::Range;
 
 use super::Simd;
-use crate::product::{Into, Packed};
+use crate::matmul::{Accumulate, Packed};
 use crate::scalar::LANES;
 use crate::view::{View, ViewMut};
 
 /// Rows of a tile: with four vectors, 24 sums; enough to hide the latency of multiply-add, and few
 /// enough for 32 registers.
-const ROWS: usize = 6;
+const MR_WIDE: usize = 6;
 /// Rows of a tile where b is one or two vectors wide and there are 32 registers.
-const MOST_ROWS: usize = 12;
+const MR_SLIM: usize = 12;
 /// Words of k in a block.
-pub(crate) const BLOCK_WORDS: usize = 256;
+pub(crate) const KC: usize = 256;
 /// Columns of b in a block.
-const BLOCK_COLS: usize = 512;
+const NC: usize = 512;
 /// Rows of a in a block.
-const BLOCK_ROWS: usize = 96;
+const MC: usize = 96;
 
 /// How operands are packed into words of 32 bits, and how these are multiplied.
-pub(crate) trait Words<S: Simd>: Copy {
+pub(crate) trait Packing<S: Simd>: Copy {
     /// Values of k in a word.
     const PER_WORD: usize;
     /// Words from 16 or 32 values that follow each other in k.
-    fn along(self, s: S, first: S::V, second: S::V) -> S::V;
+    fn pack_k(self, s: S, first: S::V, second: S::V) -> S::V;
     /// Words from the values of one k, or of two that follow each other.
-    fn across(self, s: S, first: S::V, second: S::V) -> S::V;
+    fn pack_n(self, s: S, first: S::V, second: S::V) -> S::V;
     /// `acc + a * b`, over all values of a word.
     fn multiply_add(self, s: S, a: S::V, b: S::V, acc: S::V) -> S::V;
 }
 
 /// A word is an f32.
 #[derive(Clone, Copy)]
-pub(crate) struct Whole;
+pub(crate) struct F32Packing;
 
-impl<S: Simd> Words<S> for Whole {
+impl<S: Simd> Packing<S> for F32Packing {
     const PER_WORD: usize = 1;
     #[inline(always)]
-    fn along(self, _s: S, first: S::V, _second: S::V) -> S::V {
+    fn pack_k(self, _s: S, first: S::V, _second: S::V) -> S::V {
         first
     }
     #[inline(always)]
-    fn across(self, _s: S, first: S::V, _second: S::V) -> S::V {
+    fn pack_n(self, _s: S, first: S::V, _second: S::V) -> S::V {
         first
     }
     #[inline(always)]
@@ -78,7 +78,7 @@ fn load<S: Simd>(s: S, x: &[f32]) -> S::V {
 /// A part of an operand: `outer` (rows of a, columns of b) from `first` on, and `n_words` of k from `k`
 /// on.
 #[derive(Clone, Copy)]
-struct Part {
+struct Block {
     first: usize,
     k: usize,
     n_words: usize,
@@ -99,19 +99,19 @@ fn put<S: Simd>(s: S, out: &mut [f32], v: S::V) {
 
 /// The 16 words along k from word `word` of a row on.
 #[inline(always)]
-fn words_along<S: Simd, W: Words<S>>(s: S, w: W, row: &[f32], word: usize) -> S::V {
+fn words_k<S: Simd, W: Packing<S>>(s: S, w: W, row: &[f32], word: usize) -> S::V {
     let at = word * W::PER_WORD;
     let first = piece(s, row, at);
     match W::PER_WORD {
-        1 => w.along(s, first, first),
-        _ => w.along(s, first, piece(s, row, at + LANES)),
+        1 => w.pack_k(s, first, first),
+        _ => w.pack_k(s, first, piece(s, row, at + LANES)),
     }
 }
 
 /// Packs the words of a k: row `k` of `x` (k, outer), and the next one if a word is a pair, from
 /// column `col` on, as many as `out` holds.
 #[inline(always)]
-fn pack_across<S: Simd, W: Words<S>>(
+fn pack_words_n<S: Simd, W: Packing<S>>(
     s: S,
     w: W,
     x: View<'_, f32>,
@@ -126,28 +126,28 @@ fn pack_across<S: Simd, W: Words<S>>(
     };
     for (i, out) in out.chunks_exact_mut(LANES).enumerate() {
         let (first, second) = (piece(s, first, i * LANES), piece(s, second, i * LANES));
-        put(s, out, w.across(s, first, second));
+        put(s, out, w.pack_n(s, first, second));
     }
 }
 
 /// Packs rows of a. Returns the distances of neighbouring rows and words in `out`.
 #[inline(always)]
-fn pack_rows<S: Simd, W: Words<S>>(
+fn pack_a<S: Simd, W: Packing<S>>(
     s: S,
     w: W,
     a: View<'_, f32>,
-    part: Part,
+    part: Block,
     n_rows: usize,
     out: &mut Vec<f32>,
 ) -> (usize, usize) {
-    let (n_words, room) = (part.n_words, n_rows.next_multiple_of(MOST_ROWS * LANES));
+    let (n_words, room) = (part.n_words, n_rows.next_multiple_of(MR_SLIM * LANES));
     if a.has_dense_rows() {
         let stride = n_words.next_multiple_of(LANES);
         out.resize(room * stride, 0.0);
         for (i, out) in out.chunks_exact_mut(stride).take(n_rows).enumerate() {
             let row = a.row(part.first + i, part.k, n_words * W::PER_WORD);
             for (i, out) in out.chunks_exact_mut(LANES).enumerate() {
-                put(s, out, words_along(s, w, row, i * LANES));
+                put(s, out, words_k(s, w, row, i * LANES));
             }
         }
         (stride, 1)
@@ -156,29 +156,29 @@ fn pack_rows<S: Simd, W: Words<S>>(
         let used = n_rows.next_multiple_of(LANES);
         for (word, out) in out.chunks_exact_mut(room).enumerate() {
             let k = part.k + word * W::PER_WORD;
-            pack_across(s, w, a.t(), k, part.first, &mut out[..used]);
+            pack_words_n(s, w, a.t(), k, part.first, &mut out[..used]);
         }
         (1, room)
     }
 }
 
 /// Where panels of up to `most` vectors, as equal as they can be, begin and end.
-struct Panels {
-    edges: [usize; BLOCK_COLS / LANES + 1],
+struct PanelEdges {
+    edges: [usize; NC / LANES + 1],
     n: usize,
 }
 
-impl Panels {
+impl PanelEdges {
     /// Of `room` columns, a whole number of vectors.
     #[inline(always)]
     fn new(room: usize, most: usize) -> Self {
         let n_vectors = room / LANES;
         let n = n_vectors.div_ceil(most);
-        let mut edges = [0; BLOCK_COLS / LANES + 1];
+        let mut edges = [0; NC / LANES + 1];
         for (panel, edge) in edges.iter_mut().enumerate().take(n + 1) {
             *edge = n_vectors * panel / n * LANES;
         }
-        Panels { edges, n }
+        PanelEdges { edges, n }
     }
 
     #[inline(always)]
@@ -189,12 +189,12 @@ impl Panels {
 
 /// Packs columns of b into panels.
 #[inline(always)]
-fn pack_cols<S: Simd, W: Words<S>>(
+fn pack_b<S: Simd, W: Packing<S>>(
     s: S,
     w: W,
     b: View<'_, f32>,
-    part: Part,
-    panels: &Panels,
+    part: Block,
+    panels: &PanelEdges,
     out: &mut Vec<f32>,
 ) {
     let n_words = part.n_words;
@@ -204,7 +204,7 @@ fn pack_cols<S: Simd, W: Words<S>>(
         if b.has_dense_rows() {
             for (word, out) in out.chunks_exact_mut(panel.len()).enumerate() {
                 let k = part.k + word * W::PER_WORD;
-                pack_across(s, w, b, k, part.first + panel.start, out);
+                pack_words_n(s, w, b, k, part.first + panel.start, out);
             }
             continue;
         }
@@ -219,7 +219,7 @@ fn pack_cols<S: Simd, W: Words<S>>(
                 let mut v = [s.splat(0.0); LANES];
                 #[allow(clippy::needless_range_loop)]
                 for j in 0..LANES {
-                    v[j] = words_along(s, w, rows[j], word);
+                    v[j] = words_k(s, w, rows[j], word);
                 }
                 let v = s.transpose(v);
                 for i in 0..LANES.min(n_words - word) {
@@ -236,7 +236,7 @@ struct Tile<'a> {
     a: &'a [f32],
     row_stride: usize,
     word_stride: usize,
-    b: &'a [f32], // words after words, `V * 16` wide
+    b: &'a [f32], // words after words, `NR * 16` wide
     n_words: usize,
 }
 
@@ -244,11 +244,11 @@ struct Tile<'a> {
 /// dropped.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, clippy::needless_range_loop)] // indices keep sums in registers
-fn tile<S: Simd, W: Words<S>, const R: usize, const V: usize>(
+fn tile<S: Simd, W: Packing<S>, const MR: usize, const NR: usize>(
     s: S,
     w: W,
     tile: Tile<'_>,
-    into: Into,
+    accumulate: Accumulate,
     c: &mut ViewMut<'_, f32>,
     scale: S::V,
     i: usize,
@@ -261,37 +261,37 @@ fn tile<S: Simd, W: Words<S>, const R: usize, const V: usize>(
         b,
         n_words,
     } = tile;
-    assert!(n_words > 0 && (R - 1) * row_stride + (n_words - 1) * word_stride < a.len());
-    assert!(n_words * V * LANES <= b.len());
-    let mut acc = [[s.splat(0.0); V]; R];
+    assert!(n_words > 0 && (MR - 1) * row_stride + (n_words - 1) * word_stride < a.len());
+    assert!(n_words * NR * LANES <= b.len());
+    let mut acc = [[s.splat(0.0); NR]; MR];
     let (mut pa, mut pb) = (a.as_ptr(), b.as_ptr());
     for _ in 0..n_words {
-        let mut bv = [s.splat(0.0); V];
-        for v in 0..V {
-            // SAFETY: word `n` of b is `V * 16` values at `n * V * 16`; all fit, see above.
+        let mut bv = [s.splat(0.0); NR];
+        for v in 0..NR {
+            // SAFETY: word `n` of b is `NR * 16` values at `n * NR * 16`; all fit, see above.
             bv[v] = unsafe { s.load(pb.add(v * LANES)) };
         }
-        for r in 0..R {
+        for r in 0..MR {
             // SAFETY: the last word of the last row is inside `a`, see above.
             let av = s.splat(unsafe { *pa.add(r * row_stride) });
-            for v in 0..V {
+            for v in 0..NR {
                 acc[r][v] = w.multiply_add(s, av, bv[v], acc[r][v]);
             }
         }
         pa = pa.wrapping_add(word_stride);
-        pb = pb.wrapping_add(V * LANES);
+        pb = pb.wrapping_add(NR * LANES);
     }
     let (n_rows, n_cols) = c.shape();
-    for r in 0..R.min(n_rows - i) {
-        let row = &mut c.row(i + r)[j..n_cols.min(j + V * LANES)];
+    for r in 0..MR.min(n_rows - i) {
+        let row = &mut c.row(i + r)[j..n_cols.min(j + NR * LANES)];
         let mut rest = row;
-        for v in 0..V {
+        for v in 0..NR {
             let n = rest.len().min(LANES);
             let (some, later) = rest.split_at_mut(n);
             rest = later;
-            let sum = match into {
-                Into::Set => s.mul(scale, acc[r][v]),
-                Into::Add => s.fma(scale, acc[r][v], load(s, some)),
+            let sum = match accumulate {
+                Accumulate::Overwrite => s.mul(scale, acc[r][v]),
+                Accumulate::Add => s.fma(scale, acc[r][v], load(s, some)),
             };
             match n {
                 LANES => put(s, some, sum),
@@ -305,36 +305,39 @@ fn tile<S: Simd, W: Words<S>, const R: usize, const V: usize>(
 /// operations that was, and what came of them.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // indices keep sums in registers
-pub(crate) fn multiply_adds<S: Simd, W: Words<S>, const VECS: usize>(
+pub(crate) fn multiply_adds<S: Simd, W: Packing<S>, const NR: usize>(
     s: S,
     w: W,
     rounds: usize,
 ) -> (u64, f32) {
     let (a, b) = (s.splat(black_box(0.5)), s.splat(black_box(0.25)));
-    let mut acc = [[s.splat(0.0); VECS]; ROWS];
-    for r in 0..ROWS {
-        for v in 0..VECS {
+    let mut acc = [[s.splat(0.0); NR]; MR_WIDE];
+    for r in 0..MR_WIDE {
+        for v in 0..NR {
             acc[r][v] = s.splat(black_box(0.0));
         }
     }
     for _ in 0..rounds {
-        for r in 0..ROWS {
-            for v in 0..VECS {
+        for r in 0..MR_WIDE {
+            for v in 0..NR {
                 acc[r][v] = w.multiply_add(s, a, b, acc[r][v]);
             }
         }
     }
     let sum = (acc.iter().flatten()).fold(0.0, |sum, &acc| sum + s.sum(acc));
-    ((2 * rounds * ROWS * VECS * LANES * W::PER_WORD) as u64, sum)
+    (
+        (2 * rounds * MR_WIDE * NR * LANES * W::PER_WORD) as u64,
+        sum,
+    )
 }
 
-/// `c = scale * a b` or `c += scale * a b`, with tiles of up to `VECS` (at most 4) vectors.
+/// `c = scale * a b` or `c += scale * a b`, with tiles of up to `NR` (at most 4) vectors.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn product<S: Simd, W: Words<S>, const VECS: usize>(
+pub(crate) fn matmul<S: Simd, W: Packing<S>, const NR: usize>(
     s: S,
     w: W,
-    into: Into,
+    accumulate: Accumulate,
     c: &mut ViewMut<'_, f32>,
     scale: f32,
     a: View<'_, f32>,
@@ -346,33 +349,37 @@ pub(crate) fn product<S: Simd, W: Words<S>, const VECS: usize>(
     // Words that are values of a row-major a need not be packed.
     let in_place = W::PER_WORD == 1 && a.has_dense_rows();
     let n_words = k.div_ceil(W::PER_WORD);
-    let block = n_words.div_ceil(n_words.div_ceil(BLOCK_WORDS)); // blocks of equal size
+    let block = n_words.div_ceil(n_words.div_ceil(KC)); // blocks of equal size
     let mut first_col = 0;
     while first_col < n_cols {
-        let cols = BLOCK_COLS.min(n_cols - first_col);
+        let cols = NC.min(n_cols - first_col);
         let room = cols.next_multiple_of(LANES);
-        let panels = Panels::new(room, VECS);
-        let slim = VECS >= 4 && room <= 2 * LANES;
-        let step = if slim { MOST_ROWS } else { ROWS };
+        let panels = PanelEdges::new(room, NR);
+        let slim = NR >= 4 && room <= 2 * LANES;
+        let step = if slim { MR_SLIM } else { MR_WIDE };
         let mut word = 0;
         while word < n_words {
-            let into = if word == 0 { into } else { Into::Add };
-            let mut part = Part {
+            let accumulate = if word == 0 {
+                accumulate
+            } else {
+                Accumulate::Add
+            };
+            let mut part = Block {
                 first: first_col,
                 k: word * W::PER_WORD,
                 n_words: block.min(n_words - word),
             };
             let n_words = part.n_words;
-            pack_cols(s, w, b, part, &panels, &mut packed.b);
+            pack_b(s, w, b, part, &panels, &mut packed.b);
             let mut first_row = 0;
             while first_row < n_rows {
-                let rows = BLOCK_ROWS.min(n_rows - first_row);
+                let rows = MC.min(n_rows - first_row);
                 let unpacked = if in_place { rows - rows % step } else { 0 };
                 let (mut row_stride, mut word_stride) = (0, 0);
                 if unpacked < rows {
                     part.first = first_row + unpacked;
                     (row_stride, word_stride) =
-                        pack_rows(s, w, a, part, rows - unpacked, &mut packed.a);
+                        pack_a(s, w, a, part, rows - unpacked, &mut packed.a);
                 }
                 let mut i = 0;
                 while i < rows {
@@ -393,26 +400,26 @@ pub(crate) fn product<S: Simd, W: Words<S>, const VECS: usize>(
                         };
                         let (i, j) = (first_row + i, first_col + panel.start);
                         match (panel.len() / LANES, slim) {
-                            (2, true) => tile::<S, W, 12, 2>(s, w, t, into, c, scale, i, j),
-                            (_, true) => tile::<S, W, 12, 1>(s, w, t, into, c, scale, i, j),
-                            (4, _) if VECS >= 4 => {
-                                tile::<S, W, 6, 4>(s, w, t, into, c, scale, i, j)
+                            (2, true) => tile::<S, W, 12, 2>(s, w, t, accumulate, c, scale, i, j),
+                            (_, true) => tile::<S, W, 12, 1>(s, w, t, accumulate, c, scale, i, j),
+                            (4, _) if NR >= 4 => {
+                                tile::<S, W, 6, 4>(s, w, t, accumulate, c, scale, i, j)
                             }
-                            (3, _) if VECS >= 3 => {
-                                tile::<S, W, 6, 3>(s, w, t, into, c, scale, i, j)
+                            (3, _) if NR >= 3 => {
+                                tile::<S, W, 6, 3>(s, w, t, accumulate, c, scale, i, j)
                             }
-                            (2, _) if VECS >= 2 => {
-                                tile::<S, W, 6, 2>(s, w, t, into, c, scale, i, j)
+                            (2, _) if NR >= 2 => {
+                                tile::<S, W, 6, 2>(s, w, t, accumulate, c, scale, i, j)
                             }
-                            _ => tile::<S, W, 6, 1>(s, w, t, into, c, scale, i, j),
+                            _ => tile::<S, W, 6, 1>(s, w, t, accumulate, c, scale, i, j),
                         }
                     }
                     i += step;
                 }
-                first_row += BLOCK_ROWS;
+                first_row += MC;
             }
             word += block;
         }
-        first_col += BLOCK_COLS;
+        first_col += NC;
     }
 }

@@ -1,16 +1,16 @@
-//! bfloat16 weights times activations in bfloat16, written once over [`Pairs`]. The arithmetic is that
+//! bfloat16 weights times activations in bfloat16, written once over [`Bf16Dot`]. The arithmetic is that
 //! of [`crate::rounded`].
 
 use core::ops::Range;
 
 use super::linear::{Inputs, Product, Rows, multiply};
-use super::{Ahead, Simd};
+use super::{Prefetch, Simd};
 use crate::ViewMut;
-use crate::rounded::{RoundedActivations, VECTOR, round, stride};
+use crate::bf16::{Bf16Activations, VECTOR, round, stride};
 
 /// 16 pairs of bfloat16 numbers. A value of the implementing type proves that the CPU has the
 /// instructions.
-pub(crate) trait Pairs: Copy {
+pub(crate) trait Bf16Dot: Copy {
     /// The floats.
     type S: Simd;
     /// 16 pairs.
@@ -28,9 +28,9 @@ pub(crate) trait Pairs: Copy {
 
 /// Pairs as two vectors of f32: even elements, odd elements.
 #[derive(Clone, Copy)]
-pub(crate) struct Widened<S>(S);
+pub(crate) struct EmulatedBf16Dot<S>(S);
 
-impl<S: Simd> Pairs for Widened<S> {
+impl<S: Simd> Bf16Dot for EmulatedBf16Dot<S> {
     type S = S;
     type P = [S::V; 2];
 
@@ -52,11 +52,11 @@ impl<S: Simd> Pairs for Widened<S> {
     }
 }
 
-/// [`Pairs`] as a way of multiplying.
+/// [`Bf16Dot`] as a way of multiplying.
 #[derive(Clone, Copy)]
-struct Rounded<P>(P);
+struct Bf16Tile<P>(P);
 
-impl<P: Pairs> Product for Rounded<P> {
+impl<P: Bf16Dot> Product for Bf16Tile<P> {
     type S = P::S;
     type X = u16;
     const BYTES: usize = 2;
@@ -68,7 +68,7 @@ impl<P: Pairs> Product for Rounded<P> {
     }
 
     #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(
+    unsafe fn tile<const ROWS: usize, const INPUTS: usize>(
         self,
         w: Rows,
         x: Inputs<u16>,
@@ -76,20 +76,20 @@ impl<P: Pairs> Product for Rounded<P> {
             start: mut k,
             end: cols,
         }: Range<usize>,
-        ahead: Ahead,
-        acc: &mut [[<P::S as Simd>::V; R]; N],
+        prefetch: Prefetch,
+        acc: &mut [[<P::S as Simd>::V; ROWS]; INPUTS],
     ) {
         let p = self.0;
         while k + VECTOR <= cols {
             // SAFETY: `k + 32 <= cols`.
-            let weights = unsafe { load_rows::<P, R>(p, &w, k, ahead) };
+            let weights = unsafe { load_rows::<P, ROWS>(p, &w, k, prefetch) };
             // SAFETY: as above.
-            unsafe { step::<P, R, N>(p, weights, &x, k, acc) };
+            unsafe { step::<P, ROWS, INPUTS>(p, weights, &x, k, acc) };
             k += VECTOR;
         }
         if k < cols {
             let rest = 2 * (cols - k);
-            let weights: [P::P; R] = core::array::from_fn(|r| {
+            let weights: [P::P; ROWS] = core::array::from_fn(|r| {
                 let mut padded = [0u8; 2 * VECTOR];
                 // SAFETY: `rest` bytes are left in the row, and `padded` has room for them.
                 unsafe {
@@ -99,34 +99,39 @@ impl<P: Pairs> Product for Rounded<P> {
                 }
             });
             // SAFETY: the inputs are padded to whole vectors.
-            unsafe { step::<P, R, N>(p, weights, &x, k, acc) };
+            unsafe { step::<P, ROWS, INPUTS>(p, weights, &x, k, acc) };
         }
     }
 }
 
-/// Elements `k..k + 32` of `R` rows, asking for what lies ahead of them.
+/// Elements `k..k + 32` of `ROWS` rows, asking for what lies ahead of them.
 ///
 /// With 16 registers the function in `from_fn` is called in place of becoming part of this one, without the
 /// instructions; with 32 the loop keeps the weights in memory.
 ///
 /// # Safety
-/// `w` has `R` rows of `k + 32` elements at least.
+/// `w` has `ROWS` rows of `k + 32` elements at least.
 #[inline(always)]
-unsafe fn load_rows<P: Pairs, const R: usize>(p: P, w: &Rows, k: usize, ahead: Ahead) -> [P::P; R] {
+unsafe fn load_rows<P: Bf16Dot, const ROWS: usize>(
+    p: P,
+    w: &Rows,
+    k: usize,
+    prefetch: Prefetch,
+) -> [P::P; ROWS] {
     let s = p.floats();
     if P::S::WIDE {
         return core::array::from_fn(|r| {
             let row = w.start.wrapping_add(r * w.stride + 2 * k);
-            ahead.ask(s, row);
+            prefetch.issue(s, row);
             // SAFETY: the caller vouches for the elements.
             unsafe { p.load(row) }
         });
     }
     // SAFETY: as above.
-    let mut rows = [unsafe { p.load(w.start.wrapping_add(2 * k)) }; R];
+    let mut rows = [unsafe { p.load(w.start.wrapping_add(2 * k)) }; ROWS];
     for (r, to) in rows.iter_mut().enumerate() {
         let row = w.start.wrapping_add(r * w.stride + 2 * k);
-        ahead.ask(s, row);
+        prefetch.issue(s, row);
         // SAFETY: as above.
         *to = unsafe { p.load(row) };
     }
@@ -136,14 +141,14 @@ unsafe fn load_rows<P: Pairs, const R: usize>(p: P, w: &Rows, k: usize, ahead: A
 /// Adds the products of elements `k..k + 32`.
 ///
 /// # Safety
-/// `x` has `N` inputs of `k + 32` elements at least.
+/// `x` has `INPUTS` inputs of `k + 32` elements at least.
 #[inline(always)]
-unsafe fn step<P: Pairs, const R: usize, const N: usize>(
+unsafe fn step<P: Bf16Dot, const ROWS: usize, const INPUTS: usize>(
     p: P,
-    weights: [P::P; R],
+    weights: [P::P; ROWS],
     x: &Inputs<u16>,
     k: usize,
-    acc: &mut [[<P::S as Simd>::V; R]; N],
+    acc: &mut [[<P::S as Simd>::V; ROWS]; INPUTS],
 ) {
     for (i, acc) in acc.iter_mut().enumerate() {
         // SAFETY: the caller vouches for the elements.
@@ -154,12 +159,17 @@ unsafe fn step<P: Pairs, const R: usize, const N: usize>(
     }
 }
 
-/// See [`crate::linear_rounded`]; constants as for [`super::linear`].
+/// See [`crate::linear_bf16_bf16`]; constants as for [`super::linear`].
 #[inline(always)]
-pub(crate) fn linear_pairs<P: Pairs, const R: usize, const N: usize, const A: usize>(
+pub(crate) fn linear_bf16_dot<
+    P: Bf16Dot,
+    const ROWS: usize,
+    const INPUTS: usize,
+    const SHORT_ROWS: usize,
+>(
     p: P,
     w: &[u8],
-    x: &RoundedActivations,
+    x: &Bf16Activations,
     out: &mut ViewMut<'_, f32>,
 ) {
     assert!(x.values.len() >= x.n * stride(x.cols) && x.n == out.shape().0);
@@ -169,18 +179,18 @@ pub(crate) fn linear_pairs<P: Pairs, const R: usize, const N: usize, const A: us
         advance: 1,
     };
     // SAFETY: just checked; a stride is `cols` padded to whole vectors at least.
-    unsafe { multiply::<_, R, N, A>(Rounded(p), w, x.cols, inputs, out) }
+    unsafe { multiply::<_, ROWS, INPUTS, SHORT_ROWS>(Bf16Tile(p), w, x.cols, inputs, out) }
 }
 
-/// [`linear_pairs`] without an instruction for it.
+/// [`linear_bf16_dot`] without an instruction for it.
 #[inline(always)]
-pub(crate) fn linear_rounded<S: Simd>(
+pub(crate) fn linear_bf16_bf16<S: Simd>(
     s: S,
     w: &[u8],
-    x: &RoundedActivations,
+    x: &Bf16Activations,
     out: &mut ViewMut<'_, f32>,
 ) {
-    linear_pairs::<_, 2, 2, 2>(Widened(s), w, x, out)
+    linear_bf16_dot::<_, 2, 2, 2>(EmulatedBf16Dot(s), w, x, out)
 }
 
 /// See [`crate::round_activations`]. Needs nothing but integers, which the compiler vectorises.

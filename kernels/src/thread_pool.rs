@@ -14,7 +14,7 @@
 //!    the middle of a task only: one that sleeps or has lost its core delays nobody.
 //! 2. A helper without work first spins, then offers its core to others between two looks, and sleeps
 //!    after that: 200 us is longer than anything between two operations of a text being read.
-//! 3. A call that finds the team at work for another caller, or comes out of a task, does its tasks alone.
+//! 3. A call that finds the pool at work for another caller, or comes out of a task, does its tasks alone.
 
 use core::cell::UnsafeCell;
 use core::hint::spin_loop;
@@ -37,7 +37,7 @@ const AWAKE: Duration = Duration::from_micros(200);
 
 /// Threads, the calling one among them, that work on one job at a time.
 #[derive(Debug)]
-pub struct Team {
+pub struct ThreadPool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
 }
@@ -46,7 +46,7 @@ pub struct Team {
 /// look at `state` all the time.
 #[derive(Debug)]
 struct Shared {
-    /// Whether a caller has the team.
+    /// Whether a caller has the pool.
     taken: AtomicBool,
     /// Whether a helper's task panicked.
     panicked: AtomicBool,
@@ -54,16 +54,16 @@ struct Shared {
     ends: AtomicBool,
     /// Which helpers sleep, or are about to.
     asleep: Box<[AtomicBool]>,
-    state: Apart<AtomicU64>,
+    state: CachePadded<AtomicU64>,
     /// The next task of each thread's share.
-    next_tasks: Box<[Apart<AtomicUsize>]>,
+    next_tasks: Box<[CachePadded<AtomicUsize>]>,
     job: UnsafeCell<Job>,
 }
 
 /// A value with cache lines of its own.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Apart<T>(T);
+struct CachePadded<T>(T);
 
 // The state: the job's number, whether it may be entered, and how many helpers are inside.
 const NUMBER: u32 = 32;
@@ -73,32 +73,32 @@ const INSIDE: u64 = OPEN - 1;
 #[derive(Debug, Clone, Copy)]
 struct Job {
     n_tasks: usize,
-    /// The lifetime is that of the call of [`Team::run`].
+    /// The lifetime is that of the call of [`ThreadPool::run`].
     work: *const (dyn Fn(usize) + Sync),
 }
 
-// SAFETY: `job` is written by the caller that has `taken` the team, while the state says that it is
+// SAFETY: `job` is written by the caller that has `taken` the pool, while the state says that it is
 // closed and nobody inside; helpers read it only once they are inside. What it points to is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
-impl Team {
-    /// A team of `n_threads`, the caller included: the others are started, and named `blt-1` and so on.
+impl ThreadPool {
+    /// A pool of `n_threads`, the caller included: the others are started, and named `blt-1` and so on.
     ///
     /// # Errors
     /// If the system does not start so many.
     pub fn start(n_threads: usize) -> io::Result<Self> {
         let n_helpers = n_threads.saturating_sub(1);
-        let mut team = Team {
+        let mut pool = ThreadPool {
             shared: Arc::new(Shared {
                 taken: AtomicBool::new(false),
                 panicked: AtomicBool::new(false),
                 ends: AtomicBool::new(false),
                 asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
-                state: Apart(AtomicU64::new(0)),
+                state: CachePadded(AtomicU64::new(0)),
                 next_tasks: (0..n_helpers + 1)
-                    .map(|_| Apart(AtomicUsize::new(0)))
+                    .map(|_| CachePadded(AtomicUsize::new(0)))
                     .collect(),
                 job: UnsafeCell::new(Job {
                     n_tasks: 0,
@@ -108,13 +108,13 @@ impl Team {
             helpers: Vec::with_capacity(n_helpers),
         };
         for helper in 0..n_helpers {
-            let shared = Arc::clone(&team.shared);
+            let shared = Arc::clone(&pool.shared);
             let builder = thread::Builder::new().name(format!("blt-{}", helper + 1));
-            // If this one cannot be started, dropping the team ends the others.
-            let handle = builder.spawn(move || shared.help(helper))?;
-            team.helpers.push(handle);
+            // If this one cannot be started, dropping the pool ends the others.
+            let handle = builder.spawn(move || shared.worker_loop(helper))?;
+            pool.helpers.push(handle);
         }
-        Ok(team)
+        Ok(pool)
     }
 
     /// The number of threads, the caller included.
@@ -131,7 +131,7 @@ impl Team {
         if n_tasks < 2 || self.helpers.is_empty() || shared.taken.swap(true, Acquire) {
             return (0..n_tasks).for_each(work);
         }
-        // SAFETY: only the lifetime changes; `Turn` lets no helper use it after this call, even if a
+        // SAFETY: only the lifetime changes; `JobGuard` lets no helper use it after this call, even if a
         // task panics.
         let work = unsafe {
             core::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(
@@ -139,15 +139,16 @@ impl Team {
             )
         };
         let job = Job { n_tasks, work };
-        // SAFETY: the team is this caller's; the state is closed and nobody inside, see `Turn`.
+        // SAFETY: the pool is this caller's; the state is closed and nobody inside, see `JobGuard`.
         unsafe { *shared.job.get() = job };
         for (thread, next) in shared.next_tasks.iter().enumerate() {
-            next.0.store(shared.share(n_tasks, thread).start, Relaxed);
+            next.0
+                .store(shared.range_of_thread(n_tasks, thread).start, Relaxed);
         }
         let number = (shared.state.0.load(Relaxed) >> NUMBER).wrapping_add(1);
         // In one order with what a helper does before it sleeps: one of the two sees the other.
         shared.state.0.store(number << NUMBER | OPEN, SeqCst);
-        let turn = Turn(shared);
+        let guard = JobGuard(shared);
         let helpers = self.helpers.iter().zip(&shared.asleep);
         for (helper, asleep) in helpers.take(n_tasks - 1) {
             if asleep.load(SeqCst) {
@@ -156,7 +157,7 @@ impl Team {
         }
         // SAFETY: this caller's job, not yet over.
         unsafe { shared.take_tasks(job, 0) };
-        drop(turn);
+        drop(guard);
     }
 
     /// Calls `work(i, row, col, part)` on the threads for parts of each of the matrices, of at most
@@ -190,9 +191,9 @@ impl Team {
 }
 
 /// The time in which a job may be entered. Its end waits for those inside.
-struct Turn<'a>(&'a Shared);
+struct JobGuard<'a>(&'a Shared);
 
-impl Drop for Turn<'_> {
+impl Drop for JobGuard<'_> {
     fn drop(&mut self) {
         let state = &self.0.state.0;
         let mut inside = state.fetch_and(!OPEN, AcqRel) & INSIDE;
@@ -215,7 +216,7 @@ impl Drop for Turn<'_> {
 
 impl Shared {
     /// The tasks of thread `thread`.
-    fn share(&self, n_tasks: usize, thread: usize) -> Range<usize> {
+    fn range_of_thread(&self, n_tasks: usize, thread: usize) -> Range<usize> {
         let at = |thread| n_tasks * thread / self.next_tasks.len();
         at(thread)..at(thread + 1)
     }
@@ -225,11 +226,11 @@ impl Shared {
     /// # Safety
     /// The job's caller waits for this.
     unsafe fn take_tasks(&self, job: Job, thread: usize) {
-        // SAFETY: the caller of the job is in `Team::run`.
+        // SAFETY: the caller of the job is in `ThreadPool::run`.
         let work = unsafe { &*job.work };
         let n_threads = self.next_tasks.len();
         for share in (thread..n_threads).chain(0..thread) {
-            let end = self.share(job.n_tasks, share).end;
+            let end = self.range_of_thread(job.n_tasks, share).end;
             loop {
                 let task = self.next_tasks[share].0.fetch_add(1, Relaxed);
                 if task >= end {
@@ -241,7 +242,7 @@ impl Shared {
     }
 
     /// What helper number `helper` does all its life.
-    fn help(&self, helper: usize) {
+    fn worker_loop(&self, helper: usize) {
         let mut seen = 0;
         while self.wait(helper, seen) {
             let Some(number) = self.enter(seen) else {
@@ -306,7 +307,7 @@ impl Shared {
     }
 }
 
-impl Drop for Team {
+impl Drop for ThreadPool {
     /// Waits for the threads to end: a program that unloads the library, or looks for leaks, finds none
     /// of them.
     fn drop(&mut self) {
@@ -327,12 +328,12 @@ mod tests {
     #[test]
     fn every_task_runs_once() {
         for n_threads in [1, 2, 5] {
-            let team = Team::start(n_threads).unwrap();
-            assert_eq!(team.n_threads(), n_threads);
+            let pool = ThreadPool::start(n_threads).unwrap();
+            assert_eq!(pool.n_threads(), n_threads);
             for round in 0..2000 {
                 let n = round % 40;
                 let runs: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                team.run(n, &|task| {
+                pool.run(n, &|task| {
                     runs[task].fetch_add(1, Relaxed);
                 });
                 assert!(runs.iter().all(|runs| runs.load(Relaxed) == 1), "{round}");
@@ -345,12 +346,12 @@ mod tests {
 
     #[test]
     fn parts_cover_matrices() {
-        let team = Team::start(3).unwrap();
+        let pool = ThreadPool::start(3).unwrap();
         let want = |i: usize, cols: usize| move |at: usize| 100 * i + at / cols * 10 + at % cols;
         for size in [(1, 1), (2, 4), (5, 3), (9, 90)] {
             let (mut a, mut b) = (vec![0; 3 * 10], vec![0; 2 * 7]);
             let matrices = &mut [ViewMut::dense(&mut a, 10), ViewMut::dense(&mut b, 7)];
-            team.parts(matrices, size, |i, row, col, mut part| {
+            pool.parts(matrices, size, |i, row, col, mut part| {
                 let (rows, cols) = part.shape();
                 for r in 0..rows {
                     for c in 0..cols {
@@ -365,14 +366,14 @@ mod tests {
 
     #[test]
     fn several_callers_and_calls_out_of_tasks() {
-        let team = Team::start(3).unwrap();
+        let pool = ThreadPool::start(3).unwrap();
         let sum = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..300 {
-                        team.run(5, &|task| {
-                            team.run(2, &|inner| {
+                        pool.run(5, &|task| {
+                            pool.run(2, &|inner| {
                                 sum.fetch_add(task * 2 + inner, Relaxed);
                             });
                         });
@@ -385,14 +386,14 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_team_goes_on() {
-        let team = Team::start(3).unwrap();
+        let pool = ThreadPool::start(3).unwrap();
         for bad in 0..30 {
             let result = catch_unwind(AssertUnwindSafe(|| {
-                team.run(30, &|task| assert_ne!(task, bad, "as the test wants"));
+                pool.run(30, &|task| assert_ne!(task, bad, "as the test wants"));
             }));
             assert!(result.is_err());
             let done = AtomicUsize::new(0);
-            team.run(30, &|_| {
+            pool.run(30, &|_| {
                 done.fetch_add(1, Relaxed);
             });
             assert_eq!(done.load(Relaxed), 30);
@@ -410,11 +411,11 @@ mod tests {
         }
         thread_local!(static ENDS: RefCell<Option<Ends>> = const { RefCell::new(None) });
         let n_ended = Arc::new(AtomicUsize::new(0));
-        let team = Team::start(3).unwrap();
+        let pool = ThreadPool::start(3).unwrap();
         let here = thread::current().id();
         let (helped, both) = (AtomicUsize::new(0), 2);
         // Helpers come when they can; all tasks but theirs wait for them.
-        team.run(3, &|_| {
+        pool.run(3, &|_| {
             if thread::current().id() != here {
                 assert!(thread::current().name().unwrap().starts_with("blt-"));
                 ENDS.set(Some(Ends(Arc::clone(&n_ended))));
@@ -424,7 +425,7 @@ mod tests {
                 thread::yield_now();
             }
         });
-        drop(team);
+        drop(pool);
         assert_eq!(n_ended.load(SeqCst), 2);
     }
 }

@@ -1,11 +1,11 @@
 //! bfloat16 weights times activations in bfloat16, by their definition in [`crate::rounded`].
 
 use super::{LANES, tree};
-use crate::rounded::{RoundedActivations, round, stride};
+use crate::bf16::{Bf16Activations, round, stride};
 use crate::{ViewMut, Weights};
 
-/// See [`crate::linear_rounded`].
-pub(crate) fn linear_rounded(w: &[u8], x: &RoundedActivations, out: &mut ViewMut<'_, f32>) {
+/// See [`crate::linear_bf16_bf16`].
+pub(crate) fn linear_bf16_bf16(w: &[u8], x: &Bf16Activations, out: &mut ViewMut<'_, f32>) {
     let (w, cols) = (Weights::Bf16(w), x.cols);
     for i in 0..out.shape().0 {
         let x = &x.values[i * stride(cols)..][..cols];

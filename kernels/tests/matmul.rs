@@ -28,9 +28,9 @@ fn products(
     let mut all = Vec::new();
     for a in [View::strided(a, m, k, k), View::strided(&at, k, m, m).t()] {
         for b in [View::strided(b, k, n, n), View::strided(&bt, n, k, k).t()] {
-            for into in [Into::Set, Into::Add] {
+            for into in [Accumulate::Overwrite, Accumulate::Add] {
                 let mut c = whole(m * (n + 3), 9);
-                product(
+                matmul(
                     isa,
                     precision,
                     into,
@@ -136,20 +136,20 @@ fn empty_products() {
     for isa in Isa::available() {
         let mut c = [1.0f32; 4];
         let empty = View::strided(&[], 2, 0, 0);
-        product(
+        matmul(
             isa,
             Precision::F32,
-            Into::Add,
+            Accumulate::Add,
             ViewMut::dense(&mut c, 2),
             1.0,
             empty,
             empty.t(),
         );
         assert_eq!(c, [1.0; 4]);
-        product(
+        matmul(
             isa,
             Precision::F32,
-            Into::Set,
+            Accumulate::Overwrite,
             ViewMut::dense(&mut c, 2),
             1.0,
             empty,

@@ -5,20 +5,20 @@ use core::mem::transmute;
 
 use super::bf16::Bf16;
 use crate::isa::Avx512;
-use crate::product::{Into, Packed};
-use crate::vector::{self, Words};
+use crate::matmul::{Accumulate, Packed};
+use crate::vector::{self, Packing};
 use crate::view::{View, ViewMut};
 
-impl Words<Avx512> for Bf16 {
+impl Packing<Avx512> for Bf16 {
     const PER_WORD: usize = 2;
     #[inline(always)]
-    fn along(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
+    fn pack_k(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
         // SAFETY: the tokens prove AVX-512 F and BF16, here and below. Both types are 512 bits.
         unsafe { transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first)) }
     }
     #[inline(always)]
-    fn across(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
-        // SAFETY: as in `along`; the halves are 256 bits.
+    fn pack_n(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: as in `pack_k`; the halves are 256 bits.
         unsafe {
             let first = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
             let second = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
@@ -28,7 +28,7 @@ impl Words<Avx512> for Bf16 {
     }
     #[inline(always)]
     fn multiply_add(self, _s: Avx512, a: __m512, b: __m512, acc: __m512) -> __m512 {
-        // SAFETY: as in `along`.
+        // SAFETY: as in `pack_k`.
         unsafe {
             let (a, b) = (
                 transmute::<__m512, __m512bh>(a),
@@ -41,20 +41,20 @@ impl Words<Avx512> for Bf16 {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn product_bf16(
+pub(crate) fn matmul_bf16(
     s: Avx512,
-    words: Bf16,
-    into: Into,
+    packing: Bf16,
+    accumulate: Accumulate,
     c: &mut ViewMut<'_, f32>,
     scale: f32,
     a: View<'_, f32>,
     b: View<'_, f32>,
     packed: &mut Packed,
 ) {
-    vector::product::<_, _, 4>(s, words, into, c, scale, a, b, packed)
+    vector::matmul::<_, _, 4>(s, packing, accumulate, c, scale, a, b, packed)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub(crate) fn multiply_adds_bf16(s: Avx512, words: Bf16, rounds: usize) -> (u64, f32) {
-    vector::multiply_adds::<_, _, 4>(s, words, rounds)
+pub(crate) fn multiply_adds_bf16(s: Avx512, packing: Bf16, rounds: usize) -> (u64, f32) {
+    vector::multiply_adds::<_, _, 4>(s, packing, rounds)
 }

@@ -49,10 +49,10 @@ fn main() {
             let mut rate = |m, width, a: View<f32>, b: View<f32>| {
                 let seconds = time(|| {
                     let c = ViewMut::strided(&mut out, m, width, width);
-                    product(
+                    matmul(
                         isa,
                         precision,
-                        Into::Set,
+                        Accumulate::Overwrite,
                         c,
                         1.0,
                         black_box(a),
