@@ -14,8 +14,9 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 use crate::error::{Error, Result};
-use crate::few::Few;
 use crate::sampler::{Sampler, SamplerConfig};
 use crate::session::{Reading, Session, run_together};
 use crate::stop::{Stop, StopMatcher};
@@ -196,27 +197,29 @@ impl Generator<'_> {
     }
 
     /// The next byte of each, as [`Iterator::next`]. The sessions read together.
-    pub(crate) fn next_of_all(generators: &mut [&mut Generator<'_>]) -> Few<Option<Result<u8>>> {
-        let mut errors: Few<Option<Error>> = generators.iter().map(|_| None).collect();
+    pub(crate) fn next_of_all(
+        generators: &mut [&mut Generator<'_>],
+    ) -> SmallVec<[Option<Result<u8>>; 1]> {
+        let mut errors: SmallVec<[Option<Error>; 1]> = generators.iter().map(|_| None).collect();
         loop {
             let going = generators.iter_mut().zip(&mut *errors);
-            let mut going: Few<_> = going
+            let mut going: SmallVec<[_; 1]> = going
                 .filter_map(|(g, e)| g.needs_byte().then_some((g, e)))
                 .collect();
             if going.is_empty() {
                 break;
             }
             let unread = going.iter_mut().map(|(g, _)| g.unread.take());
-            let unread: Few<Option<Id>> = unread.collect();
+            let unread: SmallVec<[Option<Id>; 1]> = unread.collect();
             let readings = going.iter_mut().zip(&*unread);
-            let mut readings: Few<Reading<'_>> = readings
+            let mut readings: SmallVec<[Reading<'_>; 1]> = readings
                 .map(|((g, _), id)| {
                     let reading = Reading::new(g.session, id.as_slice());
                     reading.choosing(&mut g.sampler, g.draft, g.left)
                 })
                 .collect();
             run_together(&mut readings);
-            let results: Few<Result<Option<Id>>> =
+            let results: SmallVec<[Result<Option<Id>>; 1]> =
                 readings.into_iter().map(Reading::finish).collect();
             for ((generator, error), result) in going.into_iter().zip(results) {
                 match result {

@@ -70,7 +70,6 @@ pub mod config;
 mod cuda;
 mod device;
 pub mod error;
-mod few;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod generate;

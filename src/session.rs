@@ -7,11 +7,12 @@ mod reading;
 mod saved;
 mod write;
 
+use smallvec::SmallVec;
+
 use crate::cache::KvType;
 use crate::cancel::{CancelFlag, Canceller};
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
-use crate::few::Few;
 use crate::model::patcher::Patcher;
 use crate::model::{DraftCounts, Model, State, Trace};
 use crate::vocab::{self, BOS, Id};
@@ -229,7 +230,7 @@ impl Session {
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
         let bos = self.is_empty() && !self.options.no_bos;
         let ids = bytes.iter().map(|&byte| vocab::byte_to_id(byte));
-        let ids: Few<Id> = bos.then_some(BOS).into_iter().chain(ids).collect();
+        let ids: SmallVec<[Id; 1]> = bos.then_some(BOS).into_iter().chain(ids).collect();
         self.feed_ids(&ids)
     }
 

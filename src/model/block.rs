@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::cache::{KvCache, KvType};
 use crate::checkpoint::Checkpoint;
 use crate::config::TransformerConfig;
 use crate::error::Result;
-use crate::few::Few;
 use crate::model::differential::Differential;
 use crate::model::weights::{matrix, vector};
 use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope, ScratchVec};
@@ -181,7 +182,7 @@ impl Stack {
             done = of_run.end;
             cache.append(compute, layer, run.start, &k[of_run.clone()], &v[of_run]);
         }
-        let seen: Few<_> = (rows.visible_by_run().zip(&*caches))
+        let seen: SmallVec<[_; 1]> = (rows.visible_by_run().zip(&*caches))
             .map(|(visible, cache)| (cache.layer(layer), visible))
             .collect();
         let mut o = compute.buffer(q.len()); // (n, n_heads * head_dim)

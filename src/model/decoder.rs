@@ -4,11 +4,12 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::cache::{KvCache, RowStore};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::Result;
-use crate::few::Few;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::weights::{matrix, vector};
@@ -148,7 +149,7 @@ impl Decoder {
         for layer in 0..self.layers.n_layers() {
             if let Some(cross) = self.cross.get(layer) {
                 let mut left = &*visible;
-                let runs: Few<_> = (rows.runs.iter().zip(patch_kv))
+                let runs: SmallVec<[_; 1]> = (rows.runs.iter().zip(patch_kv))
                     .map(|(run, stores)| {
                         let (of_run, others) = left.split_at(run.len());
                         left = others;

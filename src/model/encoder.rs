@@ -4,11 +4,12 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::cache::{KvCache, RowStore};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::Result;
-use crate::few::Few;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::hash::NgramHasher;
@@ -208,7 +209,7 @@ impl Encoder {
             }
             let (k, v) = cross.keys_values(compute, &rows);
             let (mut done, mut left) = (0, &*visible);
-            let runs: Few<_> = (closed.iter())
+            let runs: SmallVec<[_; 1]> = (closed.iter())
                 .map(|c| {
                     let of = done..done + bytes(c).len() * cross.kv_dim();
                     done = of.end;

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::block::{Rows, Stack};
 use super::decoder::PatchKv;
 use super::encoder::Closed;
@@ -12,7 +14,6 @@ use super::patcher::Patcher;
 use super::{Model, State, state::SLACK};
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
-use crate::few::Few;
 use crate::ops::{self, ScratchVec};
 use crate::sampler::Sampler;
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
@@ -101,8 +102,8 @@ impl Model {
     pub(crate) fn forward(
         &self,
         parts: &mut [Part<'_>],
-    ) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
-        let before: Few<Before> = parts.iter().map(|part| part.state.before()).collect();
+    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
+        let before: SmallVec<[Before; 1]> = parts.iter().map(|part| part.state.before()).collect();
         let result = self.forward_parts(parts);
         if result.is_err() {
             for (part, old) in parts.iter_mut().zip(before) {
@@ -115,7 +116,10 @@ impl Model {
         result
     }
 
-    fn forward_parts(&self, parts: &mut [Part<'_>]) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
+    fn forward_parts(
+        &self,
+        parts: &mut [Part<'_>],
+    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
         match &mut *parts {
             _ if self.device.is_some() => {}
             [part] => {
@@ -180,8 +184,9 @@ impl Model {
         let caches = parts
             .iter_mut()
             .filter_map(|part| part.state.entropy_cache.as_mut());
-        let mut caches: Few<&mut KvCache> = caches.collect();
+        let mut caches: SmallVec<[&mut KvCache; 1]> = caches.collect();
         let logits = entropy.forward(compute, x, &rows, &mut caches); // (n, vocab)
+        drop(caches);
         let mut left = &*logits;
         for part in parts.iter_mut().filter(|part| part.runs_entropy()) {
             let (of_part, others) = left.split_at(part.ids.len() * VOCAB_SIZE);
@@ -229,8 +234,9 @@ impl Model {
             let state = &mut *part.state;
             (&mut state.encoder_cache, &mut state.byte_states[..])
         });
-        let (mut caches, mut states): (Few<_>, Few<_>) = states.unzip();
+        let (mut caches, mut states): (SmallVec<[_; 1]>, SmallVec<[_; 1]>) = states.unzip();
         encoder.forward(compute, &rows, &mut caches, &mut states, &mut x);
+        drop((caches, states));
         let mut left = &*x;
         for part in parts {
             let (of_part, others) = left.split_at(part.ids.len() * dim);
@@ -246,7 +252,7 @@ impl Model {
     /// decoder reads of them.
     pub(super) fn close_patches(&self, parts: &mut [Part<'_>]) {
         let (compute, w) = (&*self.compute, &*self.weights);
-        let mut parts: Few<(&mut Part<'_>, Range<usize>)> = (parts.iter_mut())
+        let mut parts: SmallVec<[(&mut Part<'_>, Range<usize>); 1]> = (parts.iter_mut())
             .map(|part| {
                 let closed = part.closed();
                 (part, closed)
@@ -256,7 +262,7 @@ impl Model {
         if parts.is_empty() {
             return;
         }
-        let closed: Few<Closed<'_>> = (parts.iter())
+        let closed: SmallVec<[Closed<'_>; 1]> = (parts.iter())
             .map(|(part, patches)| Closed {
                 states: &part.state.byte_states,
                 starts: &part.state.starts,
@@ -282,7 +288,7 @@ impl Model {
         let caches = parts
             .iter_mut()
             .map(|(part, _)| &mut part.state.global_cache);
-        let mut caches: Few<&mut KvCache> = caches.collect();
+        let mut caches: SmallVec<[&mut KvCache; 1]> = caches.collect();
         let outputs = w.global.forward(compute, &rows, &mut caches, vectors); // (m, global dim)
         drop(caches);
         let mut left = &*outputs;
@@ -294,7 +300,7 @@ impl Model {
                 trace.global_out.extend_from_slice(of_part);
             }
         }
-        let mut stores: Few<(usize, &mut [PatchKv])> = (parts.iter_mut())
+        let mut stores: SmallVec<[(usize, &mut [PatchKv]); 1]> = (parts.iter_mut())
             .map(|(part, closed)| (closed.len(), &mut part.state.patch_kv[..]))
             .collect();
         w.decoder.add_patches(compute, &outputs, &mut stores);
@@ -307,7 +313,7 @@ impl Model {
         parts: &mut [Part<'_>],
         n_closed: &[usize],
         x: &mut [f32],
-    ) -> Few<ScratchVec<'_, f32>> {
+    ) -> SmallVec<[ScratchVec<'_, f32>; 1]> {
         let (compute, decoder) = (&*self.compute, &self.weights.decoder);
         let mut rows = decoder.layers.rows(compute, n_closed.len());
         for part in parts.iter() {
@@ -317,8 +323,9 @@ impl Model {
             let state = &mut *part.state;
             (&mut state.decoder_cache, &state.patch_kv[..])
         });
-        let (mut caches, patch_kv): (Few<_>, Few<_>) = states.unzip();
+        let (mut caches, patch_kv): (SmallVec<[_; 1]>, SmallVec<[_; 1]>) = states.unzip();
         decoder.forward(compute, &rows, n_closed, &patch_kv, &mut caches, x);
+        drop((caches, patch_kv));
 
         let dim = decoder.layers.config.dim;
         let (mut wanted, mut left) = (compute.empty(x.len()), &*x);

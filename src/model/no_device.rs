@@ -1,10 +1,11 @@
 //! In place of `device/` without the feature `cuda`: types of which there are no values.
 
+use smallvec::SmallVec;
+
 use super::forward::{Failure, Part};
 use super::{Model, Weights};
 use crate::device::GpuOptions;
 use crate::error::{Error, Result};
-use crate::few::Few;
 use crate::ops::ScratchVec;
 
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl Model {
         &self,
         device: &DeviceModel,
         _: &mut [Part<'_>],
-    ) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
+    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
         match *device {}
     }
 }

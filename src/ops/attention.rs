@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use blt_kernels::{FloatSlice, Isa, StridedRows, View, ViewMut};
 
+use smallvec::SmallVec;
+
 use super::Compute;
-use crate::few::Few;
 
 /// Head counts and width of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +100,7 @@ pub fn attention<K: KvTiles>(
     let n_heads = heads.n_heads.div_ceil(n_tasks);
     let size = (ROWS, n_heads * heads.head_dim);
     let mut left = out;
-    let mut outputs: Few<ViewMut<'_, f32>> = (runs.iter())
+    let mut outputs: SmallVec<[ViewMut<'_, f32>; 1]> = (runs.iter())
         .map(|(_, visible)| {
             let (of_run, others) = std::mem::take(&mut left).split_at_mut(visible.len() * dim);
             left = others;

@@ -1,8 +1,9 @@
 //! How sessions read: within their limits, in pieces, several of them together.
 
+use smallvec::SmallVec;
+
 use super::{Overflow, Session, Step};
 use crate::error::{Error, Result};
-use crate::few::Few;
 use crate::model::{Failure, MAX_BATCH, Part, Trace, Wanted};
 use crate::sampler::Sampler;
 use crate::vocab::{BOS, Id, VOCAB_SIZE};
@@ -233,12 +234,12 @@ pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
             reading.result = reading.begin_pass(share);
         }
         let going = readings.iter_mut().filter(|r| r.goes_on());
-        let mut parts: Few<Part<'_>> = going.map(|r| r.part()).collect();
+        let mut parts: SmallVec<[Part<'_>; 1]> = going.map(|r| r.part()).collect();
         if parts.is_empty() {
             return;
         }
         let result = model.forward(&mut parts);
-        let chosen: Few<Option<Id>> = parts.iter().map(|part| part.chosen).collect();
+        let chosen: SmallVec<[Option<Id>; 1]> = parts.iter().map(|part| part.chosen).collect();
         drop(parts);
         let mut going = readings.iter_mut().filter(|r| r.goes_on());
         match result {

@@ -10,6 +10,8 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
+use smallvec::SmallVec;
+
 use super::super::forward::{Failure, Part, Wanted};
 use super::super::{Model, State};
 use super::launches::{Launches, MAX_RECORDED, Scratch, reserve};
@@ -19,7 +21,6 @@ use super::table::{
 use super::{Ahead, Caches, DeviceModel};
 use crate::cuda::Choice;
 use crate::error::Result;
-use crate::few::Few;
 use crate::ops::ScratchVec;
 use crate::vocab::{Id, VOCAB_SIZE};
 
@@ -34,7 +35,7 @@ impl Model {
         &self,
         device: &DeviceModel,
         parts: &mut [Part<'_>],
-    ) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
+    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
         let take = |part: &mut Part<'_>| part.state.device.take();
         let mut caches: Vec<Option<Arc<Caches>>> = parts.iter_mut().map(take).collect();
         let result = self.pass(device, parts, &mut caches);
@@ -49,7 +50,7 @@ impl Model {
         device: &DeviceModel,
         parts: &mut [Part<'_>],
         caches: &mut [Option<Arc<Caches>>],
-    ) -> Result<Few<ScratchVec<'_, f32>>, Failure> {
+    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
         // Before anything is started, copies of what a fork shares too: a graph that another pass records
         // would record them in its stead. After a panic the scratch holds what it likes: every pass writes it
         // first.
@@ -280,7 +281,7 @@ impl Model {
         parts: &mut [Part<'_>],
         caches: &[&mut Caches],
         n_closed: &[usize],
-    ) -> Result<Few<ScratchVec<'_, f32>>> {
+    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>> {
         let (k, gpu) = (device.k, &device.gpu);
         let layers = &self.weights.decoder.layers;
         let (mut rows, mut list) = (layers.rows(&self.compute, n_closed.len()), Vec::new());
