@@ -4,6 +4,8 @@
 //! page `position / PAGE` is found by a modulus when a window bounds how far anybody looks back (a ring of
 //! pages), and directly otherwise. Pages are shared between forks until one of them writes.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -13,10 +15,10 @@ use std::sync::Arc;
 use blt_kernels::{FloatSlice, to_f16};
 use half::f16;
 
-use crate::codec::{ReadError, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::ops::{Compute, Heads, KvTile, KvTiles};
 use crate::tensor::{DType, Values};
+use crate::wire::{ReadError, Reader, Writer};
 
 /// Positions in a page.
 const PAGE: usize = 64;

@@ -12,36 +12,22 @@
 //! # Ok::<(), blt::Error>(())
 //! ```
 
+mod options;
+mod stop_strings;
+mod utf8_chunks;
+
 use std::collections::VecDeque;
 
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
-use crate::sampler::{Sampler, SamplerConfig};
+use crate::sampler::Sampler;
 use crate::session::{Reading, Session, run_together};
-use crate::stop::{Stop, StopMatcher};
 use crate::vocab::{EOS, Id, id_to_byte};
 
-/// Settings of a generation.
-#[derive(Debug, Clone, Default)]
-pub struct GenerateOptions {
-    /// Most bytes to generate; `None`: until something else stops.
-    pub max_bytes: Option<usize>,
-    /// How bytes are chosen.
-    pub sampler: SamplerConfig,
-    /// Byte strings that end the generation; they are not handed out.
-    pub stop: Vec<Vec<u8>>,
-    /// Bytes to draft at a time, up to [`MAX_DRAFT`]; 0: none; `None`: as many as pays, up to 16.
-    ///
-    /// Drafting is self-speculation (arXiv:2605.08044): the local decoder goes on by itself, and the other
-    /// networks read what it wrote at once, so that their weights come from memory once for several bytes.
-    /// The bytes that the sampler would not have chosen are thrown away. The text, the logits and the
-    /// session are the same bits with and without it; bytes just come in bursts. How many it pays to draft
-    /// follows from the sizes of the networks and from how many drafted bytes have counted lately; none
-    /// where weights stay in the processor's caches. Sessions on the CPU that generate alone draft, not
-    /// several together, which share each reading of the weights as it is.
-    pub draft: Option<usize>,
-}
+pub use options::GenerateOptions;
+pub use stop_strings::{Stop, StopMatcher};
+pub use utf8_chunks::{Strings, Utf8Stream};
 
 /// Most bytes drafted at a time.
 pub const MAX_DRAFT: usize = 64;

@@ -59,12 +59,10 @@
 
 pub mod batch;
 mod cache;
-mod cancel;
 pub mod checkpoint;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
-mod codec;
 pub mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -74,32 +72,26 @@ pub mod error;
 pub mod ffi;
 pub mod generate;
 pub mod model;
+mod open;
 pub mod ops;
-mod options;
 pub mod sampler;
-mod score;
 pub mod session;
-pub mod stop;
-mod strings;
 pub mod tensor;
 #[cfg(feature = "train")]
 pub mod train;
-pub mod utf8;
 pub mod vocab;
+mod wire;
 
 pub use cache::KvType;
-pub use cancel::Canceller;
 #[cfg(feature = "cuda")]
 pub use cuda::{DeviceInfo, devices, has_cublaslt};
 pub use device::{Device, GpuOptions, TablePlace};
 pub use error::{Error, Result};
-pub use generate::{FinishReason, GenerateOptions, Generator};
+pub use generate::{FinishReason, GenerateOptions, Generator, Strings};
 pub use model::{DraftCounts, Model};
+pub use open::ModelOptions;
 pub use ops::Profile;
-pub use options::ModelOptions;
-pub use score::Score;
-pub use session::{Overflow, Session, SessionOptions};
-pub use strings::Strings;
+pub use session::{Canceller, Overflow, Score, Session, SessionOptions};
 
 // Weights are shared between threads; a session is moved between them.
 const _: () = {

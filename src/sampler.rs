@@ -4,7 +4,7 @@
 //! random draw. The same seed, settings and logits give the same bytes on every platform and with
 //! any number of threads: everything is computed in `f64` in one fixed order from operations that
 //! IEEE 754 defines to the last bit (`exp` is our own for that reason), and the random numbers are
-//! SplitMix64. Stop rules are not here; see [`crate::stop`].
+//! SplitMix64. Stop rules are not here; see [`crate::generate`].
 
 mod config;
 mod exact;

@@ -3,59 +3,26 @@
 //! Whatever way a text was fed (at once, in chunks, byte by byte, after going back, in a fork), its
 //! logits and entropies are the same bits.
 
+mod cancel;
+mod options;
 mod reading;
 mod saved;
+mod score;
 mod write;
 
 use smallvec::SmallVec;
 
-use crate::cache::KvType;
-use crate::cancel::{CancelFlag, Canceller};
-use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::model::patcher::Patcher;
 use crate::model::{DraftCounts, Model, State, Trace};
 use crate::vocab::{self, BOS, Id};
 
+pub use cancel::Canceller;
+pub use options::{Overflow, SessionOptions};
 pub(crate) use reading::{Reading, run_together};
+pub use score::Score;
 
-/// What happens when the text outgrows the context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Overflow {
-    /// [`Error::ContextFull`].
-    #[default]
-    Error,
-    /// Begin anew with BOS and the last `keep` bytes; [`Session::n_slides`] counts it.
-    Slide {
-        /// Bytes kept.
-        keep: usize,
-    },
-}
-
-/// Settings of a session.
-#[derive(Debug, Clone, Default)]
-pub struct SessionOptions {
-    /// Do not put BOS before the first byte.
-    pub no_bos: bool,
-    /// Patcher settings in place of the model's own.
-    pub patcher: Option<PatcherConfig>,
-    /// Patch lengths to use in place of any rule; the last one lasts to the end of the text.
-    pub patch_lengths: Option<Vec<usize>>,
-    /// Run the entropy model even if the patcher does not need it.
-    pub entropies: bool,
-    /// Let the entropy model begin anew every so many bytes. Meta's patcher does at 8192, the HF
-    /// implementation never.
-    pub entropy_reset: Option<usize>,
-    /// Most byte positions (BOS included); the model's own limit if `None`.
-    pub max_bytes: Option<usize>,
-    /// Most patches; the model's own limit if `None`.
-    pub max_patches: Option<usize>,
-    /// What to do at a limit.
-    pub overflow: Overflow,
-    /// How keys and values are kept; as [`Model::default_kv`] says if `None`. Either way every chunking
-    /// gives the same bits; the two differ from each other by rounding.
-    pub kv: Option<KvType>,
-}
+use cancel::CancelFlag;
 
 /// One sequence and its caches. `Clone` is a fork that shares what both have in common.
 #[derive(Debug, Clone)]

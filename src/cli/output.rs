@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Stdout, Write};
 
-use crate::utf8::Utf8Stream;
+use crate::generate::Utf8Stream;
 
 use super::args::Failure;
 use super::terminal;

@@ -11,7 +11,7 @@ use crate::config::{PatcherConfig, PatchingMode};
 use crate::error::Error;
 use crate::generate::{GenerateOptions, MAX_DRAFT};
 use crate::model::Model;
-use crate::options::ModelOptions;
+use crate::open::ModelOptions;
 use crate::session::{Overflow, SessionOptions};
 
 /// Names of settings. The comment says the kind (which setter takes it), and what holds without it.

@@ -7,9 +7,9 @@ use super::guard::{Out, OutSlice, Result, bytes, free, guard, handle, lock, opti
 use super::model::{blt_model, wrong_key};
 use super::options::{Settings, blt_options};
 use super::status::{Failure, blt_status};
-use crate::cancel::Canceller;
 use crate::generate::{FinishReason, GenerateOptions};
 use crate::sampler::Sampler;
+use crate::session::Canceller;
 use crate::session::Session;
 use crate::vocab::{self, EOS};
 

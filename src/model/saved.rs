@@ -7,8 +7,8 @@
 use std::io::{self, Write};
 
 use super::{Model, State};
-use crate::codec::{ReadError, Reader, Writer};
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
+use crate::wire::{ReadError, Reader, Writer};
 
 impl State {
     /// Writes the state.

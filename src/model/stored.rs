@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 
 use super::Model;
 use crate::checkpoint::{Checkpoint, config_to_json};
-use crate::codec::Checksum;
 use crate::config::{Config, PatcherConfig, PatchingMode};
 use crate::tensor::Tensor;
+use crate::wire::Checksum;
 
 /// All tensors of a model.
 #[derive(Debug)]

@@ -23,12 +23,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Overflow, Session, SessionOptions};
 use crate::cache::KvType;
-use crate::codec::{Checksum, ReadError, Reader, Writer};
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::saved::finite;
 use crate::vocab::VOCAB_SIZE;
+use crate::wire::{Checksum, ReadError, Reader, Writer};
 
 /// The first bytes of a state.
 pub const MAGIC: &[u8; 8] = b"bltstate";

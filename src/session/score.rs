@@ -1,7 +1,7 @@
 //! How well a model predicts a text: its surprise, in bits.
 
+use super::Session;
 use crate::error::Result;
-use crate::session::Session;
 use crate::vocab::{Id, byte_to_id};
 
 /// What [`Session::score`] found about a text.

@@ -1,7 +1,7 @@
-//! Stop strings on a stream of bytes: what has to be held back, and when one is complete.
+//! Stop strings in a stream of bytes: which bytes must be held back, and when one is complete.
 //!
 //! ```
-//! use blt::stop::{Stop, StopMatcher};
+//! use blt::generate::{Stop, StopMatcher};
 //!
 //! let mut stops = StopMatcher::new(&["\n\n"])?;
 //! assert_eq!(stops.push(b'a'), Stop::Held(0));

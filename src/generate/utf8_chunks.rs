@@ -1,10 +1,12 @@
-//! A stream of bytes as text for a terminal: whole characters, as soon as they are complete.
+//! Bytes as text in whole characters, each as soon as it is complete.
 //!
-//! A model writes bytes, and a character can take up to four. A terminal is shown only whole ones;
-//! bytes that are no UTF-8 become U+FFFD, just as [`String::from_utf8_lossy`] would do over the
-//! whole stream. Output into a pipe stays as it is and needs nothing of this.
+//! A model writes bytes, and a character can take up to four. Invalid UTF-8 becomes U+FFFD, exactly as
+//! [`String::from_utf8_lossy`] would do over the whole stream.
 
 use std::str;
+
+use super::Generator;
+use crate::error::Result;
 
 /// Splits a stream into whole characters and keeps the incomplete one at its end.
 #[derive(Debug, Clone, Default)]
@@ -19,8 +21,8 @@ impl Utf8Stream {
         Self::default()
     }
 
-    /// Takes bytes and appends to `out` what is certain: whole characters, and U+FFFD for
-    /// sequences that can no longer become one.
+    /// Takes bytes and appends to `out` every whole character, and U+FFFD for each sequence that can no
+    /// longer become one.
     pub fn push(&mut self, mut bytes: &[u8], out: &mut String) {
         while self.n_tail > 0 {
             let Some((&byte, rest)) = bytes.split_first() else {
@@ -63,7 +65,7 @@ impl Utf8Stream {
         }
     }
 
-    /// Ends the stream: an incomplete character becomes one U+FFFD. The next byte starts anew.
+    /// Ends the stream: an incomplete character becomes one U+FFFD. The next byte starts a new one.
     pub fn finish(&mut self, out: &mut String) {
         if self.n_tail > 0 {
             out.push(char::REPLACEMENT_CHARACTER);
@@ -74,6 +76,64 @@ impl Utf8Stream {
     /// The bytes of the incomplete character, 0 to 3.
     pub fn pending(&self) -> &[u8] {
         &self.tail[..self.n_tail]
+    }
+}
+
+/// Generated text in pieces of whole characters; made by [`Generator::strings`].
+#[derive(Debug)]
+pub struct Strings<'a> {
+    bytes: Generator<'a>,
+    utf8: Utf8Stream,
+    ended: bool,
+}
+
+impl<'a> Generator<'a> {
+    /// Returns whole UTF-8 characters as soon as they are complete. Invalid UTF-8 becomes U+FFFD, as in
+    /// [`String::from_utf8_lossy`].
+    ///
+    /// ```
+    /// # use blt::{GenerateOptions, Model, Session, SessionOptions};
+    /// # let model = Model::open("tests/data/hf-gqa/model")?;
+    /// # let mut session = Session::new(&model, SessionOptions::new())?;
+    /// session.feed(b"Once upon a time")?;
+    /// for text in session.generate(&GenerateOptions::new().max_bytes(20))?.strings() {
+    ///     print!("{}", text?);
+    /// }
+    /// # Ok::<(), blt::Error>(())
+    /// ```
+    pub fn strings(self) -> Strings<'a> {
+        Strings {
+            bytes: self,
+            utf8: Utf8Stream::new(),
+            ended: false,
+        }
+    }
+}
+
+impl<'a> Strings<'a> {
+    /// The generator, for instance to call [`Generator::finish`].
+    pub fn into_generator(self) -> Generator<'a> {
+        self.bytes
+    }
+}
+
+impl Iterator for Strings<'_> {
+    type Item = Result<String>;
+
+    /// The next characters; at the end, U+FFFD for one that was not completed.
+    fn next(&mut self) -> Option<Result<String>> {
+        let mut text = String::new();
+        while text.is_empty() && !self.ended {
+            match self.bytes.next() {
+                Some(Ok(byte)) => self.utf8.push(&[byte], &mut text),
+                Some(Err(error)) => return Some(Err(error)),
+                None => {
+                    self.ended = true;
+                    self.utf8.finish(&mut text);
+                }
+            }
+        }
+        (!text.is_empty()).then_some(Ok(text))
     }
 }
 

@@ -1,23 +1,16 @@
-//! Options as builders: how a model is opened, how a session runs, how it generates.
-//!
-//! The fields of [`SessionOptions`], [`GenerateOptions`] and [`SamplerConfig`] are public and can
-//! be set by name; the methods here say the same in a chain.
+//! The one way to open a model: [`ModelOptions`], from the path of a checkpoint to weights on a device.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use blt_kernels::Isa;
 
-use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
-use crate::config::{PatcherConfig, PatchingMode};
+use crate::config::PatchingMode;
 use crate::device::{Device, GpuOptions};
 use crate::error::{Error, Result};
-use crate::generate::GenerateOptions;
 use crate::model::Model;
 use crate::ops::{Compute, Profile};
-use crate::sampler::SamplerConfig;
-use crate::session::{Overflow, SessionOptions};
 use crate::tensor::Storage;
 
 /// How a model is opened; begun with [`Model::options`].
@@ -181,135 +174,5 @@ impl ModelOptions {
             ControlFlow::Continue(()) => model.on_device_with(self.device, self.gpu),
             ControlFlow::Break(()) => Err(Error::Cancelled),
         }
-    }
-}
-
-impl SessionOptions {
-    /// The settings of [`SessionOptions::default`], to be changed in a chain.
-    ///
-    /// ```
-    /// # use blt::{Model, Overflow, Session, SessionOptions};
-    /// # let model = Model::open("tests/data/hf-gqa/model")?;
-    /// let options = SessionOptions::new().max_bytes(4096).overflow(Overflow::Slide { keep: 512 });
-    /// let session = Session::new(&model, options)?;
-    /// # Ok::<(), blt::Error>(())
-    /// ```
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets [`SessionOptions::no_bos`].
-    #[must_use]
-    pub fn no_bos(mut self, no_bos: bool) -> Self {
-        self.no_bos = no_bos;
-        self
-    }
-
-    /// Sets [`SessionOptions::patcher`].
-    #[must_use]
-    pub fn patcher(mut self, patcher: PatcherConfig) -> Self {
-        self.patcher = Some(patcher);
-        self
-    }
-
-    /// Sets [`SessionOptions::patch_lengths`].
-    #[must_use]
-    pub fn patch_lengths(mut self, lengths: impl Into<Vec<usize>>) -> Self {
-        self.patch_lengths = Some(lengths.into());
-        self
-    }
-
-    /// Sets [`SessionOptions::entropies`].
-    #[must_use]
-    pub fn entropies(mut self, entropies: bool) -> Self {
-        self.entropies = entropies;
-        self
-    }
-
-    /// Sets [`SessionOptions::entropy_reset`].
-    #[must_use]
-    pub fn entropy_reset(mut self, n_bytes: usize) -> Self {
-        self.entropy_reset = Some(n_bytes);
-        self
-    }
-
-    /// Sets [`SessionOptions::max_bytes`].
-    #[must_use]
-    pub fn max_bytes(mut self, n: usize) -> Self {
-        self.max_bytes = Some(n);
-        self
-    }
-
-    /// Sets [`SessionOptions::max_patches`].
-    #[must_use]
-    pub fn max_patches(mut self, n: usize) -> Self {
-        self.max_patches = Some(n);
-        self
-    }
-
-    /// Sets [`SessionOptions::overflow`].
-    #[must_use]
-    pub fn overflow(mut self, overflow: Overflow) -> Self {
-        self.overflow = overflow;
-        self
-    }
-
-    /// Sets [`SessionOptions::kv`].
-    #[must_use]
-    pub fn kv(mut self, kv: KvType) -> Self {
-        self.kv = Some(kv);
-        self
-    }
-}
-
-impl GenerateOptions {
-    /// The settings of [`GenerateOptions::default`], to be changed in a chain.
-    ///
-    /// ```
-    /// use blt::GenerateOptions;
-    /// use blt::sampler::SamplerConfig;
-    ///
-    /// let options = GenerateOptions::new().max_bytes(200).seed(7).stop("\n\n");
-    /// assert_eq!(options.sampler.seed, 7);
-    /// let options = GenerateOptions::new().sampler(SamplerConfig::greedy());
-    /// # assert_eq!(options.sampler.temperature, 0.0);
-    /// ```
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets [`GenerateOptions::max_bytes`].
-    #[must_use]
-    pub fn max_bytes(mut self, n: usize) -> Self {
-        self.max_bytes = Some(n);
-        self
-    }
-
-    /// Sets [`GenerateOptions::sampler`].
-    #[must_use]
-    pub fn sampler(mut self, sampler: SamplerConfig) -> Self {
-        self.sampler = sampler;
-        self
-    }
-
-    /// Sets the seed of [`GenerateOptions::sampler`].
-    #[must_use]
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.sampler.seed = seed;
-        self
-    }
-
-    /// Sets [`GenerateOptions::draft`].
-    #[must_use]
-    pub fn draft(mut self, n_bytes: usize) -> Self {
-        self.draft = Some(n_bytes);
-        self
-    }
-
-    /// Adds to [`GenerateOptions::stop`].
-    #[must_use]
-    pub fn stop(mut self, bytes: impl Into<Vec<u8>>) -> Self {
-        self.stop.push(bytes.into());
-        self
     }
 }

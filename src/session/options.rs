@@ -1,0 +1,120 @@
+//! Settings of a session: as fields, or in a chain of methods of the same names.
+
+use crate::cache::KvType;
+use crate::config::PatcherConfig;
+
+/// What happens when the text outgrows the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// [`Error::ContextFull`].
+    #[default]
+    Error,
+    /// Begin anew with BOS and the last `keep` bytes; [`Session::n_slides`] counts it.
+    Slide {
+        /// Bytes kept.
+        keep: usize,
+    },
+}
+
+/// Settings of a session.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Do not put BOS before the first byte.
+    pub no_bos: bool,
+    /// Patcher settings in place of the model's own.
+    pub patcher: Option<PatcherConfig>,
+    /// Patch lengths to use in place of any rule; the last one lasts to the end of the text.
+    pub patch_lengths: Option<Vec<usize>>,
+    /// Run the entropy model even if the patcher does not need it.
+    pub entropies: bool,
+    /// Let the entropy model begin anew every so many bytes. Meta's patcher does at 8192, the HF
+    /// implementation never.
+    pub entropy_reset: Option<usize>,
+    /// Most byte positions (BOS included); the model's own limit if `None`.
+    pub max_bytes: Option<usize>,
+    /// Most patches; the model's own limit if `None`.
+    pub max_patches: Option<usize>,
+    /// What to do at a limit.
+    pub overflow: Overflow,
+    /// How keys and values are kept; as [`Model::default_kv`] says if `None`. Either way every chunking
+    /// gives the same bits; the two differ from each other by rounding.
+    pub kv: Option<KvType>,
+}
+
+impl SessionOptions {
+    /// The settings of [`SessionOptions::default`], to be changed in a chain.
+    ///
+    /// ```
+    /// # use blt::{Model, Overflow, Session, SessionOptions};
+    /// # let model = Model::open("tests/data/hf-gqa/model")?;
+    /// let options = SessionOptions::new().max_bytes(4096).overflow(Overflow::Slide { keep: 512 });
+    /// let session = Session::new(&model, options)?;
+    /// # Ok::<(), blt::Error>(())
+    /// ```
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`SessionOptions::no_bos`].
+    #[must_use]
+    pub fn no_bos(mut self, no_bos: bool) -> Self {
+        self.no_bos = no_bos;
+        self
+    }
+
+    /// Sets [`SessionOptions::patcher`].
+    #[must_use]
+    pub fn patcher(mut self, patcher: PatcherConfig) -> Self {
+        self.patcher = Some(patcher);
+        self
+    }
+
+    /// Sets [`SessionOptions::patch_lengths`].
+    #[must_use]
+    pub fn patch_lengths(mut self, lengths: impl Into<Vec<usize>>) -> Self {
+        self.patch_lengths = Some(lengths.into());
+        self
+    }
+
+    /// Sets [`SessionOptions::entropies`].
+    #[must_use]
+    pub fn entropies(mut self, entropies: bool) -> Self {
+        self.entropies = entropies;
+        self
+    }
+
+    /// Sets [`SessionOptions::entropy_reset`].
+    #[must_use]
+    pub fn entropy_reset(mut self, n_bytes: usize) -> Self {
+        self.entropy_reset = Some(n_bytes);
+        self
+    }
+
+    /// Sets [`SessionOptions::max_bytes`].
+    #[must_use]
+    pub fn max_bytes(mut self, n: usize) -> Self {
+        self.max_bytes = Some(n);
+        self
+    }
+
+    /// Sets [`SessionOptions::max_patches`].
+    #[must_use]
+    pub fn max_patches(mut self, n: usize) -> Self {
+        self.max_patches = Some(n);
+        self
+    }
+
+    /// Sets [`SessionOptions::overflow`].
+    #[must_use]
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.overflow = overflow;
+        self
+    }
+
+    /// Sets [`SessionOptions::kv`].
+    #[must_use]
+    pub fn kv(mut self, kv: KvType) -> Self {
+        self.kv = Some(kv);
+        self
+    }
+}
