@@ -65,6 +65,7 @@ pub use bf16::Bf16Activations;
 pub use block::{BlockFormat, QuantizedActivations, Terms};
 pub use isa::{Avx2, Avx512, Isa, Neon};
 pub use matmul::{Accumulate, Precision, matmul, multiply_adds, vectorized};
+pub use mlstm::{MlstmGates, MlstmHead, gated_norm, mlstm_step};
 pub use thread_pool::ThreadPool;
 pub use vectors::{FloatSlice, StridedRows};
 pub use view::{View, ViewMut};
@@ -101,6 +102,7 @@ macro_rules! dispatch {
 }
 
 mod matmul;
+mod mlstm;
 
 /// [`dispatch!`] for functions on 8-bit integers, which have paths for optional extras.
 macro_rules! dispatch_int8 {
@@ -500,6 +502,19 @@ pub fn rope(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert_eq!(Some(x.len()), cos.len().checked_mul(2));
     assert_eq!(cos.len(), sin.len());
     dispatch!(isa, rope(x, cos, sin))
+}
+
+/// Rotates the pairs of one head in place as [`rope`] does, where a pair is an element of the first half and the one of
+/// the second half with the same index.
+///
+/// - `x`: (d); `cos`, `sin`: (d / 2) each.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn rope_halves(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert_eq!(Some(x.len()), cos.len().checked_mul(2));
+    assert_eq!(cos.len(), sin.len());
+    dispatch!(isa, rope_halves(x, cos, sin))
 }
 
 /// `x += y`.

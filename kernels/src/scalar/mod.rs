@@ -8,11 +8,13 @@ mod bf16;
 pub(crate) mod exp;
 mod linear;
 mod matmul;
+mod mlstm;
 mod quantized;
 
 pub(crate) use bf16::{linear_bf16_bf16, round_row};
 pub(crate) use linear::linear;
 pub(crate) use matmul::{matmul, multiply_adds};
+pub(crate) use mlstm::{gated_norm, mlstm_cell};
 pub(crate) use quantized::{linear_quantized, quantize_row};
 
 use half::f16;
@@ -148,6 +150,16 @@ pub(crate) fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let (x0, x1) = (pair[0], pair[1]);
         pair[0] = x0.mul_add(c, -(x1 * s));
         pair[1] = x1.mul_add(c, x0 * s);
+    }
+}
+
+/// Pairs are an element of the first half and one of the second.
+pub(crate) fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    for (((x0, x1), &c), &s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        let (a, b) = (*x0, *x1);
+        *x0 = a.mul_add(c, -(b * s));
+        *x1 = b.mul_add(c, a * s);
     }
 }
 

@@ -8,7 +8,7 @@ use half::f16;
 
 /// `e^x`, by the operations of [`scalar::exp`].
 #[inline(always)]
-fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     use crate::scalar::exp::{HIGHEST, LN2_HIGH, LN2_LOW, LOG2_E, LOWEST, MAGIC, POLY};
     let x = s.min(s.splat(HIGHEST), x);
     let x = s.max(s.splat(LOWEST), x);
@@ -100,6 +100,20 @@ pub(crate) fn rope<S: Simd>(s: S, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         sin[..sin_tail.len()].copy_from_slice(sin_tail);
         let y = rotate(s, s.load_padded(x_tail, 0.0), &cos, &sin);
         s.store_first(x_tail, y);
+    }
+}
+
+/// See [`crate::rope_halves`].
+#[inline(always)]
+pub(crate) fn rope_halves<S: Simd>(s: S, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    let vectors = first.chunks_mut(LANES).zip(second.chunks_mut(LANES));
+    let angles = cos.chunks(LANES).zip(sin.chunks(LANES));
+    for ((x0, x1), (cos, sin)) in vectors.zip(angles) {
+        let (a, b) = (s.load_padded(x0, 0.0), s.load_padded(x1, 0.0));
+        let (cos, sin) = (s.load_padded(cos, 0.0), s.load_padded(sin, 0.0));
+        s.store_first(x0, s.fma(a, cos, s.sub(s.splat(-0.0), s.mul(b, sin))));
+        s.store_first(x1, s.fma(b, cos, s.mul(a, sin)));
     }
 }
 

@@ -14,6 +14,7 @@ mod int8;
 mod linear;
 mod math;
 mod matmul;
+mod mlstm;
 
 pub(crate) use bf12::{linear_bf12, unpack_row};
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +26,7 @@ pub(crate) use math::*;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matmul::Packing;
 pub(crate) use matmul::{F32Packing, KC, matmul, multiply_adds};
+pub(crate) use mlstm::{gated_norm, mlstm_cell};
 
 use half::f16;
 
@@ -291,6 +293,17 @@ macro_rules! entry_points {
             fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> ();
             fn swiglu(gate: &mut [f32], up: &[f32]) -> ();
             fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
+            fn rope_halves(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
+            fn mlstm_cell(
+                step: $crate::mlstm::Step,
+                q: &[f32],
+                k: &[f32],
+                v: &[f32],
+                memory: &mut [f32],
+                normalizer: &mut [f32],
+                out: &mut [f32]
+            ) -> ();
+            fn gated_norm(x: &mut [f32], weight: &[f32], gate: &[f32], eps: f32) -> ();
             fn add_assign(x: &mut [f32], y: &[f32]) -> ();
             fn double_add(x: &mut [f32], y: &[f32]) -> ();
             fn max_assign(acc: &mut [f32], row: &[f32]) -> ();
@@ -302,6 +315,7 @@ macro_rules! entry_points {
     };
     (@one $token:ty, { $(#[$attr:meta])* }, $name:ident, ($($arg:ident: $ty:ty),*), $ret:ty) => {
         $(#[$attr])*
+        #[allow(clippy::too_many_arguments)]
         pub(crate) fn $name(s: $token, $($arg: $ty),*) -> $ret {
             vector::$name(s, $($arg),*)
         }
