@@ -35,28 +35,6 @@ pub enum TablePlace {
 pub struct GpuOptions {
     /// Where its tables are.
     pub tables: TablePlace,
-    /// Products of more than 32 rows, which are those of prompts, with weights in bf16 and f16 by NVIDIA's cuBLASLt,
-    /// which must then be on the machine (`libcublasLt.so`, `libcublasLt.so.12`, `cublasLt64_12.dll`). Off by default:
-    /// whether it is faster than our kernels depends on the card and on the shapes (`blt-bench` tells), it takes 67 MB
-    /// of the GPU's memory, and the last bits of a result then also depend on how many rows are computed with it.
-    pub cublaslt: bool,
-}
-
-impl GpuOptions {
-    /// Whether the device can do what is asked for: without a GPU there is no cuBLASLt, which [`Device::Auto`]
-    /// therefore cannot promise.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if not.
-    pub(crate) fn check(self, device: Device) -> Result<()> {
-        match (self.cublaslt, device) {
-            (false, _) | (true, Device::Cuda(_)) => Ok(()),
-            (true, _) => Err(Error::argument(
-                "cublaslt",
-                format!("expected the device cuda or cuda:N with it, found {device}"),
-            )),
-        }
-    }
 }
 
 impl FromStr for TablePlace {

@@ -84,7 +84,7 @@ mod wire;
 
 pub use cache::KvType;
 #[cfg(feature = "cuda")]
-pub use cuda::{DeviceInfo, devices, has_cublaslt};
+pub use cuda::{DeviceInfo, devices};
 pub use device::{Device, GpuOptions, TablePlace};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator, Strings};

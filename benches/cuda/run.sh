@@ -5,8 +5,7 @@
 #
 # By default the shapes "1b 7b" in the types "bf16 q8_0 q4_0", for "1 8 32" sessions together. A file of
 # random weights is made for each, used, and removed: the largest takes 21 GB. For the comparison: python3
-# with torch and transformers. Where there is cuBLASLt, the one that came with torch too, prompts in bf16 and
-# f16 are read both without and with it. Prints one table. Meant to take less than ten minutes; what takes too long is
+# with torch and transformers. Prints one table. Meant to take less than ten minutes; what takes too long is
 # left out by name. BLT_BENCH: sizes other than "-p 512 -n 128 -r 3", for a trial on the emulated driver.
 set -u
 cd "$(dirname "$0")"
@@ -21,25 +20,11 @@ row() {
 }
 seconds_left() { echo $((begun + ${BLT_SECONDS:-600} - $(date +%s))); }
 
-# The library of pip's packages, which the system does not look for; in a folder of its own, under no version's name.
-library=$(python3 -c '
-import glob, nvidia
-print(*(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib/libcublasLt.so.*")), sep="\n")' 2> /dev/null | head -n 1)
-if [ -n "$library" ]; then
-    mkdir -p cublaslt
-    ln -sf "$library" cublaslt/libcublasLt.so
-    export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$PWD/cublaslt"
-fi
-
 devices=$(./blt-info --devices 2>&1)
 row device "$(echo "$devices" | head -n 1)"
 case $devices in
     *cuda:*) gpu=1 ;;
     *) gpu= ;;
-esac
-case $devices in
-    *"cuBLASLt: found"*) cublaslt=1 ;;
-    *) cublaslt= ;;
 esac
 
 # With no device the tests say so and pass.
@@ -81,7 +66,6 @@ bench() { # MODEL NAME BATCH ARGUMENTS
         }' bench.csv)"
 }
 sizes=${BLT_BENCH:--p 512 -n 128 -r 3}
-only_prompt=$(echo "$sizes" | sed 's/-n [0-9]*/-n 0/')
 for shape in $shapes; do
     for type in $types; do
         name="$shape $type" model=$models/blt-$shape-$type.safetensors
@@ -90,9 +74,6 @@ for shape in $shapes; do
         elif timeout "$(seconds_left)" ./synthetic "$model" "$shape" "$type" 2> synthetic.log; then
             for batch in $batches; do
                 bench "$model" "$name" "$batch" "$sizes"
-                case $cublaslt$type in
-                    1bf16 | 1f16) bench "$model" "$name, cuBLASLt" "$batch" "$only_prompt --cublaslt" ;;
-                esac
             done
         else
             row "$name" "no file: $(tail -n 1 synthetic.log)"

@@ -16,13 +16,11 @@ struct F16 {
     using Element = uint16_t;
     static constexpr bool LOW_PART = true;
     DEVICE static float value(Element x) { return half_float(x); }
-    DEVICE static Element rounded(float x) { return float_half(x); }
 };
 struct Bf16 {
     using Element = uint16_t;
     static constexpr bool LOW_PART = false;
     DEVICE static float value(Element x) { return bits_float((uint32_t)x << 16); }
-    DEVICE static Element rounded(float x) { return (Element)bf16_pair(x, 0); }
 };
 
 template <class E>

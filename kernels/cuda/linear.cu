@@ -4,8 +4,7 @@
 // `narrow_*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all rows.
 // `matmul_*` is for more, of whole runs of 32 columns. Both use the tensor cores: every f32 is cut into two bfloat16,
 // high + low, and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
-// bfloat16, or small whole numbers times a scale, have no low part and save a third of it. `split_*` cuts x for
-// cuBLASLt, which can take the place of `matmul_*` (src/cuda/cublaslt.rs).
+// bfloat16, or small whole numbers times a scale, have no low part and save a third of it.
 //
 // `narrow_*` can also norm x and gate y on the way, so that a layer of few rows is five launches:
 //
@@ -292,44 +291,14 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
             }
 }
 
-// Adds the sums of slices, in their order; with `scales` (n) times that of the row. Grid (rows / 256, n), 256 threads.
+// Adds the sums of slices (slices, n, rows) into y, in their order. Grid (rows / 256, n), 256 threads.
 KERNEL(join_slices)
-(const float *parts, const float *scales, float *y, unsigned rows, unsigned stride, unsigned mode, unsigned slices) {
+(const float *parts, float *y, unsigned rows, unsigned stride, unsigned mode, unsigned slices) {
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y, n = gridDim.y;
     if (at >= rows) return;
     float sum = 0;
     for (unsigned slice = 0; slice < slices; slice++) sum += parts[((size_t)slice * n + row) * rows + at];
-    if (scales) sum *= scales[row];
     finish(y + (size_t)row * stride + at, sum, mode);
-}
-
-// A row of x in the type of the weights, for a library that multiplies only what is of one type: x (n, cols) as
-// parts (2, n, cols), rounded values and then what rounding left, itself rounded. With `scales` a row is first
-// multiplied by a power of two that brings its largest value to 2^14 .. 2^15, for types of few exponents, and
-// scales (n) has the inverse. Grid (n), ROW_THREADS threads.
-template <class F>
-DEVICE void split(const float *x, uint16_t *parts, float *scales, unsigned cols) {
-    size_t of_row = (size_t)blockIdx.x * cols, rest = (size_t)gridDim.x * cols;
-    x += of_row, parts += of_row;
-    float scale = 1;
-    if (scales) {
-        float max = 0;
-        for (unsigned i = threadIdx.x; i < cols; i += blockDim.x) max = fmaxf(max, fabsf(x[i]));
-        // Biased exponents; the largest is for infinity, and below 15 the inverse would be no normal number.
-        unsigned exponent = float_bits(block_max(max)) >> 23;
-        exponent = exponent < 15 ? 15 : exponent;
-        scale = bits_float((268 - exponent) << 23);
-        if (threadIdx.x == 0) scales[blockIdx.x] = bits_float((exponent - 14) << 23);
-    }
-    for (unsigned i = threadIdx.x; i < cols; i += blockDim.x) {
-        float value = x[i] * scale;
-        parts[i] = F::rounded(value);
-        parts[rest + i] = F::rounded(value - F::value(parts[i]));
-    }
-}
-KERNEL(split_f16)(const float *x, uint16_t *parts, float *scales, unsigned cols) { split<F16>(x, parts, scales, cols); }
-KERNEL(split_bf16)(const float *x, uint16_t *parts, float *scales, unsigned cols) {
-    split<Bf16>(x, parts, scales, cols);
 }
 
 #define LINEAR(name, LAYOUT, FORMAT)                                                                              \

@@ -60,7 +60,6 @@ impl ModelArgs<'_> {
 
     /// Opens the checkpoint.
     pub fn open(&self) -> Result<Checkpoint, Failure> {
-        self.gpu.check(self.device).map_err(Failure::usage)?;
         let options = OpenOptions {
             config: self.config.map(Path::to_path_buf),
             entropy_model: self.entropy_model.map(Path::to_path_buf),

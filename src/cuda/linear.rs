@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::cublaslt::{CublasLt, Shape};
 use super::driver::{Arg, Buffer, Gpu, Kernel};
-use super::ops::{At, MAX_ROWS, ROW_THREADS, u32_arg};
+use super::ops::{At, MAX_ROWS, u32_arg};
 use crate::error::{Error, Result};
 use crate::ops::Matrix;
 use crate::tensor::DType;
@@ -20,46 +19,18 @@ const SCALE_COLS: usize = 256;
 /// is the same for all GPUs, and with it the order of sums.
 const BLOCKS: usize = 256;
 
-/// What products of many rows use in turn.
+/// Partial sums of products of many rows whose columns are split among blocks, before `join_slices` adds them. All
+/// products of a device share it.
 #[derive(Debug)]
-pub struct ManyRows {
-    /// Sums of products whose columns are dealt out, before they are added; or of the library's products.
-    sums: Buffer,
-    library: Option<Library>,
-}
+pub struct SplitSums(Buffer);
 
-/// cuBLASLt, and x in the type of the weights: (2, n, cols), with scales (n).
-#[derive(Debug)]
-struct Library {
-    lt: CublasLt,
-    x: Buffer,
-    scales: Buffer,
-}
-
-/// Bytes of sums and of x for the library; products of more rows are computed in pieces. Few enough for sums to stay
-/// in the L2 of an A100 until they are added, and enough for 372 rows with the widest matrices of the 1b shape.
-const LIBRARY_SUMS: usize = 32 << 20;
-const LIBRARY_X: usize = 16 << 20;
-
-impl ManyRows {
-    /// Memory for the largest, with cuBLASLt for weights in f16 and bf16 if asked for. Not for those in f32: the
-    /// library has no tensor cores for full f32, our kernels use them thrice.
+impl SplitSums {
+    /// Allocates room for the largest product.
     ///
     /// # Errors
-    /// [`Error::Device`] if the memory does not suffice, or cuBLASLt is asked for and does not start.
-    pub fn new(gpu: &Arc<Gpu>, cublaslt: bool) -> Result<Arc<ManyRows>> {
-        let library = || {
-            Ok::<_, Error>(Library {
-                lt: CublasLt::new(gpu)?,
-                x: gpu.alloc(LIBRARY_X)?,
-                scales: gpu.alloc(MAX_ROWS * 4)?,
-            })
-        };
-        let own = BLOCKS * SIDE * SIDE * 4;
-        Ok(Arc::new(ManyRows {
-            library: cublaslt.then(library).transpose()?,
-            sums: gpu.alloc(own.max(if cublaslt { LIBRARY_SUMS } else { 0 }))?,
-        }))
+    /// [`Error::Device`] if the memory does not suffice.
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Arc<SplitSums>> {
+        Ok(Arc::new(SplitSums(gpu.alloc(BLOCKS * SIDE * SIDE * 4)?)))
     }
 }
 
@@ -92,7 +63,7 @@ pub struct Linear {
     parts: Vec<Part>,
     rows: usize,
     cols: usize,
-    many: Arc<ManyRows>,
+    split_sums: Arc<SplitSums>,
     join: Kernel,
 }
 
@@ -107,17 +78,18 @@ struct Part {
     narrow8: Kernel,
     narrow32: Kernel,
     matmul: Kernel,
-    dtype: DType,
-    /// What makes an x for the library, if that computes the products of many rows.
-    split: Option<Kernel>,
 }
 
 impl Linear {
-    /// Copies matrices to the device as they lie in the file, packed ones unpacked. All products of a device can have the same `many`.
+    /// Copies matrices to the device as they are stored in the file, packed ones unpacked.
     ///
     /// # Errors
     /// [`Error::Device`] if the memory does not suffice; [`Error::Unsupported`] for matrices of 2^32 values.
-    pub fn new(gpu: &Arc<Gpu>, many: &Arc<ManyRows>, matrices: &[&Matrix]) -> Result<Linear> {
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        split_sums: &Arc<SplitSums>,
+        matrices: &[&Matrix],
+    ) -> Result<Linear> {
         let cols = matrices[0].cols();
         let mut parts: Vec<Part> = Vec::new();
         let mut rows = 0;
@@ -155,8 +127,6 @@ impl Linear {
                     "matrices on a GPU: expected fewer than 2^32 values, found {of_part} x {cols}"
                 )));
             }
-            let by_library = many.library.is_some() && matches!(dtype, DType::F16 | DType::Bf16);
-            let split = || gpu.kernel(&format!("split_{format}"));
             parts.push(Part {
                 weights,
                 n_bytes,
@@ -165,8 +135,6 @@ impl Linear {
                 narrow8: gpu.kernel(&format!("narrow8_{format}"))?,
                 narrow32: gpu.kernel(&format!("narrow32_{format}"))?,
                 matmul: gpu.kernel(&format!("matmul_{format}"))?,
-                dtype,
-                split: by_library.then(split).transpose()?,
             });
             rows += of_part;
         }
@@ -174,7 +142,7 @@ impl Linear {
             parts,
             rows,
             cols,
-            many: Arc::clone(many),
+            split_sums: Arc::clone(split_sums),
             join: gpu.kernel("join_slices")?,
         })
     }
@@ -193,17 +161,14 @@ impl Linear {
     pub fn apply(&self, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
         for part in &self.parts {
             // In pieces of one size: none has few rows if not all have.
-            let pieces = n.div_ceil(self.most_rows(part));
+            let pieces = n.div_ceil(self.max_rows());
             for piece in 0..pieces {
                 let first = n * piece / pieces;
                 let n = n * (piece + 1) / pieces - first;
                 let x = (x.0, x.1 + first * self.cols);
                 let y = (y.0, y.1 + first * self.rows);
-                match (n, part.split, &self.many.library) {
-                    (0..=NARROW_ROWS, ..) => self.narrow(part, n, (x, None), y, (mode, 0))?,
-                    (_, Some(split), Some(library)) => {
-                        self.by_library(part, (library, split), n, x, y, mode)?;
-                    }
+                match n {
+                    0..=NARROW_ROWS => self.narrow(part, n, (x, None), y, (mode, 0))?,
                     _ => self.matmul(part, n, x, y, mode)?,
                 }
             }
@@ -211,18 +176,12 @@ impl Linear {
         Ok(())
     }
 
-    /// Most rows of one product.
-    fn most_rows(&self, part: &Part) -> usize {
+    /// Most rows of one launch.
+    fn max_rows(&self) -> usize {
         // `matmul_*` takes whole runs of 32 columns, and counts the values of x in 32 bits.
-        if !self.cols.is_multiple_of(32) {
-            return NARROW_ROWS;
-        }
-        match part.split {
-            None => MAX_ROWS.min(u32::MAX as usize / self.cols),
-            Some(_) => {
-                let (sums, x) = (LIBRARY_SUMS / (8 * part.rows), LIBRARY_X / (4 * self.cols));
-                sums.min(x).clamp(1, MAX_ROWS)
-            }
+        match self.cols.is_multiple_of(32) {
+            true => MAX_ROWS.min(u32::MAX as usize / self.cols),
+            false => NARROW_ROWS,
         }
     }
 
@@ -293,7 +252,7 @@ impl Linear {
         let (sums, stride, first_mode) = match slices {
             1 => (self.target(part, n, y), self.rows, mode),
             _ => {
-                let sums = self.many.sums.holding(slices * n * part.rows);
+                let sums = self.split_sums.0.holding(slices * n * part.rows);
                 (sums, part.rows, Mode::Set)
             }
         };
@@ -313,42 +272,8 @@ impl Linear {
         unsafe { gpu.launch(part.matmul, [w_tiles, x_tiles, slices], 256, &args)? };
         match slices {
             1 => Ok(()),
-            _ => self.join(part, (slices, Arg::Pointer(0)), n, y, mode),
+            _ => self.join(part, slices, n, y, mode),
         }
-    }
-
-    /// cuBLASLt's product of n rows that were rounded to the type of the weights, and n of what that left.
-    fn by_library(
-        &self,
-        part: &Part,
-        (library, split): (&Library, Kernel),
-        n: usize,
-        x: At<'_>,
-        y: At<'_>,
-        mode: Mode,
-    ) -> Result<()> {
-        let gpu = part.weights.gpu();
-        // Half floats have too few exponents for any x.
-        let scales = match part.dtype {
-            DType::F16 => library.scales.holding(n),
-            _ => Arg::Pointer(0),
-        };
-        let args = [
-            x.0.after(x.1, n * self.cols),
-            library.x.holding(n * self.cols), // two of half the size
-            scales,
-            u32_arg(self.cols),
-        ];
-        // SAFETY: the arguments of `split_*` in linear.cu, sizes checked.
-        unsafe { gpu.launch(split, [n], ROW_THREADS, &args)? };
-        let shape = Shape {
-            dtype: part.dtype,
-            rows: part.rows,
-            cols: self.cols,
-            n: 2 * n,
-        };
-        (library.lt).multiply(shape, &part.weights, &library.x, &self.many.sums)?;
-        self.join(part, (2, scales), n, y, mode)
     }
 
     /// Where a part's n rows of y begin.
@@ -356,18 +281,10 @@ impl Linear {
         y.0.after(y.1 + part.first, n * self.rows - part.first)
     }
 
-    /// Adds slices of sums into n rows of y; scales are null, or (n).
-    fn join(
-        &self,
-        part: &Part,
-        (slices, scales): (usize, Arg),
-        n: usize,
-        y: At<'_>,
-        mode: Mode,
-    ) -> Result<()> {
+    /// Adds slices of sums into n rows of y.
+    fn join(&self, part: &Part, slices: usize, n: usize, y: At<'_>, mode: Mode) -> Result<()> {
         let args = [
-            self.many.sums.holding(slices * n * part.rows),
-            scales,
+            self.split_sums.0.holding(slices * n * part.rows),
             self.target(part, n, y),
             u32_arg(part.rows),
             u32_arg(self.rows),
@@ -391,7 +308,7 @@ mod tests {
     /// sums in double precision.
     fn assert_products(
         gpu: &Arc<Gpu>,
-        many: &Arc<ManyRows>,
+        split_sums: &Arc<SplitSums>,
         types: &[DType],
         (rows, cols, n): (usize, usize, usize),
     ) {
@@ -410,7 +327,7 @@ mod tests {
         let w: Vec<f32> = tensors.iter().flat_map(|t| t.to_f32_vec()).collect();
         let matrix = |t| Matrix::new("w", t).unwrap();
         let matrices: Vec<Matrix> = tensors.into_iter().map(matrix).collect();
-        let linear = Linear::new(gpu, many, &matrices.iter().collect::<Vec<_>>()).unwrap();
+        let linear = Linear::new(gpu, split_sums, &matrices.iter().collect::<Vec<_>>()).unwrap();
         let rows = linear.rows();
         let (x, before) = (sized(cols, 5), sized(rows, 7));
         let from = upload(gpu, &x);
@@ -440,7 +357,7 @@ mod tests {
     #[test]
     fn products_are_those_of_the_weights_values() {
         let Some(gpu) = device() else { return };
-        let many = ManyRows::new(&gpu, false).unwrap();
+        let split_sums = SplitSums::new(&gpu).unwrap();
         let types = (DType::FLOATS.into_iter()).chain(BlockFormat::ALL.map(DType::Tiles));
         for dtype in types {
             for shape in [
@@ -454,41 +371,8 @@ mod tests {
                 (24, 100, 40),
                 (24, 544, 40),
             ] {
-                assert_products(&gpu, &many, &[dtype], shape);
+                assert_products(&gpu, &split_sums, &[dtype], shape);
             }
-        }
-    }
-
-    /// The same by cuBLASLt, of more rows than it takes at once too, beside matrices that our kernels multiply.
-    #[test]
-    fn products_by_the_library_are_those_of_the_weights_values() {
-        let Some(gpu) = device() else { return };
-        if !crate::cuda::has_cublaslt() {
-            eprintln!("skipped: no cuBLASLt library");
-            return;
-        }
-        let many = ManyRows::new(&gpu, true).unwrap();
-        for dtype in [DType::F16, DType::Bf16] {
-            for shape in [
-                (33, 288, 65),
-                (136, 64, 130),
-                (24, 544, 40),
-                (40_000, 32, 110),
-            ] {
-                let before = gpu.n_kernels();
-                assert_products(&gpu, &many, &[dtype], shape);
-                let pieces = (8 * shape.0 * shape.2).div_ceil(LIBRARY_SUMS);
-                assert_eq!(gpu.n_kernels() - before, 3 * 3 * pieces, "{shape:?}");
-            }
-        }
-        let types = [
-            DType::Bf16,
-            DType::Tiles(BlockFormat::Q8_0),
-            DType::F16,
-            DType::F32,
-        ];
-        for shape in [(33, 96, 40), (16, 64, 20), (24, 100, 40)] {
-            assert_products(&gpu, &many, &types, shape);
         }
     }
 
@@ -510,7 +394,7 @@ mod tests {
                 let matrix = |t| Matrix::new("w", t).unwrap();
                 let w = Linear::new(
                     &gpu,
-                    &ManyRows::new(&gpu, false).unwrap(),
+                    &SplitSums::new(&gpu).unwrap(),
                     &[&matrix(gate), &matrix(up)],
                 )
                 .unwrap();

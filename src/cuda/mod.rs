@@ -1,10 +1,8 @@
 //! NVIDIA GPUs: device memory, and one function per kernel on plain buffers. Knows no model.
 //!
-//! Only the driver's library is used, and only looked for when a GPU is asked for; cuBLASLt too where it is asked
-//! for. All work of a [`Gpu`] goes through one stream, in order.
+//! Only the driver's library is used, and it is loaded only when a program asks for a GPU. All work of a [`Gpu`] goes through one stream, in order.
 
 mod attention;
-mod cublaslt;
 mod driver;
 mod embedding;
 mod graph;
@@ -17,11 +15,10 @@ mod staging;
 mod store;
 
 pub use attention::{Attention, MAX_HEAD_DIM, splits};
-pub use cublaslt::has_cublaslt;
 pub use driver::{Buffer, DeviceInfo, Gpu, devices};
 pub use embedding::{MAX_TABLES, Tables};
 pub use graph::Graph;
-pub use linear::{Linear, ManyRows, Mode, NARROW_ROWS, Norm};
+pub use linear::{Linear, Mode, NARROW_ROWS, Norm, SplitSums};
 pub use ops::{At, Ops};
 pub use sample::{Choice, MAX_VOCAB};
 pub use staging::Staging;

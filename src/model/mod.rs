@@ -134,10 +134,8 @@ impl Model {
     /// As [`Model::on_device`], a GPU as `options` say.
     ///
     /// # Errors
-    /// As [`Model::on_device`]; [`crate::Error::Argument`] for [`GpuOptions::cublaslt`] with another device than
-    /// [`Device::Cuda`], and [`crate::Error::Device`] if that library is not there or does not start.
+    /// As [`Model::on_device`].
     pub fn on_device_with(&self, device: Device, options: GpuOptions) -> Result<Self> {
-        options.check(device)?;
         let device = match device {
             Device::Cpu => None,
             Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n, options)?),

@@ -66,10 +66,7 @@ fn the_gpu_chooses_bytes_as_the_sampler_does() {
         },
     ];
     for tables in [TablePlace::Device, TablePlace::Host] {
-        let options = GpuOptions {
-            tables,
-            ..GpuOptions::default()
-        };
+        let options = GpuOptions { tables };
         let gpu = cpu.on_device_with(Device::Cuda(0), options).unwrap();
         for sampler in &settings {
             let mut session = Session::new(&gpu, SessionOptions::default()).unwrap();
@@ -226,10 +223,7 @@ fn tables_on_the_gpu_are_those_of_the_host() {
     for (matrix, table) in plain.into_iter().chain(blocks).chain([packed]) {
         let model = common::model(&common::converted(&checkpoint, matrix, table));
         let read = |tables| {
-            let options = GpuOptions {
-                tables,
-                ..GpuOptions::default()
-            };
+            let options = GpuOptions { tables };
             let gpu = model.on_device_with(Device::Cuda(0), options).unwrap();
             read(&gpu, ids, 1000)
         };

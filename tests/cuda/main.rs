@@ -2,13 +2,11 @@
 //! format, every way to feed a text.
 //!
 //! Without a device the tests say "skipped: no CUDA device". On a machine without one they can run
-//! against kernels/cuda/emulate, which executes the kernels on the CPU; the tests of faults need it. Those of cuBLASLt
-//! are skipped without that library.
+//! against kernels/cuda/emulate, which executes the kernels on the CPU; the tests of faults need it.
 #![cfg(feature = "cuda")]
 
 #[path = "../common/mod.rs"]
 mod common;
-mod cublaslt;
 mod faults;
 mod generation;
 

@@ -89,7 +89,6 @@ fn errors_are_one_line_with_the_right_code() {
         (RUN, &[MODEL, "-p", "a", "--stop", ""], 2, "--stop"),
         (RUN, &[MODEL, "-p", "a", "--isa", "mmx"], 2, "portable"),
         (RUN, &[MODEL, "-p", "a", "-t", "0"], 2, "threads"),
-        (RUN, &[MODEL, "-p", "a", "--cublaslt"], 2, "found cpu"),
         (RUN, &[MODEL, "-p", "a", "--patching", "words"], 2, "static"),
         (
             RUN,
@@ -134,12 +133,6 @@ fn errors_are_one_line_with_the_right_code() {
             "something to measure",
         ),
         (BENCH, &[MODEL, "--patch-length", "0"], 2, "--patch-length"),
-        (
-            BENCH,
-            &[MODEL, "--device", "auto", "--cublaslt"],
-            2,
-            "cublaslt: expected the device cuda or cuda:N with it, found auto",
-        ),
     ];
     for (program, args, code, expected) in cases {
         let result = call(program, args, b"");

@@ -39,7 +39,6 @@
 #include <vector>
 
 #include "../blt.cu"
-#include "device.hh"
 
 thread_local Place threadIdx, blockIdx, blockDim, gridDim;
 thread_local Exchange *exchange;
@@ -180,8 +179,8 @@ Function function(void (*kernel)(A...)) {
 #define ENTRY(name) {#name, function(name)}
 std::map<std::string, Function> functions = {
     ENTRY(attention), ENTRY(rope_append), ENTRY(rms_norm), ENTRY(swiglu), ENTRY(embed), ENTRY(sample),
-    ENTRY(put_rows), ENTRY(take_rows), ENTRY(max_rows), ENTRY(entropy), ENTRY(join_slices), ENTRY(split_f16),
-    ENTRY(split_bf16), ENTRY(narrow8_f32), ENTRY(narrow32_f32), ENTRY(matmul_f32), ENTRY(narrow8_f16),
+    ENTRY(put_rows), ENTRY(take_rows), ENTRY(max_rows), ENTRY(entropy), ENTRY(join_slices),
+    ENTRY(narrow8_f32), ENTRY(narrow32_f32), ENTRY(matmul_f32), ENTRY(narrow8_f16),
     ENTRY(narrow32_f16), ENTRY(matmul_f16), ENTRY(narrow8_bf16), ENTRY(narrow32_bf16), ENTRY(matmul_bf16),
     ENTRY(narrow8_q8_0), ENTRY(narrow32_q8_0), ENTRY(matmul_q8_0), ENTRY(narrow8_q4_0), ENTRY(narrow32_q4_0),
     ENTRY(matmul_q4_0), ENTRY(narrow8_q4_k), ENTRY(narrow32_q4_k), ENTRY(matmul_q4_k), ENTRY(narrow8_q6_k),
@@ -205,6 +204,11 @@ enum {
     CAPTURE_UNSUPPORTED = 900,
 };
 
+// A number from the environment.
+size_t setting(const char *name, size_t otherwise) {
+    const char *text = getenv(name);
+    return text ? strtoull(text, nullptr, 10) : otherwise;
+}
 size_t capacity() { return setting("BLT_EMULATED_MEMORY", (size_t)4 << 30); }
 
 std::atomic<bool> is_lost;
@@ -228,6 +232,13 @@ bool is_in(const std::map<size_t, size_t> &allocated, size_t at, size_t n) {
     std::lock_guard<std::mutex> guard(lock);
     auto after = allocated.upper_bound(at);
     return after != allocated.begin() && (--after, at + n <= after->first + after->second);
+}
+
+// Whether these bytes of the device lie in one allocation; said on standard error if not.
+bool inside(size_t at, size_t n) {
+    bool found = is_in(allocated, at, n);
+    if (!found) fprintf(stderr, "emulated CUDA: %zu bytes outside of allocated memory\n", n);
+    return found;
 }
 
 using Work = std::vector<std::function<int()>>;
@@ -301,21 +312,6 @@ const struct {
 };
 
 }  // namespace
-
-size_t setting(const char *name, size_t otherwise) {
-    const char *text = getenv(name);
-    return text ? strtoull(text, nullptr, 10) : otherwise;
-}
-bool inside(size_t at, size_t n) {
-    bool found = is_in(allocated, at, n);
-    if (!found) fprintf(stderr, "emulated CUDA: %zu bytes outside of allocated memory\n", n);
-    return found;
-}
-bool begins(size_t at) {
-    std::lock_guard<std::mutex> guard(lock);
-    return allocated.count(at) == 1;
-}
-int enqueue(void *stream, std::function<int()> work) { return ((Stream *)stream)->add(std::move(work)); }
 
 void __syncthreads() { leave(FOR_BLOCK); }
 void warp_wait() { leave(FOR_WARP); }

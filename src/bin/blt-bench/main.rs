@@ -122,10 +122,6 @@ struct Args {
     #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
     device: blt::Device,
 
-    /// with --device cuda and weights in bf16 or f16, read prompts with NVIDIA's cuBLASLt
-    #[argh(switch)]
-    cublaslt: bool,
-
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -181,7 +177,6 @@ fn run(args: Args) -> Result<(), Failure> {
         device: args.device,
         gpu: blt::GpuOptions {
             tables: args.tables,
-            cublaslt: args.cublaslt,
         },
     };
     interrupt::watch()?;
@@ -216,11 +211,9 @@ fn run(args: Args) -> Result<(), Failure> {
     let report = Report {
         peak_memory,
         path,
-        isa: match (model.gpu_name(), args.cublaslt) {
-            (Some(gpu), true) => format!("{gpu} with cuBLASLt"),
-            (Some(gpu), false) => gpu.to_owned(),
-            (None, _) => model.compute().isa().name().to_owned(),
-        },
+        isa: (model.gpu_name())
+            .unwrap_or(model.compute().isa().name())
+            .to_owned(),
         n_threads: model.compute().n_threads(),
         n_sessions: args.batch,
         profile: args.profile,

@@ -108,7 +108,7 @@ fn run(args: Args) -> Result<(), Failure> {
     })
 }
 
-/// A line for each GPU, and one for the library that can read their prompts.
+/// A line for each GPU.
 #[cfg(feature = "cuda")]
 fn devices() -> Result<String, Failure> {
     let line = |d: &blt::DeviceInfo| {
@@ -118,10 +118,9 @@ fn devices() -> Result<String, Failure> {
         format!("cuda:{number}  {name}, compute capability {major}.{minor}, {gib:.1} GiB\n")
     };
     let lines: String = blt::devices()?.iter().map(line).collect();
-    Ok(match (lines.is_empty(), blt::has_cublaslt()) {
-        (true, _) => "no NVIDIA GPU\n".to_owned(),
-        (_, true) => lines + "cuBLASLt: found, for --cublaslt\n",
-        (_, false) => lines + "cuBLASLt: not found; only --cublaslt needs it\n",
+    Ok(match lines.is_empty() {
+        true => "no NVIDIA GPU\n".to_owned(),
+        false => lines,
     })
 }
 

@@ -148,10 +148,6 @@ struct Args {
     #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
     device: blt::Device,
 
-    /// with --device cuda and weights in bf16 or f16, read prompts with NVIDIA's cuBLASLt
-    #[argh(switch)]
-    cublaslt: bool,
-
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -200,10 +196,7 @@ fn run(args: Args) -> Result<(), Failure> {
         isa: args.isa.as_deref(),
         profile: args.profile,
         device: args.device,
-        gpu: GpuOptions {
-            cublaslt: args.cublaslt,
-            ..GpuOptions::default()
-        },
+        gpu: GpuOptions::default(),
     }
     .load()?;
     let options = SessionOptions {

@@ -122,10 +122,6 @@ struct Args {
     #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
     device: blt::Device,
 
-    /// with --device cuda and weights in bf16 or f16, read prompts with NVIDIA's cuBLASLt
-    #[argh(switch)]
-    cublaslt: bool,
-
     /// instruction set (default: the fastest this machine has)
     #[argh(option, arg_name = "name")]
     isa: Option<String>,
@@ -225,10 +221,7 @@ fn scorer(args: &Args) -> Result<Scorer, Failure> {
         isa: args.isa.as_deref(),
         profile: args.profile,
         device: args.device,
-        gpu: GpuOptions {
-            cublaslt: args.cublaslt,
-            ..GpuOptions::default()
-        },
+        gpu: GpuOptions::default(),
     }
     .load()?;
     let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();

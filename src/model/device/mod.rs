@@ -16,7 +16,7 @@ pub(super) use caches::{Ahead, Caches};
 use super::Weights;
 use super::block::Stack;
 use super::cross::CrossAttention;
-use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, ManyRows, Norm, Ops, Tables};
+use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, SplitSums, Tables};
 use crate::device::{GpuOptions, TablePlace};
 use crate::error::{Error, Result};
 use crate::ops::{Heads, Matrix};
@@ -100,12 +100,12 @@ impl DeviceModel {
     /// Copies the weights to a device.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is none, its memory does not suffice, or cuBLASLt is asked for and does not start;
+    /// [`Error::Device`] if there is none or its memory does not suffice;
     /// [`Error::Unsupported`] for heads wider than the kernels know.
     pub fn new(weights: &Weights, number: usize, options: GpuOptions) -> Result<DeviceModel> {
         let gpu = Gpu::new(number)?;
-        let many = ManyRows::new(&gpu, options.cublaslt)?;
-        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &many, matrices);
+        let split_sums = SplitSums::new(&gpu)?;
+        let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &split_sums, matrices);
         let norm = |values: &[f32], eps| {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             Ok::<_, Error>(Norm {
