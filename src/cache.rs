@@ -179,12 +179,6 @@ impl KvCache {
         }
     }
 
-    /// How its keys and values are kept.
-    #[cfg(feature = "cuda")]
-    pub fn kv(&self) -> KvType {
-        self.kv
-    }
-
     /// The oldest position that has not been overwritten.
     pub fn oldest(&self) -> usize {
         self.ring

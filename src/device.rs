@@ -1,4 +1,6 @@
-//! Which device computes.
+//! Which device computes a model.
+
+mod choice;
 
 use std::fmt;
 use std::str::FromStr;

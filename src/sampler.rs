@@ -39,6 +39,25 @@ impl Clone for Sampler {
     }
 }
 
+/// One choice as numbers: what [`Sampler::sample`] would do next, for a device that does it itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// A random number from 0 to below 1.
+    pub draw: f64,
+    /// 0: the largest logit.
+    pub temperature: f64,
+    /// 1: all are kept.
+    pub top_p: f64,
+    /// The least weight, where the largest is 1.
+    pub min_p: f64,
+    /// The number of ids: all are kept.
+    pub top_k: u32,
+    /// A bit for each id that cannot be chosen.
+    pub banned: u32,
+    /// The id chosen if no logit can be.
+    pub fallback: u32,
+}
+
 /// An id that can still be chosen.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
@@ -85,21 +104,20 @@ impl Sampler {
         id.unwrap_or_else(|| self.lowest_allowed(logits.len()))
     }
 
-    /// What a GPU needs to choose as [`sample`](Self::sample) would next; `None` if that takes more than
+    /// What another device needs to choose as [`sample`](Self::sample) would next; `None` if that takes more than
     /// the logits.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn choice(&self, n_logits: usize) -> Option<crate::cuda::Choice> {
+    pub fn choice(&self, n_logits: usize) -> Option<Choice> {
         let config = &self.config;
         if config.repeat_penalty != 1.0 {
             return None;
         }
         let all = u32::try_from(n_logits).ok()?;
         let banned = (0..BYTE_OFFSET).filter(|&id| !self.is_allowed(id));
-        Some(crate::cuda::Choice {
+        Some(Choice {
             draw: self.random.clone().unit(),
             temperature: config.temperature.into(),
             top_p: config.top_p.unwrap_or(1.0).into(),
-            least: config.min_p.unwrap_or(0.0).into(),
+            min_p: config.min_p.unwrap_or(0.0).into(),
             top_k: (config.top_k).map_or(all, |k| u32::try_from(k).unwrap_or(all).min(all)),
             banned: banned.fold(0, |bits, id| bits | 1 << id),
             fallback: self.lowest_allowed(n_logits).into(),

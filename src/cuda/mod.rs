@@ -1,4 +1,4 @@
-//! NVIDIA GPUs: device memory, and one function per kernel on plain buffers. Knows no model.
+//! NVIDIA GPUs: device memory, one function per kernel on plain buffers, and in `model/` the model on top of them.
 //!
 //! Only the driver's library is used, and it is loaded only when a program asks for a GPU. All work of a [`Gpu`] goes through one stream, in order.
 
@@ -7,6 +7,7 @@ mod driver;
 mod embedding;
 mod graph;
 mod linear;
+mod model;
 mod ops;
 mod rope;
 mod rows;
@@ -19,7 +20,8 @@ pub use driver::{Buffer, DeviceInfo, Gpu, devices};
 pub use embedding::{MAX_TABLES, Tables};
 pub use graph::Graph;
 pub use linear::{Linear, Mode, NARROW_ROWS, Norm, SplitSums};
+pub use model::GpuModel;
 pub use ops::{At, Ops};
-pub use sample::{Choice, MAX_VOCAB};
+pub use sample::{MAX_VOCAB, choice_units};
 pub use staging::Staging;
 pub use store::{Row, Store};

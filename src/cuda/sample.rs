@@ -2,48 +2,28 @@
 
 use super::ops::{At, Ops, ROW_THREADS, u32_arg};
 use crate::error::Result;
+use crate::sampler::Choice;
 
 /// Most logits of a row that are sampled from.
 pub const MAX_VOCAB: usize = 512;
 
-/// How an id is chosen; the same structure in kernels/cuda/sample.cu.
-#[derive(Debug, Clone, Copy)]
-pub struct Choice {
-    /// A random number from 0 to below 1.
-    pub draw: f64,
-    /// Of 0: the largest logit.
-    pub temperature: f64,
-    /// 1: all are kept.
-    pub top_p: f64,
-    /// Least weight, where the largest is 1.
-    pub least: f64,
-    /// As many as there are ids: all are kept.
-    pub top_k: u32,
-    /// Bits of ids that cannot be chosen.
-    pub banned: u32,
-    /// What is chosen when the logits say nothing.
-    pub fallback: u32,
-}
+/// Four-byte numbers of a choice.
+pub const CHOICE_UNITS: usize = 12;
 
-impl Choice {
-    /// Four-byte numbers of a choice.
-    pub const UNITS: usize = 12;
-
-    /// As the kernel reads it.
-    pub fn units(&self) -> [u32; Choice::UNITS] {
-        let mut units = [0; Choice::UNITS];
-        let numbers = [self.draw, self.temperature, self.top_p, self.least];
-        for (pair, number) in units.chunks_exact_mut(2).zip(numbers) {
-            let bits = number.to_bits();
-            pair.copy_from_slice(&[bits as u32, (bits >> 32) as u32]);
-        }
-        units[8..11].copy_from_slice(&[self.top_k, self.banned, self.fallback]);
-        units
+/// A choice as the kernel reads it: `Choice` in sample.cu.
+pub fn choice_units(choice: &Choice) -> [u32; CHOICE_UNITS] {
+    let mut units = [0; CHOICE_UNITS];
+    let numbers = [choice.draw, choice.temperature, choice.top_p, choice.min_p];
+    for (pair, number) in units.chunks_exact_mut(2).zip(numbers) {
+        let bits = number.to_bits();
+        pair.copy_from_slice(&[bits as u32, (bits >> 32) as u32]);
     }
+    units[8..11].copy_from_slice(&[choice.top_k, choice.banned, choice.fallback]);
+    units
 }
 
 impl Ops {
-    /// Chooses an id by each row of logits (n, vocab), as `choices` (n, [`Choice::UNITS`]) say.
+    /// Chooses an id by each row of logits (n, vocab), as `choices` (n, [`CHOICE_UNITS`]) say.
     pub fn sample(
         &self,
         n: usize,
@@ -55,7 +35,7 @@ impl Ops {
         assert!(vocab <= MAX_VOCAB);
         let args = [
             logits.0.after(logits.1, n * vocab),
-            choices.0.after(choices.1, n * Choice::UNITS),
+            choices.0.after(choices.1, n * CHOICE_UNITS),
             chosen.0.after(chosen.1, n),
             u32_arg(vocab),
         ];
@@ -111,7 +91,7 @@ mod tests {
                 }
                 let (mut choices, mut expected) = (Vec::new(), Vec::new());
                 for row in logits.chunks(VOCAB_SIZE) {
-                    choices.extend(sampler.choice(VOCAB_SIZE).unwrap().units());
+                    choices.extend(choice_units(&sampler.choice(VOCAB_SIZE).unwrap()));
                     expected.push(u32::from(sampler.sample(row, &[])));
                 }
                 let on_device = gpu.alloc(choices.len() * 4).unwrap();

@@ -21,21 +21,21 @@ pub struct Stack {
     /// Shape of the layers.
     pub config: TransformerConfig,
     rope: Rope,
-    pub(super) blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
 }
 
 /// One layer. Matrices are row-major (out, in).
 #[derive(Debug)]
-pub(super) struct Block {
-    pub(super) attention_norm: Vec<f32>, // (dim)
-    pub(super) wq: Matrix,               // (n_heads * head_dim, dim)
-    pub(super) wk: Matrix,               // (n_kv_heads * head_dim, dim)
-    pub(super) wv: Matrix,               // (n_kv_heads * head_dim, dim)
-    pub(super) wo: Matrix,               // (dim, n_heads * head_dim)
-    pub(super) ffn_norm: Vec<f32>,       // (dim)
-    pub(super) w1: Matrix,               // (hidden_dim, dim)
-    pub(super) w2: Matrix,               // (dim, hidden_dim)
-    pub(super) w3: Matrix,               // (hidden_dim, dim)
+pub(crate) struct Block {
+    pub(crate) attention_norm: Vec<f32>, // (dim)
+    pub(crate) wq: Matrix,               // (n_heads * head_dim, dim)
+    pub(crate) wk: Matrix,               // (n_kv_heads * head_dim, dim)
+    pub(crate) wv: Matrix,               // (n_kv_heads * head_dim, dim)
+    pub(crate) wo: Matrix,               // (dim, n_heads * head_dim)
+    pub(crate) ffn_norm: Vec<f32>,       // (dim)
+    pub(crate) w1: Matrix,               // (hidden_dim, dim)
+    pub(crate) w2: Matrix,               // (dim, hidden_dim)
+    pub(crate) w3: Matrix,               // (hidden_dim, dim)
     pub(super) differential: Option<Differential>,
 }
 

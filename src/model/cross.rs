@@ -16,13 +16,13 @@ use crate::ops::{self, Compute, Heads, KvTile, Matrix, ScratchVec};
 /// One cross-attention. Matrices are row-major (out, in); both sides have width `dim`.
 #[derive(Debug)]
 pub struct CrossAttention {
-    pub(super) config: CrossAttentionConfig,
-    pub(super) norm_q: Vec<f32>,  // (dim)
-    pub(super) norm_kv: Vec<f32>, // (dim)
-    pub(super) wq: Matrix,        // (n_heads * head_dim, dim)
-    pub(super) wk: Matrix,        // (n_kv_heads * head_dim, dim)
-    pub(super) wv: Matrix,        // (n_kv_heads * head_dim, dim)
-    pub(super) wo: Matrix,        // (dim, n_heads * head_dim)
+    pub(crate) config: CrossAttentionConfig,
+    pub(crate) norm_q: Vec<f32>,  // (dim)
+    pub(crate) norm_kv: Vec<f32>, // (dim)
+    pub(crate) wq: Matrix,        // (n_heads * head_dim, dim)
+    pub(crate) wk: Matrix,        // (n_kv_heads * head_dim, dim)
+    pub(crate) wv: Matrix,        // (n_kv_heads * head_dim, dim)
+    pub(crate) wo: Matrix,        // (dim, n_heads * head_dim)
 }
 
 impl CrossAttention {

@@ -19,15 +19,15 @@ use crate::vocab::VOCAB_SIZE;
 /// The local decoder's weights.
 #[derive(Debug)]
 pub struct Decoder {
-    pub(super) patch_projection: Matrix,   // (k * dim, global dim)
-    pub(super) cross: Vec<CrossAttention>, // before every layer, or before the first only
+    pub(crate) patch_projection: Matrix,   // (k * dim, global dim)
+    pub(crate) cross: Vec<CrossAttention>, // before every layer, or before the first only
     /// The self-attention layers.
     pub layers: Stack,
-    pub(super) norm: Vec<f32>, // (dim)
-    pub(super) output: Matrix, // (vocab, dim)
+    pub(crate) norm: Vec<f32>, // (dim)
+    pub(crate) output: Matrix, // (vocab, dim)
     /// Patches a byte sees.
-    pub(super) cross_window: usize,
-    pub(super) k: usize,
+    pub(crate) cross_window: usize,
+    pub(crate) k: usize,
 }
 
 /// Keys and values of the latest patches in one cross-attention: k rows of kv_dim per patch.

@@ -20,21 +20,21 @@ use crate::vocab::{Id, VOCAB_SIZE};
 /// The local encoder's weights.
 #[derive(Debug)]
 pub struct Encoder {
-    tok_embeddings: Matrix, // (vocab, dim)
-    hasher: NgramHasher,
-    hash_embeddings: Vec<Matrix>, // each (hash vocab, dim)
+    pub(crate) tok_embeddings: Matrix, // (vocab, dim)
+    pub(crate) hasher: NgramHasher,
+    pub(crate) hash_embeddings: Vec<Matrix>, // each (hash vocab, dim)
     /// Whether the tables are too large to be in memory: rows are then asked for, all at once.
     stay_on_disk: bool,
     /// The self-attention layers.
     pub layers: Stack,
-    pub(super) patch_projection: Matrix, // (k * dim, dim)
+    pub(crate) patch_projection: Matrix, // (k * dim, dim)
     /// The cross-attentions that count, each with the layer whose output it reads.
-    pub(super) cross: Vec<(usize, CrossAttention)>,
+    pub(crate) cross: Vec<(usize, CrossAttention)>,
     /// The layer whose output is pooled.
-    pub(super) pool_layer: usize,
+    pub(crate) pool_layer: usize,
     /// Patches a patch's queries see, the own one included.
-    pub(super) cross_window: usize,
-    pub(super) k: usize,
+    pub(crate) cross_window: usize,
+    pub(crate) k: usize,
 }
 
 /// Bytes of hash tables that are left to the system, which will have all of them in memory soon.
@@ -102,15 +102,6 @@ impl Encoder {
             cross_window: config.encoder_cross.window.unwrap_or(1),
             k: config.cross_attn_k,
         })
-    }
-
-    /// The table of single ids, and those of n-grams, each with the powers of its prime: the oldest id's
-    /// first.
-    #[cfg(feature = "cuda")]
-    pub(super) fn tables(&self) -> (&Matrix, Vec<(&Matrix, &[i64])>) {
-        let powers = (0..self.hash_embeddings.len()).map(|table| self.hasher.powers(table));
-        let ngrams = self.hash_embeddings.iter().zip(powers).collect();
-        (&self.tok_embeddings, ngrams)
     }
 
     /// Empty stores for the byte states that [`Encoder::patches`] reads: one per cross-attention.

@@ -15,11 +15,11 @@ use crate::vocab::{Id, VOCAB_SIZE};
 /// moves the start of a patch, after which everything differs.
 #[derive(Debug)]
 pub struct EntropyModel {
-    pub(super) tok_embeddings: Matrix, // (vocab, dim)
+    pub(crate) tok_embeddings: Matrix, // (vocab, dim)
     /// The layers.
     pub layers: Stack,
-    pub(super) norm: Vec<f32>, // (dim)
-    pub(super) output: Matrix, // (vocab, dim)
+    pub(crate) norm: Vec<f32>, // (dim)
+    pub(crate) output: Matrix, // (vocab, dim)
 }
 
 impl EntropyModel {

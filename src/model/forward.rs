@@ -104,59 +104,42 @@ impl Model {
         parts: &mut [Part<'_>],
     ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
         let before: SmallVec<[Before; 1]> = parts.iter().map(|part| part.state.before()).collect();
-        let result = self.forward_parts(parts);
-        if result.is_err() {
-            for (part, old) in parts.iter_mut().zip(before) {
+        let backend = self.backend();
+        let result = backend.forward(self, parts).and_then(|logits| {
+            check_finite(parts, &logits)?;
+            Ok(logits)
+        });
+        for (part, old) in parts.iter_mut().zip(before) {
+            if result.is_err() {
                 part.state.take_back(old);
-                if self.device.is_none() {
-                    part.state.forget_beyond(self);
-                }
+                backend.discard_past_end(self, part.state);
+            } else {
+                backend.evict(self, part.state);
             }
         }
         result
     }
 
-    fn forward_parts(
+    pub(super) fn forward_on_cpu(
         &self,
         parts: &mut [Part<'_>],
     ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
         match &mut *parts {
-            _ if self.device.is_some() => {}
             [part] => {
                 if let Some(logits) = self.by_draft(part) {
-                    part.state.drop_unneeded(self);
                     return Ok(std::iter::once(logits).collect());
                 }
             }
             // The weights are read once for all of them as it is.
             _ => (parts.iter_mut()).for_each(|part| part.state.drop_draft(self)),
         }
-        for part in parts.iter_mut() {
-            assert!((1..=MAX_BATCH).contains(&part.ids.len()));
-            part.read_text();
-        }
-        let logits = match &self.device {
-            Some(device) => self.forward_on_device(device, parts)?,
-            None => {
-                // How uncertain each next byte is, and where patches start; then the bytes' states.
-                self.entropies(parts);
-                let n_closed = self.cut(parts)?;
-                let mut x = self.encode(parts); // (n, local dim)
-                self.close_patches(parts);
-                self.decode(parts, &n_closed, &mut x)
-            }
-        };
-        for (i, (part, logits)) in parts.iter_mut().zip(&*logits).enumerate() {
-            if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
-                let rows = logits.len() / VOCAB_SIZE;
-                let position = part.positions().end - rows + bad / VOCAB_SIZE;
-                return Err(Failure::not_finite(i, "logits", position));
-            }
-        }
-        if self.device.is_none() {
-            parts.iter_mut().for_each(|p| p.state.drop_unneeded(self));
-        }
-        Ok(logits)
+        parts.iter_mut().for_each(Part::read_text);
+        // How uncertain each next byte is, and where patches start; then the bytes' states.
+        self.entropies(parts);
+        let n_closed = self.cut(parts)?;
+        let mut x = self.encode(parts); // (n, local dim)
+        self.close_patches(parts);
+        Ok(self.decode(parts, &n_closed, &mut x))
     }
 
     /// The entropy model on the parts that have its cache: the entropy after each byte, in nats.
@@ -202,7 +185,7 @@ impl Model {
 
     /// Where patches start, by entropies that are all numbers: how many are closed once each byte is
     /// read, (n).
-    pub(super) fn cut(&self, parts: &mut [Part<'_>]) -> Result<ScratchVec<'_, usize>, Failure> {
+    pub(crate) fn cut(&self, parts: &mut [Part<'_>]) -> Result<ScratchVec<'_, usize>, Failure> {
         let mut n_closed = self.compute.empty(n_rows(parts));
         for (i, part) in parts.iter_mut().enumerate() {
             let positions = part.positions();
@@ -348,7 +331,7 @@ impl Model {
     }
 
     /// Where the entropy model stands at `positions`, if it runs in this sequence.
-    pub(super) fn add_entropy_run(
+    pub(crate) fn add_entropy_run(
         &self,
         state: &State,
         positions: Range<usize>,
@@ -363,7 +346,7 @@ impl Model {
         entropy.layers.add_run(rows, positions, origin, barrier);
     }
 
-    pub(super) fn add_encoder_run(
+    pub(crate) fn add_encoder_run(
         &self,
         state: &State,
         positions: Range<usize>,
@@ -373,13 +356,13 @@ impl Model {
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
 
-    pub(super) fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
+    pub(crate) fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
         let layers = &self.weights.global.layers;
         let eos_patches = State::eos_patches(&state.eos, &state.starts);
         layers.add_run(rows, patches, |_| 0, |p| segment(layers, &eos_patches, p));
     }
 
-    pub(super) fn add_decoder_run(
+    pub(crate) fn add_decoder_run(
         &self,
         state: &State,
         positions: Range<usize>,
@@ -388,6 +371,18 @@ impl Model {
         let layers = &self.weights.decoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
+}
+
+/// Refuses logits that are NaN or infinite.
+fn check_finite(parts: &[Part<'_>], logits: &[ScratchVec<'_, f32>]) -> Result<(), Failure> {
+    for (i, (part, logits)) in parts.iter().zip(logits).enumerate() {
+        if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
+            let n_rows = logits.len() / VOCAB_SIZE;
+            let position = part.positions().end - n_rows + bad / VOCAB_SIZE;
+            return Err(Failure::not_finite(i, "logits", position));
+        }
+    }
+    Ok(())
 }
 
 /// The ids of all parts.
@@ -426,7 +421,7 @@ impl State {
 
 impl Part<'_> {
     /// Positions of the ids, once they are in the text.
-    pub(super) fn positions(&self) -> Range<usize> {
+    pub(crate) fn positions(&self) -> Range<usize> {
         let end = self.state.ids.len();
         end - self.ids.len()..end
     }
@@ -436,7 +431,9 @@ impl Part<'_> {
         self.state.entropy_cache.is_some()
     }
 
-    pub(super) fn read_text(&mut self) {
+    /// Appends the ids to the text.
+    pub(crate) fn read_text(&mut self) {
+        assert!((1..=MAX_BATCH).contains(&self.ids.len()));
         self.state.ids.extend_from_slice(self.ids);
         let positions = self.positions();
         let state = &mut *self.state;
@@ -445,7 +442,7 @@ impl Part<'_> {
     }
 
     /// Rows whose logits are wanted: the last ones.
-    pub(super) fn n_wanted(&self) -> usize {
+    pub(crate) fn n_wanted(&self) -> usize {
         match self.wanted {
             Wanted::Nothing => 0,
             Wanted::Last => 1,
@@ -467,7 +464,7 @@ impl Part<'_> {
     }
 
     /// The patches that the ids close.
-    pub(super) fn closed(&self) -> Range<usize> {
+    pub(crate) fn closed(&self) -> Range<usize> {
         let positions = self.positions();
         State::closed_between(&self.state.starts, positions.start, positions.end)
     }

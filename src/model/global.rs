@@ -13,7 +13,7 @@ use crate::ops::{self, Compute, Matrix, ScratchVec};
 /// The global transformer's weights.
 #[derive(Debug)]
 pub struct Global {
-    pub(super) input_projection: Option<Matrix>, // (dim, k * local dim)
+    pub(crate) input_projection: Option<Matrix>, // (dim, k * local dim)
     /// The layers.
     pub layers: Stack,
 }

@@ -110,9 +110,8 @@ impl NgramHasher {
         self.group_sizes.len() * self.n_functions
     }
 
-    /// What the ids of a table's n-grams are multiplied with, the oldest id first.
-    #[cfg(feature = "cuda")]
-    pub(super) fn powers(&self, table: usize) -> &[i64] {
+    /// The factors of a table's n-grams: what each id is multiplied by, the oldest first.
+    pub fn powers(&self, table: usize) -> &[i64] {
         let (function, group) = (
             table / self.group_sizes.len(),
             table % self.group_sizes.len(),

@@ -4,14 +4,10 @@
 //! `State` that a [`Session`](crate::Session) holds. `forward.rs` reads down the whole path of a
 //! byte.
 
-mod block;
-mod cross;
+pub(crate) mod backend;
+pub(crate) mod block;
+pub(crate) mod cross;
 mod decoder;
-#[cfg(feature = "cuda")]
-mod device;
-#[cfg(not(feature = "cuda"))]
-#[path = "no_device.rs"]
-mod device;
 mod differential;
 mod draft;
 mod encoder;
@@ -31,7 +27,6 @@ use std::sync::Arc;
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
-use crate::device::{Device, GpuOptions};
 use crate::error::Result;
 use crate::ops::Compute;
 
@@ -40,30 +35,30 @@ pub use forward::Trace;
 pub(crate) use forward::{Failure, MAX_BATCH, Part, Wanted};
 pub(crate) use state::State;
 
+use backend::{Backend, Cpu};
 use decoder::Decoder;
-use device::DeviceModel;
 use draft::Costs;
 use encoder::Encoder;
-use entropy::EntropyModel;
+pub(crate) use entropy::EntropyModel;
 use global::Global;
 use stored::Stored;
 
 /// A loaded model. Cloning shares the weights.
 #[derive(Debug, Clone)]
 pub struct Model {
-    weights: Arc<Weights>,
-    compute: Arc<Compute>,
-    /// The weights on a GPU, if that computes.
-    device: Option<Arc<DeviceModel>>,
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) compute: Arc<Compute>,
+    /// What computes instead of the CPU.
+    device: Option<Arc<dyn Backend>>,
 }
 
 #[derive(Debug)]
-struct Weights {
+pub(crate) struct Weights {
     config: Config,
-    entropy: Option<EntropyModel>,
-    encoder: Encoder,
-    global: Global,
-    decoder: Decoder,
+    pub(crate) entropy: Option<EntropyModel>,
+    pub(crate) encoder: Encoder,
+    pub(crate) global: Global,
+    pub(crate) decoder: Decoder,
     draft_costs: Costs,
     stored: Stored,
 }
@@ -120,31 +115,16 @@ impl Model {
         }
     }
 
-    /// The same weights computed on a device. On a GPU all matrices are copied to its memory, and the
-    /// embedding tables if they fit too.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`] if there is no such device, it cannot run the kernels, its memory
-    /// does not suffice, or this crate was built without the feature `cuda`. Not for
-    /// [`Device::Auto`], which then is the CPU.
-    pub fn on_device(&self, device: Device) -> Result<Self> {
-        self.on_device_with(device, GpuOptions::default())
+    /// The same weights computed by a backend, or by the CPU.
+    pub(crate) fn with_backend(&self, device: Option<Arc<dyn Backend>>) -> Self {
+        Model {
+            device,
+            ..self.clone()
+        }
     }
 
-    /// As [`Model::on_device`], a GPU as `options` say.
-    ///
-    /// # Errors
-    /// As [`Model::on_device`].
-    pub fn on_device_with(&self, device: Device, options: GpuOptions) -> Result<Self> {
-        let device = match device {
-            Device::Cpu => None,
-            Device::Cuda(n) => Some(DeviceModel::new(&self.weights, n, options)?),
-            Device::Auto => DeviceModel::new(&self.weights, 0, options).ok(),
-        };
-        Ok(Model {
-            device: device.map(Arc::new),
-            ..self.clone()
-        })
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        self.device.as_deref().unwrap_or(&Cpu)
     }
 
     /// Bytes per second that the GPU reads and writes together when it copies; `None` on the CPU.
@@ -152,17 +132,17 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Device`] if it has no room for two buffers of 256 MiB.
     pub fn gpu_bandwidth(&self) -> Result<Option<f64>> {
-        (self.device.as_ref().map(|device| device.bandwidth())).transpose()
+        self.backend().gpu_bandwidth()
     }
 
     /// Kernels that the GPU has started for this model: all, and those for patches that ended; `None` on the CPU.
     pub fn gpu_kernels(&self) -> Option<(usize, usize)> {
-        self.device.as_ref().map(|device| device.n_kernels())
+        self.backend().gpu_kernels()
     }
 
     /// The name of the GPU that computes; `None` if the CPU does.
     pub fn gpu_name(&self) -> Option<&str> {
-        self.device.as_ref().map(|device| device.name())
+        self.backend().gpu_name()
     }
 
     /// How sessions keep keys and values unless told: see [`KvType::for_weights`].
@@ -184,10 +164,13 @@ impl Model {
     /// Whether both compute the same weights in the same place, so that sessions of both can read
     /// together.
     pub(crate) fn is_same(&self, other: &Model) -> bool {
-        let device = |model: &Model| model.device.as_ref().map(Arc::as_ptr);
+        let same_backend = match (&self.device, &other.device) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
         Arc::ptr_eq(&self.weights, &other.weights)
             && Arc::ptr_eq(&self.compute, &other.compute)
-            && device(self) == device(other)
+            && same_backend
     }
 
     /// Whether the model has an entropy model.

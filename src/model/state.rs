@@ -1,11 +1,10 @@
 //! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::Model;
+use super::backend::BackendCaches;
 use super::decoder::PatchKv;
-use super::device::{Ahead, Caches};
 use super::draft::{Draft, DraftCounts};
 use super::patcher::Patcher;
 use crate::cache::{KvCache, KvType, RowStore};
@@ -15,16 +14,16 @@ use crate::vocab::Id;
 #[derive(Debug, Clone)]
 pub struct State {
     /// The ids read so far.
-    pub(super) ids: Vec<Id>,
+    pub(crate) ids: Vec<Id>,
     /// Entropy in nats of the id after each of `ids`; NaN where it was not computed.
-    pub(super) entropies: Vec<f32>,
+    pub(crate) entropies: Vec<f32>,
     /// Decided patch starts, ascending, `0` first. The last is where the open patch starts; it is
     /// `ids.len()` when the next byte is known to start a patch.
-    pub(super) starts: Vec<usize>,
+    pub(crate) starts: Vec<usize>,
     /// Positions of the EOS ids.
     pub(super) eos: Vec<usize>,
     pub(super) patcher: Patcher,
-    pub(super) entropy_cache: Option<KvCache>,
+    pub(crate) entropy_cache: Option<KvCache>,
     pub(super) encoder_cache: KvCache,
     pub(super) decoder_cache: KvCache,
     pub(super) global_cache: KvCache,
@@ -37,11 +36,8 @@ pub struct State {
     pub(super) patch_kv: Vec<PatchKv>,
     /// Length at which the entropy model last began anew, and how often it does.
     pub(super) entropy_reset: Option<usize>,
-    /// Caches on a GPU, in place of those above, which then stay empty. Made by the first pass; a fork
-    /// shares them until one side reads on.
-    pub(super) device: Option<Arc<Caches>>,
-    /// What the GPU has read beyond `ids`.
-    pub(super) ahead: Option<Ahead>,
+    /// Caches in the memory of a device, instead of those above, which then stay empty.
+    pub(crate) device: Option<Box<dyn BackendCaches>>,
     /// What is known beyond `ids` without a GPU.
     pub(super) draft: Draft,
 }
@@ -80,8 +76,7 @@ impl State {
             global_out: RowStore::new(w.config.global.dim),
             patch_kv: w.decoder.new_patch_kv(),
             entropy_reset,
-            device: None,
-            ahead: None,
+            device: model.backend().new_caches(kv),
             draft: Draft::default(),
         }
     }
@@ -122,7 +117,7 @@ impl State {
             .map(KvCache::n_bytes))
         .sum::<usize>()
             + rows.map(RowStore::n_bytes).sum::<usize>()
-            + self.device.as_deref().map_or(0, Caches::memory)
+            + self.device.as_ref().map_or(0, |caches| caches.n_bytes())
     }
 
     /// Goes back to the first `len` ids.
@@ -135,7 +130,7 @@ impl State {
         let n_closed = n_starts - 1;
         let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
         if let Some(caches) = &self.device {
-            let held = caches.hold(len, n_closed);
+            let held = caches.can_rewind(len, n_closed);
             if held {
                 self.truncate_text(len, n_starts);
             }
@@ -171,7 +166,6 @@ impl State {
     fn truncate_text(&mut self, len: usize, n_starts: usize) {
         self.ids.truncate(len);
         self.entropies.truncate(len);
-        self.ahead = None;
         self.starts.truncate(n_starts);
         self.eos.retain(|&p| p < len);
         self.patcher

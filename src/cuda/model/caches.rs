@@ -1,46 +1,100 @@
 //! What one sequence has on the device.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use super::super::state::SLACK;
-use super::{DeviceModel, Layers};
+use super::{Cross, GpuModel, Layers};
 use crate::cache::KvType;
 use crate::cuda::Store;
 use crate::error::Result;
+use crate::model::MAX_BATCH;
+use crate::model::backend::BackendCaches;
 use crate::vocab::Id;
 
-/// Keys, values and states of a sequence. In every store of keys and values a layer has two sides.
+/// The caches of one sequence: nothing until its first pass. A fork shares them until one side reads on.
 #[derive(Debug)]
-pub(crate) struct Caches {
+pub(super) struct Caches {
+    kv: KvType,
+    rings: Option<Arc<Rings>>,
+}
+
+/// Keys, values and states of a sequence. In every ring of keys and values a layer has two planes.
+#[derive(Debug)]
+pub(super) struct Rings {
     pub entropy: Option<Store>,
     pub encoder: Store,
     pub global: Store,
     pub decoder: Store,
-    /// Byte states that the encoder's cross-attentions read, a side each; of all bytes.
+    /// Byte states that the encoder's cross-attentions read, a plane each, of all bytes.
     pub states: Store,
-    /// Keys and values of these cross-attentions; of all bytes.
+    /// Keys and values of these cross-attentions, of all bytes.
     pub bytes: Store,
     /// Keys and values of the decoder's cross-attentions: k rows per patch.
     pub patches: Store,
     /// Positions and patches ever written, since the rings were last empty.
     pub n_bytes: usize,
     pub n_patches: usize,
+    pub ahead: Option<Ahead>,
 }
 
 /// An id that the device has chosen and already read as far as its entropy: the first half of the next
 /// pass, if that is the id fed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ahead {
+pub(super) struct Ahead {
+    pub position: usize,
     pub id: Id,
     pub entropy: f32,
 }
 
-/// Rows a ring holds besides its window: those of a pass, and those that a rewind may want back.
-const MARGIN: usize = 2 * SLACK;
+/// Rows a ring holds besides its window: those of a pass, and those that a rewind may need again.
+const MARGIN: usize = 2 * MAX_BATCH;
 
 impl Caches {
-    /// Nothing. Keys and values of the stacks' layers are kept as `kv`, all else in f32.
-    pub fn new(model: &DeviceModel, kv: KvType) -> Result<Caches> {
+    pub fn new(kv: KvType) -> Caches {
+        Caches { kv, rings: None }
+    }
+
+    /// The rings of a sequence for a pass to write: makes them for the first, and copies them if a fork shares them.
+    pub fn own<'a>(
+        caches: &'a mut Option<Box<dyn BackendCaches>>,
+        model: &GpuModel,
+    ) -> Result<&'a mut Rings> {
+        let caches: &mut dyn Any = &mut **caches.as_mut().expect("made with the state");
+        let caches: &mut Caches = caches.downcast_mut().expect("caches of this backend");
+        let shared = match &mut caches.rings {
+            Some(shared) => shared,
+            none => none.insert(Arc::new(Rings::new(model, caches.kv)?)),
+        };
+        if Arc::get_mut(shared).is_none() {
+            *shared = Arc::new(shared.copied()?);
+        }
+        Ok(Arc::get_mut(shared).expect("copied above"))
+    }
+}
+
+impl BackendCaches for Caches {
+    fn fork(&self) -> Box<dyn BackendCaches> {
+        Box::new(Caches {
+            kv: self.kv,
+            rings: self.rings.clone(),
+        })
+    }
+
+    fn can_rewind(&self, n_bytes: usize, n_patches: usize) -> bool {
+        self.rings.as_ref().is_none_or(|rings| {
+            rings.n_bytes <= n_bytes + MARGIN - MAX_BATCH
+                && rings.n_patches <= n_patches + MARGIN - MAX_BATCH
+        })
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.rings.as_ref().map_or(0, |rings| rings.memory())
+    }
+}
+
+impl Rings {
+    /// Empty rings. Keys and values of the stacks' layers are stored as `kv`, everything else in f32.
+    fn new(model: &GpuModel, kv: KvType) -> Result<Rings> {
         let gpu = &model.gpu;
         let stack = |layers: &Layers| {
             let dim = layers.heads.n_kv_heads * layers.heads.head_dim;
@@ -49,11 +103,11 @@ impl Caches {
         };
         let entropy = model.entropy.as_ref().map(|e| stack(&e.layers));
         let exact = |n, dim, limit| Store::new(gpu, KvType::F32, (n, dim), limit);
-        let kv_dim = |cross: &super::Cross| cross.heads.n_kv_heads * cross.heads.head_dim;
+        let kv_dim = |cross: &Cross| cross.heads.n_kv_heads * cross.heads.head_dim;
         let n_cross = model.encoder_cross.len();
         let patch_limit = (model.decoder_window + MARGIN) * model.k;
         let n_patch_cross = model.decoder_cross.len();
-        Ok(Caches {
+        Ok(Rings {
             entropy: entropy.transpose()?,
             encoder: stack(&model.encoder)?,
             global: stack(&model.global)?,
@@ -67,26 +121,11 @@ impl Caches {
             )?,
             n_bytes: 0,
             n_patches: 0,
+            ahead: None,
         })
     }
 
-    /// Copies what a fork shares; new ones are of `kv`.
-    pub fn own<'a>(
-        model: &DeviceModel,
-        kv: KvType,
-        caches: &'a mut Option<Arc<Caches>>,
-    ) -> Result<&'a mut Caches> {
-        if caches.is_none() {
-            *caches = Some(Arc::new(Caches::new(model, kv)?));
-        }
-        let shared = caches.as_mut().expect("made above");
-        if Arc::get_mut(shared).is_none() {
-            *shared = Arc::new(shared.copied()?);
-        }
-        Ok(Arc::get_mut(shared).expect("copied above"))
-    }
-
-    /// Makes room for so many bytes and patches.
+    /// Makes room for `n_bytes` bytes and `n_patches` patches.
     pub fn reserve(&mut self, n_bytes: usize, n_patches: usize, k: usize) -> Result<()> {
         let of_bytes = [
             &mut self.encoder,
@@ -101,8 +140,8 @@ impl Caches {
         self.patches.reserve(n_patches * k)
     }
 
-    fn copied(&self) -> Result<Caches> {
-        Ok(Caches {
+    fn copied(&self) -> Result<Rings> {
+        Ok(Rings {
             entropy: self.entropy.as_ref().map(Store::copied).transpose()?,
             encoder: self.encoder.copied()?,
             global: self.global.copied()?,
@@ -114,14 +153,8 @@ impl Caches {
         })
     }
 
-    /// Whether nothing that bytes after the first `n_bytes` read, with `n_patches` patches closed, has
-    /// been written over.
-    pub fn hold(&self, n_bytes: usize, n_patches: usize) -> bool {
-        self.n_bytes <= n_bytes + MARGIN - SLACK && self.n_patches <= n_patches + MARGIN - SLACK
-    }
-
     /// Bytes of device memory.
-    pub fn memory(&self) -> usize {
+    fn memory(&self) -> usize {
         let stores = [
             &self.encoder,
             &self.global,

@@ -1,24 +1,22 @@
-//! The model on a GPU: its matrices, and the memory of a sequence.
+//! The model on a GPU: a [`Backend`](crate::model::backend::Backend).
 //!
-//! What the model is, which rows see what, where patches begin and how a session goes back is decided
-//! by the code that the CPU runs (`forward.rs`, `state.rs`); here is the arithmetic between, and in
-//! `pass.rs` the order in which a pass starts it.
+//! `src/model` decides what the model is, which rows see what, where patches start and how a session rewinds. Here
+//! are the weights in device memory (this file), the memory of a sequence (`caches.rs`), and what a pass does:
+//! `pass.rs` is the order, `table.rs` the numbers that change from pass to pass, `launches.rs` the kernels.
 
 mod caches;
 mod launches;
 mod pass;
 mod table;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-pub(super) use caches::{Ahead, Caches};
-
-use super::Weights;
-use super::block::Stack;
-use super::cross::CrossAttention;
 use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, SplitSums, Tables};
 use crate::device::{GpuOptions, TablePlace};
 use crate::error::{Error, Result};
+use crate::model::block::{Block, Stack};
+use crate::model::cross::CrossAttention;
+use crate::model::{EntropyModel, Weights};
 use crate::ops::{Heads, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
@@ -68,7 +66,7 @@ struct Entropy {
 
 /// The weights on a device.
 #[derive(Debug)]
-pub(crate) struct DeviceModel {
+pub struct GpuModel {
     gpu: Arc<Gpu>,
     ops: Ops,
     entropy: Option<Entropy>,
@@ -96,13 +94,13 @@ pub(crate) struct DeviceModel {
 /// Device memory that is left free when tables could fill it: for sequences and scratch.
 const LEFT_FREE: usize = 2 << 30;
 
-impl DeviceModel {
+impl GpuModel {
     /// Copies the weights to a device.
     ///
     /// # Errors
     /// [`Error::Device`] if there is none or its memory does not suffice;
     /// [`Error::Unsupported`] for heads wider than the kernels know.
-    pub fn new(weights: &Weights, number: usize, options: GpuOptions) -> Result<DeviceModel> {
+    pub fn new(weights: &Weights, number: usize, options: GpuOptions) -> Result<GpuModel> {
         let gpu = Gpu::new(number)?;
         let split_sums = SplitSums::new(&gpu)?;
         let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &split_sums, matrices);
@@ -128,7 +126,7 @@ impl DeviceModel {
                 ));
             }
             let eps = stack.config.norm_eps;
-            let layer = |b: &super::block::Block| {
+            let layer = |b: &Block| {
                 Ok::<_, Error>(Layer {
                     attention_norm: norm(&b.attention_norm, eps)?,
                     wqkv: linear(&[&b.wq, &b.wk, &b.wv])?,
@@ -161,7 +159,7 @@ impl DeviceModel {
             })
         };
         let (encoder, global, decoder) = (&weights.encoder, &weights.global, &weights.decoder);
-        let entropy = |e: &super::EntropyModel| {
+        let entropy = |e: &EntropyModel| {
             Ok::<_, Error>(Entropy {
                 tables: Tables::new(&gpu, &e.tok_embeddings, &[])?,
                 layers: layers(&e.layers)?,
@@ -170,7 +168,7 @@ impl DeviceModel {
         };
         let pooled = (encoder.cross.iter()).position(|(layer, _)| *layer == encoder.pool_layer);
         const { assert!(VOCAB_SIZE <= MAX_VOCAB) };
-        let mut model = DeviceModel {
+        let mut model = GpuModel {
             ops: Ops::new(&gpu)?,
             entropy: weights.entropy.as_ref().map(entropy).transpose()?,
             tables: None,
@@ -198,8 +196,12 @@ impl DeviceModel {
             scratch: Mutex::new(Scratch::new(&gpu)?),
             gpu,
         };
-        let (ids, ngrams) = encoder.tables();
-        let matrices = ngrams.iter().map(|(matrix, _)| *matrix).chain([ids]);
+        let ids = &encoder.tok_embeddings;
+        // Each table of n-grams with the powers that its ids are multiplied by.
+        let ngrams: Vec<(&Matrix, &[i64])> = (encoder.hash_embeddings.iter().enumerate())
+            .map(|(table, matrix)| (matrix, encoder.hasher.powers(table)))
+            .collect();
+        let matrices = encoder.hash_embeddings.iter().chain([ids]);
         let n_bytes: usize = matrices.map(|m| m.tensor().unpacked_size()).sum();
         let fits = || Ok::<_, Error>(n_bytes + LEFT_FREE <= model.gpu.memory()?.0);
         let upload = match options.tables {
@@ -217,33 +219,5 @@ impl DeviceModel {
             model.tables = Some(Tables::new(&model.gpu, ids, &ngrams)?);
         }
         Ok(model)
-    }
-
-    /// Bytes read and written per second in copies on the device: the best of five.
-    pub fn bandwidth(&self) -> Result<f64> {
-        const SIZE: usize = 256 << 20;
-        // No pass meanwhile: it would be measured too, or record the copies in its graph.
-        let _scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let (from, to) = (self.gpu.alloc(SIZE)?, self.gpu.alloc(SIZE)?);
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            self.gpu.read_f32s(&to, 1)?; // waits
-            let start = std::time::Instant::now();
-            self.gpu.copy((&from, 0), (&to, 0), SIZE)?;
-            self.gpu.read_f32s(&to, 1)?;
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        Ok(2.0 * SIZE as f64 / best)
-    }
-
-    /// Kernels started so far: all, and those for patches that ended.
-    pub fn n_kernels(&self) -> (usize, usize) {
-        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.gpu.n_kernels(), scratch.n_closing)
-    }
-
-    /// The device's name.
-    pub fn name(&self) -> &str {
-        &self.gpu.info().name
     }
 }

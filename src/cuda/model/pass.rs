@@ -8,20 +8,23 @@
 //! A half is a table (`table.rs`) and the launches that read it (`launches.rs`).
 
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use smallvec::SmallVec;
 
-use super::super::forward::{Failure, Part, Wanted};
-use super::super::{Model, State};
+use super::GpuModel;
+use super::caches::{Ahead, Caches, Rings};
 use super::launches::{Launches, MAX_RECORDED, Scratch, reserve};
 use super::table::{
     BytesAt, CloseAt, DecodeAt, Embeddings, Spans, Table, last_run, rows_at, windows,
 };
-use super::{Ahead, Caches, DeviceModel};
-use crate::cuda::Choice;
+use crate::cache::KvType;
+use crate::cuda::choice_units;
 use crate::error::Result;
+use crate::model::backend::{Backend, BackendCaches};
+use crate::model::{Failure, Model, Part, State, Wanted};
 use crate::ops::ScratchVec;
+use crate::sampler::Choice;
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// Takes the first `n` of what is left.
@@ -29,82 +32,117 @@ fn first<'a, T>(left: &mut &'a [T], n: usize) -> &'a [T] {
     left.split_off(..n).expect("every part has its share")
 }
 
-impl Model {
-    /// The pass of `forward.rs` on a GPU.
-    pub(in super::super) fn forward_on_device(
+impl Backend for GpuModel {
+    fn forward<'m>(
         &self,
-        device: &DeviceModel,
+        model: &'m Model,
         parts: &mut [Part<'_>],
-    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
+    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
+        parts.iter_mut().for_each(Part::read_text);
         let take = |part: &mut Part<'_>| part.state.device.take();
-        let mut caches: Vec<Option<Arc<Caches>>> = parts.iter_mut().map(take).collect();
-        let result = self.pass(device, parts, &mut caches);
+        let mut caches: Vec<Option<Box<dyn BackendCaches>>> = parts.iter_mut().map(take).collect();
+        let result = self.pass(model, parts, &mut caches);
         for (part, caches) in parts.iter_mut().zip(caches) {
             part.state.device = caches;
         }
         result
     }
 
-    fn pass(
+    fn new_caches(&self, kv: KvType) -> Option<Box<dyn BackendCaches>> {
+        Some(Box::new(Caches::new(kv)))
+    }
+
+    fn gpu_name(&self) -> Option<&str> {
+        Some(&self.gpu.info().name)
+    }
+
+    fn gpu_kernels(&self) -> Option<(usize, usize)> {
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((self.gpu.n_kernels(), scratch.n_closing))
+    }
+
+    /// The best of five copies on the device.
+    fn gpu_bandwidth(&self) -> Result<Option<f64>> {
+        const SIZE: usize = 256 << 20;
+        // No pass meanwhile: it would be measured too, or record the copies in its graph.
+        let _scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let (from, to) = (self.gpu.alloc(SIZE)?, self.gpu.alloc(SIZE)?);
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            self.gpu.read_f32s(&to, 1)?; // waits
+            let start = std::time::Instant::now();
+            self.gpu.copy((&from, 0), (&to, 0), SIZE)?;
+            self.gpu.read_f32s(&to, 1)?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(Some(2.0 * SIZE as f64 / best))
+    }
+}
+
+impl GpuModel {
+    fn pass<'m>(
         &self,
-        device: &DeviceModel,
+        model: &'m Model,
         parts: &mut [Part<'_>],
-        caches: &mut [Option<Arc<Caches>>],
-    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>, Failure> {
+        caches: &mut [Option<Box<dyn BackendCaches>>],
+    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
         // Before anything is started, copies of what a fork shares too: a graph that another pass records
         // would record them in its stead. After a panic the scratch holds what it likes: every pass writes it
         // first.
-        let scratch = device.scratch.lock();
+        let scratch = self.scratch.lock();
         let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
-        let own = (parts.iter().zip(caches))
-            .map(|(part, caches)| Caches::own(device, part.state.global_cache.kv(), caches));
-        let mut caches: Vec<&mut Caches> = own.collect::<Result<_>>()?;
+        let own = caches.iter_mut().map(|caches| Caches::own(caches, self));
+        let mut caches: Vec<&mut Rings> = own.collect::<Result<_>>()?;
         for (part, caches) in parts.iter().zip(&mut caches) {
             // Rows know where they are, so this comes before any: one byte more is read ahead, and a byte
             // closes at most one patch.
             let n_patches = part.state.n_closed() + part.ids.len();
             let n_bytes = part.state.ids.len() + 1;
-            caches.reserve(n_bytes, n_patches, device.k)?;
+            caches.reserve(n_bytes, n_patches, self.k)?;
             caches.n_bytes = caches.n_bytes.max(n_bytes);
         }
         let mut fresh = Vec::new();
-        for (i, part) in parts.iter_mut().enumerate() {
-            let ahead = part.state.ahead.take();
-            match ahead.filter(|a| part.ids == [a.id] && part.trace.is_none()) {
+        for (i, (part, caches)) in parts.iter_mut().zip(&mut caches).enumerate() {
+            let ahead = caches.ahead.take().filter(|ahead| {
+                part.ids == [ahead.id]
+                    && part.positions().start == ahead.position
+                    && part.trace.is_none()
+            });
+            match ahead {
                 Some(ahead) => part.state.entropies.push(ahead.entropy),
                 None => fresh.push(i),
             }
         }
         if !fresh.is_empty() {
-            self.first_half(device, scratch, parts, &caches, &fresh)?;
+            self.first_half(model, scratch, parts, &caches, &fresh)?;
         }
-        let n_closed = self.cut(parts)?;
+        let n_closed = model.cut(parts)?;
         for (part, caches) in parts.iter().zip(&mut caches) {
             caches.n_patches = caches.n_patches.max(part.state.n_closed());
         }
-        self.close_on(device, scratch, parts, &caches)?;
-        Ok(self.decode_on(device, scratch, parts, &caches, &n_closed)?)
+        self.close_on(model, scratch, parts, &caches)?;
+        Ok(self.decode_on(model, scratch, parts, &mut caches, &n_closed)?)
     }
 
     /// Fills a table for the first half at `positions` of some sequences; those with an entropy model
     /// come first, and `n_entropy` says how many rows they have.
     fn bytes_table(
         &self,
-        device: &DeviceModel,
+        model: &Model,
         table: &mut Table,
-        sequences: &[(&State, &Caches, Range<usize>)],
+        sequences: &[(&State, &Rings, Range<usize>)],
     ) -> Result<BytesAt> {
         let n = sequences
             .iter()
             .map(|(.., positions)| positions.len())
             .sum();
         let mut entropy = None;
-        if let Some(model) = &self.weights.entropy {
-            let (mut rows, mut list) = (model.layers.rows(&self.compute, n), Vec::new());
+        if let Some(entropy_model) = &model.weights.entropy {
+            let (mut rows, mut list) = (entropy_model.layers.rows(&model.compute, n), Vec::new());
             let mut ids = Vec::new();
             for (state, caches, positions) in sequences {
                 if let (Some(store), Some(_)) = (&caches.entropy, &state.entropy_cache) {
-                    self.add_entropy_run(state, positions.clone(), &mut rows);
+                    model.add_entropy_run(state, positions.clone(), &mut rows);
                     list.extend(last_run(&rows, store));
                     ids.extend(windows(&state.ids, positions.clone(), 1));
                 }
@@ -112,22 +150,22 @@ impl Model {
             entropy = (!list.is_empty()).then(|| (table.put(ids), table.stack(&list, &rows)));
         }
 
-        let layers = &self.weights.encoder.layers;
-        let (mut rows, mut list) = (layers.rows(&self.compute, n), Vec::new());
+        let layers = &model.weights.encoder.layers;
+        let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
         let (mut states, mut bytes) = (Vec::new(), Vec::new());
         let (mut ids, mut sums) = (Vec::new(), Vec::new());
         for (state, caches, positions) in sequences {
-            self.add_encoder_run(state, positions.clone(), &mut rows);
+            model.add_encoder_run(state, positions.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.encoder));
             states.extend(rows_at(positions.clone(), &caches.states));
             bytes.extend(rows_at(positions.clone(), &caches.bytes));
-            match &device.tables {
+            match &self.tables {
                 Some(tables) => {
                     ids.extend(windows(&state.ids, positions.clone(), tables.window()));
                 }
                 None => {
-                    let encoder = &self.weights.encoder;
-                    let of_run = encoder.embed(&self.compute, &state.ids, positions.start);
+                    let encoder = &model.weights.encoder;
+                    let of_run = encoder.embed(&model.compute, &state.ids, positions.start);
                     sums.extend_from_slice(&of_run);
                 }
             }
@@ -135,7 +173,7 @@ impl Model {
         Ok(BytesAt {
             entropy,
             encoder: table.stack(&list, &rows),
-            embeddings: match device.tables {
+            embeddings: match self.tables {
                 Some(_) => Embeddings::Ids(table.put(ids)),
                 None => Embeddings::Sums(table.put(sums.iter().map(|x| x.to_bits()))),
             },
@@ -147,33 +185,31 @@ impl Model {
     /// The entropy model and the local encoder on the parts `fresh`.
     fn first_half(
         &self,
-        device: &DeviceModel,
+        model: &Model,
         scratch: &mut Scratch,
         parts: &mut [Part<'_>],
-        caches: &[&mut Caches],
+        caches: &[&mut Rings],
         fresh: &[usize],
     ) -> Result<()> {
         let mut table = Table::default();
-        let sequences: Vec<(&State, &Caches, Range<usize>)> = (parts.iter().zip(caches))
+        let sequences: Vec<(&State, &Rings, Range<usize>)> = (parts.iter().zip(caches))
             .enumerate()
             .filter(|(i, _)| fresh.contains(i))
             .map(|(_, (part, caches))| (&*part.state, &**caches, part.positions()))
             .collect();
-        let at = self.bytes_table(device, &mut table, &sequences)?;
+        let at = self.bytes_table(model, &mut table, &sequences)?;
         let traced = parts.iter().any(|part| part.trace.is_some());
         let n_entropy = at.entropy.map_or(0, |(_, stack)| stack.n);
         let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced)
             .then_some((Launches::Bytes(at.encoder.n, n_entropy), table.splits()));
-        let gpu = &device.gpu;
+        let gpu = &self.gpu;
         scratch.memory.upload(0, &table)?;
         reserve(&mut scratch.memory.out, n_entropy)?;
-        scratch.run(gpu, name, |memory| {
-            memory.read_bytes(device, 0, &at, None, 0)
-        })?;
+        scratch.run(gpu, name, |memory| memory.read_bytes(self, 0, &at, None, 0))?;
 
         let memory = &scratch.memory;
         let (vocab, dim) = match traced {
-            true => (VOCAB_SIZE, device.patch_projection.cols()),
+            true => (VOCAB_SIZE, self.patch_projection.cols()),
             false => (0, 0),
         };
         let entropies = gpu.read_f32s(&memory.out, n_entropy)?;
@@ -193,8 +229,8 @@ impl Model {
             let logits = first(&mut logits, n_known * vocab);
             let hidden = first(&mut hidden, positions.len() * dim);
             if let Some(trace) = part.trace.as_deref_mut() {
-                let encoder = &self.weights.encoder;
-                let embeddings = encoder.embed(&self.compute, &state.ids, positions.start);
+                let encoder = &model.weights.encoder;
+                let embeddings = encoder.embed(&model.compute, &state.ids, positions.start);
                 trace.input_embeds.extend_from_slice(&embeddings);
                 trace.entropy_logits.extend_from_slice(logits);
                 trace.encoder_hidden.extend_from_slice(hidden);
@@ -206,28 +242,28 @@ impl Model {
     /// The patches that the ids close: their vectors, the global transformer, and what the decoder reads.
     fn close_on(
         &self,
-        device: &DeviceModel,
+        model: &Model,
         scratch: &mut Scratch,
         parts: &mut [Part<'_>],
-        caches: &[&mut Caches],
+        caches: &[&mut Rings],
     ) -> Result<()> {
-        let (k, gpu) = (device.k, &device.gpu);
+        let (k, gpu) = (self.k, &self.gpu);
         let n = parts.iter().map(|part| part.closed().len()).sum();
-        let layers = &self.weights.global.layers;
-        let (mut rows, mut list) = (layers.rows(&self.compute, n), Vec::new());
+        let layers = &model.weights.global.layers;
+        let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
         let (mut pooled, mut seen, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         for (part, caches) in parts.iter().zip(caches) {
             let closed = part.closed();
             if closed.is_empty() {
                 continue;
             }
-            self.add_global_run(part.state, closed.clone(), &mut rows);
+            model.add_global_run(part.state, closed.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.global));
             outputs.extend(rows_at(closed.start * k..closed.end * k, &caches.patches));
             let starts = &part.state.starts;
             for p in closed {
                 pooled.push(caches.states.row(0, starts[p]..starts[p + 1]));
-                let first = (p + 1).saturating_sub(device.encoder_window);
+                let first = (p + 1).saturating_sub(self.encoder_window);
                 let row = caches.bytes.row(0, starts[first]..starts[p + 1]);
                 seen.extend(std::iter::repeat_n(row, k));
             }
@@ -248,18 +284,15 @@ impl Model {
             .then_some((Launches::Close(n), table.splits()));
         scratch.memory.upload(1, &table)?;
         let before = gpu.n_kernels();
-        scratch.run(gpu, name, |memory| memory.close(device, &at))?;
+        scratch.run(gpu, name, |memory| memory.close(self, &at))?;
         scratch.n_closing += gpu.n_kernels() - before;
         if !at.traced {
             return Ok(());
         }
-        let (width, dim) = (
-            device.patch_projection.rows(),
-            device.output_projection.cols(),
-        );
+        let (width, dim) = (self.patch_projection.rows(), self.output_projection.cols());
         let memory = &scratch.memory;
         let vectors = gpu.read_f32s(&memory.vectors, n * width)?;
-        let outputs = gpu.read_f32s(memory.global_rows(device), n * dim)?;
+        let outputs = gpu.read_f32s(memory.global_rows(self), n * dim)?;
         let (mut vectors, mut outputs) = (&vectors[..], &outputs[..]);
         for part in parts {
             let n = part.closed().len();
@@ -274,27 +307,27 @@ impl Model {
     }
 
     /// The local decoder; then, if all parts want it, the choice of the next ids, which are read ahead.
-    fn decode_on(
+    fn decode_on<'m>(
         &self,
-        device: &DeviceModel,
+        model: &'m Model,
         scratch: &mut Scratch,
         parts: &mut [Part<'_>],
-        caches: &[&mut Caches],
+        caches: &mut [&mut Rings],
         n_closed: &[usize],
-    ) -> Result<SmallVec<[ScratchVec<'_, f32>; 1]>> {
-        let (k, gpu) = (device.k, &device.gpu);
-        let layers = &self.weights.decoder.layers;
-        let (mut rows, mut list) = (layers.rows(&self.compute, n_closed.len()), Vec::new());
+    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>> {
+        let (k, gpu) = (self.k, &self.gpu);
+        let layers = &model.weights.decoder.layers;
+        let (mut rows, mut list) = (layers.rows(&model.compute, n_closed.len()), Vec::new());
         let (mut states, mut seen) = (Vec::new(), Vec::new());
         let mut spans = Spans::new();
         let mut n = 0;
-        for (part, caches) in parts.iter().zip(caches) {
+        for (part, caches) in parts.iter().zip(&*caches) {
             let positions = part.positions();
-            self.add_decoder_run(part.state, positions.clone(), &mut rows);
+            model.add_decoder_run(part.state, positions.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.decoder));
             for (position, n_closed) in positions.clone().zip(&n_closed[n..]) {
                 states.push(caches.states.row(position, position..position + 1));
-                let patches = n_closed.saturating_sub(device.decoder_window)..*n_closed;
+                let patches = n_closed.saturating_sub(self.decoder_window)..*n_closed;
                 seen.push(caches.patches.row(0, patches.start * k..patches.end * k));
             }
             let end = n + positions.len();
@@ -314,16 +347,16 @@ impl Model {
             spans,
             ahead: None,
         };
-        if let Some(choices) = self.choices(device, parts) {
-            let choices = table.put(choices.iter().flat_map(Choice::units));
-            let sequences: Vec<(&State, &Caches, Range<usize>)> = (parts.iter().zip(caches))
+        if let Some(choices) = self.choices(parts) {
+            let choices = table.put(choices.iter().flat_map(choice_units));
+            let sequences: Vec<(&State, &Rings, Range<usize>)> = (parts.iter().zip(&*caches))
                 .filter(|(part, _)| part.wanted != Wanted::Nothing)
                 .map(|(part, caches)| {
                     let end = part.state.ids.len();
                     (&*part.state, &**caches, end..end + 1)
                 })
                 .collect();
-            let bytes = self.bytes_table(device, &mut table, &sequences)?;
+            let bytes = self.bytes_table(model, &mut table, &sequences)?;
             at.ahead = Some((choices, bytes));
         }
         let n_wanted: usize = at.spans.iter().map(|span| span.1).sum();
@@ -335,18 +368,18 @@ impl Model {
         let name = recorded.then_some((name, table.splits()));
         scratch.memory.upload(2, &table)?;
         reserve(&mut scratch.memory.out, n_out)?;
-        scratch.run(gpu, name, |memory| memory.decode(device, &at))?;
+        scratch.run(gpu, name, |memory| memory.decode(self, &at))?;
         let out = gpu.read_u32s(&scratch.memory.out, n_out)?;
 
         let (logits, ahead) = out.split_at(n_wanted * VOCAB_SIZE);
         let (chosen, entropies) = ahead.split_at(n_ahead);
-        let wanting = parts
-            .iter_mut()
-            .filter(|part| part.wanted != Wanted::Nothing);
-        for (part, (&id, &entropy)) in wanting.zip(chosen.iter().zip(entropies)) {
+        let wanting =
+            (parts.iter_mut().zip(caches)).filter(|(part, _)| part.wanted != Wanted::Nothing);
+        for ((part, caches), (&id, &entropy)) in wanting.zip(chosen.iter().zip(entropies)) {
             let id = Id::try_from(id).expect("ids are below the size of the vocabulary");
             part.chosen = Some(id);
-            part.state.ahead = Some(Ahead {
+            caches.ahead = Some(Ahead {
+                position: part.state.ids.len(),
                 id,
                 entropy: match known {
                     true => f32::from_bits(entropy),
@@ -357,7 +390,7 @@ impl Model {
         let mut left = logits;
         let of_part = |part: &Part<'_>| {
             let of_part = first(&mut left, part.n_wanted() * VOCAB_SIZE);
-            let mut logits = self.compute.empty(of_part.len());
+            let mut logits = model.compute.empty(of_part.len());
             logits.extend(of_part.iter().map(|&bits| f32::from_bits(bits)));
             logits
         };
@@ -366,8 +399,8 @@ impl Model {
 
     /// How the device chooses the next ids: if it has the tables to read them, and every part that wants
     /// logits wants an id, and all or none of these run the entropy model.
-    fn choices(&self, device: &DeviceModel, parts: &[Part<'_>]) -> Option<Vec<Choice>> {
-        device.tables.as_ref()?;
+    fn choices(&self, parts: &[Part<'_>]) -> Option<Vec<Choice>> {
+        self.tables.as_ref()?;
         let wanting = parts.iter().filter(|part| part.wanted != Wanted::Nothing);
         let wanting: Vec<&Part<'_>> = wanting.collect();
         let known = |part: &&Part<'_>| part.state.entropy_cache.is_some();

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::table::{BytesAt, CloseAt, DecodeAt, Embeddings, StackAt, Table};
-use super::{Cross, DeviceModel, Layers};
+use super::{Cross, GpuModel, Layers};
 use crate::cuda::{self, At, Attention, Gpu, Graph, Linear, Mode, NARROW_ROWS, Norm, Ops, Staging};
 use crate::error::Result;
 use crate::vocab::VOCAB_SIZE;
@@ -329,7 +329,7 @@ impl Memory {
     /// `entropies` in `out`.
     pub fn read_bytes(
         &mut self,
-        model: &DeviceModel,
+        model: &GpuModel,
         table: usize,
         at: &BytesAt,
         chosen: Option<usize>,
@@ -381,7 +381,7 @@ impl Memory {
     }
 
     /// Vectors of closed patches, the global transformer, and what the decoder reads of its outputs.
-    pub fn close(&mut self, model: &DeviceModel, at: &CloseAt) -> Result<()> {
+    pub fn close(&mut self, model: &GpuModel, at: &CloseAt) -> Result<()> {
         const TABLE: usize = 1;
         let (ops, m, k) = (&model.ops, at.stack.n, model.k);
         let dim = model.patch_projection.cols();
@@ -422,7 +422,7 @@ impl Memory {
     }
 
     /// The outputs of the global transformer, after [`Memory::close`].
-    pub fn global_rows(&self, model: &DeviceModel) -> &cuda::Buffer {
+    pub fn global_rows(&self, model: &GpuModel) -> &cuda::Buffer {
         match model.input_projection {
             Some(_) => &self.global,
             None => &self.patches,
@@ -430,7 +430,7 @@ impl Memory {
     }
 
     /// The decoder, the wanted logits, and the next ids with the first half of their pass.
-    pub fn decode(&mut self, model: &DeviceModel, at: &DecodeAt) -> Result<()> {
+    pub fn decode(&mut self, model: &GpuModel, at: &DecodeAt) -> Result<()> {
         const TABLE: usize = 2;
         let (ops, n) = (&model.ops, at.stack.n);
         let dim = model.patch_projection.cols();

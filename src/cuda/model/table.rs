@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use super::super::block::Rows;
 use crate::cuda::{Row, Store, splits};
+use crate::model::block::Rows;
 use crate::vocab::Id;
 
 /// The numbers of a table, before they are uploaded. Parts are found by where they begin.
