@@ -3,6 +3,8 @@
 //! This is the one statement of the architecture. Each checkpoint layout translates its own keys
 //! into it (`checkpoint/hf.rs`, `checkpoint/meta.rs`); the native file stores it as it is.
 
+pub(crate) mod arch;
+
 use crate::error::{Error, Result};
 use crate::vocab::VOCAB_SIZE;
 

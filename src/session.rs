@@ -13,7 +13,7 @@ mod write;
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
-use crate::model::patcher::Patcher;
+use crate::model::patcher::{Patcher, starts_to_lengths};
 use crate::model::{DraftCounts, Model, State, Trace};
 use crate::vocab::{self, BOS, Id};
 
@@ -145,13 +145,7 @@ impl Session {
     /// Lengths of the patches in the convention of the spec's section 4: the byte that comes next
     /// is counted, so they sum to `len() + 1`.
     pub fn patch_lengths(&self) -> Vec<usize> {
-        let starts = self.patch_starts();
-        let ends = starts[1..].iter().copied().chain([self.len() + 1]);
-        starts
-            .iter()
-            .zip(ends)
-            .map(|(&start, end)| end - start)
-            .collect()
+        starts_to_lengths(self.patch_starts(), self.len() + 1)
     }
 
     /// Logits (vocab) of the id after the last one read; empty if nothing has been read.

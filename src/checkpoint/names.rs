@@ -34,7 +34,8 @@ pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
         );
     }
     layers("encoder", &config.encoder, &mut add);
-    cross("encoder", &config.encoder_cross, &config.encoder, &mut add);
+    let n_cross = config.n_encoder_cross();
+    cross("encoder", &config.encoder_cross, n_cross, local, &mut add);
     add("encoder.patch_projection".into(), vec![patch, local]);
 
     if config.has_global_projection() {
@@ -43,7 +44,8 @@ pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     layers("global", &config.global, &mut add);
 
     add("decoder.patch_projection".into(), vec![patch, global]);
-    cross("decoder", &config.decoder_cross, &config.decoder, &mut add);
+    let n_cross = config.n_decoder_cross();
+    cross("decoder", &config.decoder_cross, n_cross, local, &mut add);
     layers("decoder", &config.decoder, &mut add);
     add("decoder.norm".into(), vec![local]);
     add("decoder.output".into(), vec![VOCAB_SIZE, local]);
@@ -81,20 +83,20 @@ fn layers(part: &str, c: &TransformerConfig, add: &mut impl FnMut(String, Vec<us
 fn cross(
     part: &str,
     c: &CrossAttentionConfig,
-    stack: &TransformerConfig,
+    n_cross: usize,
+    dim: usize,
     add: &mut impl FnMut(String, Vec<usize>),
 ) {
     let q = c.n_heads * c.head_dim;
     let kv = c.n_kv_heads * c.head_dim;
-    let n_layers = if c.all_layers { stack.n_layers } else { 1 };
-    for l in 0..n_layers {
+    for l in 0..n_cross {
         for (tensor, shape) in [
-            ("norm_q", vec![stack.dim]),
-            ("norm_kv", vec![stack.dim]),
-            ("wq", vec![q, stack.dim]),
-            ("wk", vec![kv, stack.dim]),
-            ("wv", vec![kv, stack.dim]),
-            ("wo", vec![stack.dim, q]),
+            ("norm_q", vec![dim]),
+            ("norm_kv", vec![dim]),
+            ("wq", vec![q, dim]),
+            ("wk", vec![kv, dim]),
+            ("wv", vec![kv, dim]),
+            ("wo", vec![dim, q]),
         ] {
             add(format!("{part}.cross.{l}.{tensor}"), shape);
         }

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::cache::{KvCache, RowStore};
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
+use crate::config::{Config, CrossAttentionConfig};
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
@@ -25,8 +25,7 @@ pub struct Decoder {
     pub layers: Stack,
     pub(crate) norm: Vec<f32>, // (dim)
     pub(crate) output: Matrix, // (vocab, dim)
-    /// Patches a byte sees.
-    pub(crate) cross_window: usize,
+    pub(crate) cross_config: CrossAttentionConfig,
     pub(crate) k: usize,
 }
 
@@ -41,10 +40,6 @@ impl Decoder {
     /// Takes the tensors `decoder.*`.
     pub fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
         let dim = config.decoder.dim;
-        let n_cross = match config.decoder_cross.all_layers {
-            true => config.decoder.n_layers,
-            false => 1,
-        };
         let load_cross = |l| {
             let at = format!("decoder.cross.{l}");
             CrossAttention::load(checkpoint, &at, dim, &config.decoder_cross)
@@ -56,11 +51,13 @@ impl Decoder {
                 config.patch_dim(),
                 config.global.dim,
             )?,
-            cross: (0..n_cross).map(load_cross).collect::<Result<_>>()?,
+            cross: (0..config.n_decoder_cross())
+                .map(load_cross)
+                .collect::<Result<_>>()?,
             layers: Stack::load(checkpoint, "decoder", &config.decoder)?,
             norm: vector(checkpoint, "decoder.norm", dim)?,
             output: matrix(checkpoint, "decoder.output", VOCAB_SIZE, dim)?,
-            cross_window: config.decoder_cross.window.unwrap_or(1),
+            cross_config: config.decoder_cross.clone(),
             k: config.cross_attn_k,
         })
     }
@@ -99,7 +96,7 @@ impl Decoder {
 
     /// The patches whose keys and values a byte after `n_closed` closed patches needs.
     pub fn patches_seen(&self, n_closed: usize) -> Range<usize> {
-        n_closed.saturating_sub(self.cross_window)..n_closed
+        self.cross_config.patches_seen(n_closed)
     }
 
     /// Drops what bytes after `n_closed` closed patches do not see.

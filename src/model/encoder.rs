@@ -8,7 +8,8 @@ use smallvec::SmallVec;
 
 use crate::cache::{KvCache, RowStore};
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
+use crate::config::arch::EncoderCross;
+use crate::config::{Config, CrossAttentionConfig};
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
@@ -32,8 +33,7 @@ pub struct Encoder {
     pub(crate) cross: Vec<(usize, CrossAttention)>,
     /// The layer whose output is pooled.
     pub(crate) pool_layer: usize,
-    /// Patches a patch's queries see, the own one included.
-    pub(crate) cross_window: usize,
+    pub(crate) cross_config: CrossAttentionConfig,
     pub(crate) k: usize,
 }
 
@@ -55,17 +55,7 @@ impl Encoder {
     /// Takes the tensors `encoder.*`.
     pub fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
         let dim = config.encoder.dim;
-        let last = config.encoder.n_layers - 1;
-        let all = config.encoder_cross.all_layers;
-        let repool = config.encoder_cross.pool_each_layer;
-        // (layer read, index of the cross-attention): where each layer pools anew, only the last
-        // one's result is ever read.
-        let used: Vec<(usize, usize)> = match (all, repool) {
-            (false, _) => vec![(last, 0)],
-            (true, true) => vec![(last, last)],
-            (true, false) => (0..=last).map(|l| (l, l)).collect(),
-        };
-        let load_cross = |(layer, index): (usize, usize)| {
+        let load_cross = |EncoderCross { layer, index }: EncoderCross| {
             let at = format!("encoder.cross.{index}");
             let cross = CrossAttention::load(checkpoint, &at, dim, &config.encoder_cross)?;
             Ok((layer, cross))
@@ -97,9 +87,11 @@ impl Encoder {
                 config.patch_dim(),
                 dim,
             )?,
-            pool_layer: used[0].0,
-            cross: used.into_iter().map(load_cross).collect::<Result<_>>()?,
-            cross_window: config.encoder_cross.window.unwrap_or(1),
+            pool_layer: config.pool_layer(),
+            cross: (config.encoder_cross_layers().into_iter())
+                .map(load_cross)
+                .collect::<Result<_>>()?,
+            cross_config: config.encoder_cross.clone(),
             k: config.cross_attn_k,
         })
     }
@@ -112,7 +104,7 @@ impl Encoder {
 
     /// Patches before the own one whose bytes a patch sees.
     pub fn patches_seen_back(&self) -> usize {
-        self.cross_window - 1
+        self.cross_config.n_patches_seen() - 1
     }
 
     /// Embeddings (n, dim) of the ids from position `first` on; `ids` is the text from its start.
@@ -217,6 +209,6 @@ impl Encoder {
 
     /// The bytes that patch `p` sees.
     fn sees(&self, c: &Closed<'_>, p: usize) -> Range<usize> {
-        c.starts[(p + 1).saturating_sub(self.cross_window)]..c.starts[p + 1]
+        self.cross_config.bytes_seen(c.starts, p)
     }
 }

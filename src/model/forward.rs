@@ -13,6 +13,7 @@ use super::encoder::Closed;
 use super::patcher::Patcher;
 use super::{Model, State, state::SLACK};
 use crate::cache::KvCache;
+use crate::config::arch;
 use crate::error::{Error, Result};
 use crate::ops::{self, ScratchVec};
 use crate::sampler::Sampler;
@@ -358,7 +359,7 @@ impl Model {
 
     pub(crate) fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
         let layers = &self.weights.global.layers;
-        let eos_patches = State::eos_patches(&state.eos, &state.starts);
+        let eos_patches = arch::eos_patches(&state.eos, &state.starts);
         layers.add_run(rows, patches, |_| 0, |p| segment(layers, &eos_patches, p));
     }
 
@@ -393,7 +394,7 @@ fn n_rows(parts: &[Part<'_>]) -> usize {
 /// The first position that `position` may see, if the layers keep texts apart.
 fn segment(layers: &Stack, ends: &[usize], position: usize) -> usize {
     match layers.config.eos_segments {
-        true => State::segment_start(ends, position),
+        true => arch::segment_start(ends, position),
         false => 0,
     }
 }
@@ -466,7 +467,8 @@ impl Part<'_> {
     /// The patches that the ids close.
     pub(crate) fn closed(&self) -> Range<usize> {
         let positions = self.positions();
-        State::closed_between(&self.state.starts, positions.start, positions.end)
+        let n_closed = |end| arch::n_closed(&self.state.starts, end);
+        n_closed(positions.start)..n_closed(positions.end)
     }
 }
 

@@ -1,6 +1,5 @@
 //! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
 
-use std::ops::Range;
 
 use super::Model;
 use super::backend::BackendCaches;
@@ -207,28 +206,5 @@ impl State {
             store.drop_before(self.starts[patch]);
         }
         w.decoder.drop_unseen(self.n_closed(), &mut self.patch_kv);
-    }
-
-    /// The first position that the byte or patch at `position` may see: one past the last of
-    /// `ends` (ascending) before it.
-    pub(super) fn segment_start(ends: &[usize], position: usize) -> usize {
-        match ends.partition_point(|&end| end < position) {
-            0 => 0,
-            n => ends[n - 1] + 1,
-        }
-    }
-
-    /// Closed patches among `patches` that hold an EOS, and all such patches before them.
-    pub(super) fn eos_patches(eos: &[usize], starts: &[usize]) -> Vec<usize> {
-        let of = |&p: &usize| starts.partition_point(|&s| s <= p) - 1;
-        let mut patches: Vec<usize> = eos.iter().map(of).collect();
-        patches.dedup();
-        patches
-    }
-
-    /// Patches closed by the ids up to `end` but not by those up to `from`.
-    pub(super) fn closed_between(starts: &[usize], from: usize, end: usize) -> Range<usize> {
-        let closed = |n: usize| starts.partition_point(|&s| s <= n) - 1;
-        closed(from)..closed(end)
     }
 }

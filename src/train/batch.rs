@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::block::Rows;
 use super::float::Float;
+use crate::config::arch::{self, segment_start};
 use crate::config::{Config, TransformerConfig};
 use crate::error::Result;
 use crate::model::hash::NgramHasher;
@@ -44,15 +45,6 @@ impl Sequence {
             }
         }
         Sequence { ids, starts }
-    }
-}
-
-/// The first position that each position may see: one past the last of `ends` (ascending) before
-/// it.
-fn segment_start(ends: &[usize], position: usize) -> usize {
-    match ends.partition_point(|&end| end < position) {
-        0 => 0,
-        n => ends[n - 1] + 1,
     }
 }
 
@@ -142,13 +134,7 @@ impl<F: Float> Batch<F> {
             Rows::new(c, &lengths, |s, i| segment_start(&eos[s], i))
         };
         let eos_patches: Vec<Vec<usize>> = (sequences.iter())
-            .map(|s| {
-                let of = |p: usize| s.starts.partition_point(|&start| start <= p) - 1;
-                let eos = eos_positions(&config.global, &s.ids);
-                let mut patches: Vec<usize> = eos.into_iter().map(of).collect();
-                patches.dedup();
-                patches
-            })
+            .map(|s| arch::eos_patches(&eos_positions(&config.global, &s.ids), &s.starts))
             .collect();
         let mut batch = Batch {
             inputs: Vec::with_capacity(n),
@@ -164,8 +150,6 @@ impl<F: Float> Batch<F> {
             encoder_visible: Vec::new(),
             decoder_visible: Vec::with_capacity(n),
         };
-        let encoder_window = config.encoder_cross.window.unwrap_or(1);
-        let decoder_window = config.decoder_cross.window.unwrap_or(1);
         let mut at = vec![0; config.hash.n_tables()];
         let (mut first, mut first_patch) = (0, 0); // of the sequence
         for s in sequences {
@@ -177,14 +161,15 @@ impl<F: Float> Batch<F> {
                 for (rows, &row) in batch.hash_rows.iter_mut().zip(&at) {
                     rows.push(row);
                 }
-                let n_closed = starts[1..].partition_point(|&start| start <= i + 1);
-                let from = n_closed.saturating_sub(decoder_window);
-                let visible = (first_patch + from) * k..(first_patch + n_closed) * k;
+                let seen = config
+                    .decoder_cross
+                    .patches_seen(arch::n_closed(starts, i + 1));
+                let visible = (first_patch + seen.start) * k..(first_patch + seen.end) * k;
                 batch.decoder_visible.push(visible);
             }
             for p in 0..s.n_patches() {
-                let from = starts[(p + 1).saturating_sub(encoder_window)];
-                let visible = first + from..first + starts[p + 1];
+                let seen = config.encoder_cross.bytes_seen(starts, p);
+                let visible = first + seen.start..first + seen.end;
                 let bytes = first + starts[p]..first + starts[p + 1];
                 batch.patch_bytes.push(bytes);
                 (batch.encoder_visible).extend(std::iter::repeat_n(visible, k));

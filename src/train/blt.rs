@@ -11,6 +11,7 @@ use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
 use crate::config::Config;
+use crate::config::arch::EncoderCross;
 use crate::vocab::VOCAB_SIZE;
 
 /// Where the tensors are, and how they join.
@@ -37,21 +38,12 @@ pub struct Blt {
 impl Blt {
     /// The tensors `encoder.*`, `global.*` and `decoder.*`.
     pub fn new<F: Float>(params: &Params<F>, config: &Config) -> Self {
-        let last = config.encoder.n_layers - 1;
-        let cross = &config.encoder_cross;
-        // As in `model/encoder.rs`: where each layer pools anew, only the last one's result is read.
-        let used: Vec<(usize, usize)> = match (cross.all_layers, cross.pool_each_layer) {
-            (false, _) => vec![(last, 0)],
-            (true, true) => vec![(last, last)],
-            (true, false) => (0..=last).map(|l| (l, l)).collect(),
-        };
-        let encoder_cross = |&(layer, i): &(usize, usize)| {
-            let at = format!("encoder.cross.{i}");
-            (layer, CrossAttention::new(params, &at, cross))
-        };
-        let n_decoder_cross = match config.decoder_cross.all_layers {
-            true => config.decoder.n_layers,
-            false => 1,
+        let encoder_cross = |EncoderCross { layer, index }| {
+            let at = format!("encoder.cross.{index}");
+            (
+                layer,
+                CrossAttention::new(params, &at, &config.encoder_cross),
+            )
         };
         let decoder_cross = |l| {
             let at = format!("decoder.cross.{l}");
@@ -63,14 +55,16 @@ impl Blt {
                 .map(|t| params.id(&format!("encoder.hash_embeddings.{t}")))
                 .collect(),
             encoder: Stack::new(params, "encoder", &config.encoder, 2000),
-            encoder_cross: used.iter().map(encoder_cross).collect(),
-            pool_layer: used[0].0,
+            encoder_cross: (config.encoder_cross_layers().into_iter())
+                .map(encoder_cross)
+                .collect(),
+            pool_layer: config.pool_layer(),
             encoder_projection: params.id("encoder.patch_projection"),
             input_projection: (config.has_global_projection())
                 .then(|| params.id("global.input_projection")),
             global: Stack::new(params, "global", &config.global, 3000),
             decoder_projection: params.id("decoder.patch_projection"),
-            decoder_cross: (0..n_decoder_cross).map(decoder_cross).collect(),
+            decoder_cross: (0..config.n_decoder_cross()).map(decoder_cross).collect(),
             decoder: Stack::new(params, "decoder", &config.decoder, 4000),
             norm: params.id("decoder.norm"),
             output: params.id("decoder.output"),

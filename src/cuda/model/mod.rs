@@ -177,7 +177,7 @@ impl GpuModel {
                 .map(|(layer, c)| Ok((*layer, cross(c)?)))
                 .collect::<Result<_>>()?,
             pooled: pooled.expect("the pooled layer has a cross-attention"),
-            encoder_window: encoder.cross_window,
+            encoder_window: encoder.cross_config.n_patches_seen(),
             patch_projection: linear(&[&encoder.patch_projection])?,
             input_projection: (global.input_projection.as_ref())
                 .map(|m| linear(&[m]))
@@ -186,7 +186,7 @@ impl GpuModel {
             output_projection: linear(&[&decoder.patch_projection])?,
             decoder: layers(&decoder.layers)?,
             decoder_cross: decoder.cross.iter().map(cross).collect::<Result<_>>()?,
-            decoder_window: decoder.cross_window,
+            decoder_window: decoder.cross_config.n_patches_seen(),
             head: head(
                 &decoder.norm,
                 decoder.layers.config.norm_eps,
