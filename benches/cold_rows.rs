@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use blt::checkpoint::{Checkpoint, OpenOptions};
+use blt::checkpoint::{Checkpoint, OpenOptions, Role};
 use blt::tensor::Tensor;
 
 const RUNS: usize = 5;
@@ -36,8 +36,8 @@ fn main() {
 /// The tables, opened anew: pages that are mapped are not dropped.
 fn open(model: &Path) -> Vec<Tensor> {
     let checkpoint = Checkpoint::open(model, &OpenOptions::default()).unwrap();
-    let tables = checkpoint.tensors();
-    let tables = tables.filter(|(name, _)| name.contains("hash_embeddings"));
+    let tables = checkpoint.model_tensors();
+    let tables = tables.filter(|(of, _)| of.role == Role::HashTable);
     let tables: Vec<Tensor> = tables.map(|(_, tensor)| tensor.clone()).collect();
     assert!(!tables.is_empty(), "a model with hash tables");
     tables.iter().for_each(Tensor::advise_random);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use blt::checkpoint::Checkpoint;
+use blt::checkpoint::{Checkpoint, Component, ModelTensor};
 use blt::config::TransformerConfig;
 use blt::ops::Compute;
 use blt::tensor::Tensor;
@@ -228,9 +228,9 @@ mod training {
     const AGREEMENT: f64 = 2e-5;
 
     fn params(checkpoint: &Checkpoint, entropy: bool) -> Params<f64> {
-        let wanted = |name: &str| name.starts_with("entropy.") == entropy;
-        Params::new(checkpoint.config(), wanted, |name, shape| {
-            let values = checkpoint.tensor(name, shape)?.to_f32_vec();
+        let wanted = |t: &ModelTensor| (t.component == Component::Entropy) == entropy;
+        Params::new(checkpoint.config(), wanted, |t| {
+            let values = checkpoint.tensor(&t.name, &t.shape)?.to_f32_vec();
             Ok(Value::Owned(values.into_iter().map(f64::from).collect()))
         })
         .unwrap()

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use blt::checkpoint::{Checkpoint, OpenOptions, expected_tensors};
+use blt::checkpoint::{Checkpoint, ModelTensor, OpenOptions, expected_tensors};
 use blt::generate::MAX_DRAFT;
 use blt::sampler::SamplerConfig;
 use blt::tensor::{DType, Tensor};
@@ -258,7 +258,7 @@ fn one_generator_of_a_batch_drafts_once_it_is_alone() {
 fn changed(change: impl Fn(&str, &mut [f32])) -> Model {
     let checkpoint = trained();
     let tensors = expected_tensors(checkpoint.config()).into_iter();
-    let tensors = tensors.map(|(name, shape)| {
+    let tensors = tensors.map(|ModelTensor { name, shape, .. }| {
         let mut values = checkpoint.tensor(&name, &shape).unwrap().to_f32_vec();
         change(&name, &mut values);
         (name, Tensor::from_f32(shape, values).unwrap())

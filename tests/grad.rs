@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use blt::checkpoint::{Checkpoint, OpenOptions};
+use blt::checkpoint::{Checkpoint, Component, ModelTensor, OpenOptions, Role};
 use blt::config::{
     Config, CrossAttentionConfig, DifferentialConfig, HashConfig, PatcherConfig, PatchingMode,
     TransformerConfig,
@@ -91,9 +91,9 @@ fn recorded(folder: &Path, prefix: &str) -> Checkpoint {
 }
 
 fn params_of(checkpoint: &Checkpoint, entropy: bool) -> Params<f32> {
-    let wanted = |name: &str| name.starts_with("entropy.") == entropy;
-    Params::new(checkpoint.config(), wanted, |name, shape| {
-        let tensor = checkpoint.tensor(name, shape)?;
+    let wanted = |t: &ModelTensor| (t.component == Component::Entropy) == entropy;
+    Params::new(checkpoint.config(), wanted, |t| {
+        let tensor = checkpoint.tensor(&t.name, &t.shape)?;
         assert_eq!(tensor.dtype(), DType::F32);
         Ok(Value::Owned(tensor.to_f32_vec()))
     })
@@ -311,13 +311,12 @@ fn tiny() -> Config {
 
 /// Weights large enough that every part matters.
 fn random_params(config: &Config, entropy: bool, seed: u64) -> Params<f64> {
-    let wanted = |name: &str| name.starts_with("entropy.") == entropy;
-    Params::new(config, wanted, |name, shape| {
-        let mut rng = Rng::named(seed, name);
-        let n = shape.iter().product();
-        let is_gain = shape.len() == 1 && !name.contains(".lambda_");
-        let mean = f64::from(u8::from(is_gain));
-        let scale = if shape.len() == 1 { 0.2 } else { 0.5 };
+    let wanted = |t: &ModelTensor| (t.component == Component::Entropy) == entropy;
+    Params::new(config, wanted, |t| {
+        let mut rng = Rng::named(seed, &t.name);
+        let n = t.shape.iter().product();
+        let mean = f64::from(u8::from(t.role == Role::Norm));
+        let scale = if t.role.is_vector() { 0.2 } else { 0.5 };
         Ok(Value::Owned(
             (0..n).map(|_| mean + scale * rng.normal()).collect(),
         ))
@@ -541,8 +540,8 @@ fn grad_goes_through_dropout_ties_and_adapters() {
     // Merged, they give the same loss.
     let merged = Params::new(
         &config,
-        |n| !n.starts_with("entropy."),
-        |name, _| Ok(Value::Owned(params.saved_values(name).unwrap().to_vec())),
+        |t| t.component != Component::Entropy,
+        |t| Ok(Value::Owned(params.saved_values(&t.name).unwrap().to_vec())),
     )
     .unwrap();
     let (apart, merged) = (run(&params, None, 0.0, 0.0), run(&merged, None, 0.0, 0.0));

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use blt::checkpoint::Component;
 use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
@@ -63,7 +64,12 @@ fn settings(temp: &Temp, set: &[(&str, &str)]) -> Settings {
 fn main_stage(settings: &Settings) -> Trainer {
     let mut config = settings.architecture().unwrap();
     config.entropy = None;
-    let params = init::random(&config, |n| !n.starts_with("entropy."), settings.seed).unwrap();
+    let params = init::random(
+        &config,
+        |t| t.component != Component::Entropy,
+        settings.seed,
+    )
+    .unwrap();
     Trainer::new(Stage::Main, settings.clone(), config, params, None).unwrap()
 }
 
@@ -249,7 +255,7 @@ fn the_entropy_stage_gives_the_patch_length_asked_for() {
         ],
     );
     let config = settings.architecture().unwrap();
-    let params = init::random(&config, |n| n.starts_with("entropy."), 1).unwrap();
+    let params = init::random(&config, |t| t.component == Component::Entropy, 1).unwrap();
     let mut trainer = Trainer::new(Stage::Entropy, settings, config, params, None).unwrap();
     let first = trainer.step().unwrap().score.loss();
     let last = (1..30)
@@ -281,7 +287,7 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
         settings.set(set.0, set.1).unwrap();
         let mut config = settings.architecture().unwrap();
         config.entropy = None;
-        let params = init::random(&config, |n| !n.starts_with("entropy."), 1).unwrap();
+        let params = init::random(&config, |t| t.component != Component::Entropy, 1).unwrap();
         let error = Trainer::new(Stage::Main, settings, config, params, None)
             .map(drop)
             .unwrap_err();

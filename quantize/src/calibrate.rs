@@ -75,16 +75,16 @@ pub fn importance(
     let sums = sums
         .lock()
         .map_err(|_| Error::argument("calibrate", "a thread failed"))?;
-    let of = |sums: &Sums| -> Option<Vec<f32>> {
+    let scaled = |sums: &Sums| -> Option<Vec<f32>> {
         let mean = sums.squares.iter().sum::<f64>() / sums.squares.len() as f64;
-        let scaled = |&s: &f64| ((s / mean) as f32).max(LEAST);
-        (mean > 0.0 && mean.is_finite()).then(|| sums.squares.iter().map(scaled).collect())
+        let weight = |&s: &f64| ((s / mean) as f32).max(LEAST);
+        (mean > 0.0 && mean.is_finite()).then(|| sums.squares.iter().map(weight).collect())
     };
-    Ok((checkpoint.tensors())
-        .filter(|(_, tensor)| tensor.shape().len() == 2)
-        .filter_map(|(name, tensor)| {
+    Ok((checkpoint.model_tensors())
+        .filter(|(of, _)| of.role.is_multiplied())
+        .filter_map(|(of, tensor)| {
             let sums = sums.get(&address(tensor.bytes()))?;
-            Some((name.to_string(), of(sums)?))
+            Some((of.name.clone(), scaled(sums)?))
         })
         .collect())
 }

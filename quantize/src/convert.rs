@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use blt::checkpoint::{Checkpoint, SafetensorsWriter, native_file};
+use blt::checkpoint::{Checkpoint, ModelTensor, SafetensorsWriter, native_file};
 use blt::error::{Error, Result};
 use blt::tensor::{DType, Tensor};
 
@@ -15,8 +15,8 @@ pub type Importance = HashMap<String, Vec<f32>>;
 /// What became of a tensor.
 #[derive(Debug, Clone)]
 pub struct Done {
-    /// Our name.
-    pub name: String,
+    /// What was converted.
+    pub tensor: ModelTensor,
     /// Type before.
     pub from: DType,
     /// Type after.
@@ -59,7 +59,7 @@ impl Job<'_> {
         mut progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Done>> {
         let list = (self.plan.iter()).map(|(name, dtype)| {
-            let shape = self.source(name).map(|t| t.shape().to_vec());
+            let shape = self.source(name).map(|(of, _)| of.shape.clone());
             (name.clone(), *dtype, shape.unwrap_or_default())
         });
         let (metadata, specs) = native_file(self.checkpoint.config(), list)?;
@@ -108,11 +108,10 @@ impl Job<'_> {
             .sum()
     }
 
-    fn source(&self, name: &str) -> Option<&Tensor> {
+    fn source(&self, name: &str) -> Option<(&ModelTensor, &Tensor)> {
         self.checkpoint
-            .tensors()
-            .find(|(n, _)| *n == name)
-            .map(|(_, t)| t)
+            .model_tensors()
+            .find(|(of, _)| of.name == name)
     }
 
     fn convert(
@@ -121,7 +120,7 @@ impl Job<'_> {
         run: impl FnOnce(Conversion, &Tensor) -> Result<Loss>,
     ) -> Result<Done> {
         let missing = || Error::tensor(name, "expected in the checkpoint, found nothing");
-        let tensor = self.source(name).ok_or_else(missing)?;
+        let (of, tensor) = self.source(name).ok_or_else(missing)?;
         let planned = self.plan.iter().find(|(n, _)| n == name);
         let (_, dtype) = planned.ok_or_else(missing)?;
         let importance = self.importance.get(name).map(Vec::as_slice);
@@ -133,7 +132,7 @@ impl Job<'_> {
         };
         let loss = run(conversion, tensor)?;
         Ok(Done {
-            name: name.to_string(),
+            tensor: of.clone(),
             from: tensor.dtype(),
             to: *dtype,
             parameters: tensor.n_elements() as u64,

@@ -12,7 +12,7 @@
 //! With `bf12` vectors stay as they are. A matrix whose rows do not fill a format's blocks would be padded: a format with super-blocks then
 //! gives way to `q8_0`, and where padding costs more than it saves the matrix becomes `bf16`.
 
-use blt::checkpoint::Checkpoint;
+use blt::checkpoint::{Checkpoint, Component, ModelTensor, Role};
 use blt::config::Config;
 use blt::error::{Error, Result};
 use blt::tensor::DType;
@@ -97,38 +97,6 @@ impl Rule {
     }
 }
 
-/// What a tensor is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The gain of a norm, or a vector of differential attention.
-    Vector,
-    /// Byte embeddings: rows are looked up.
-    Embeddings,
-    /// Hashed n-gram embeddings: rows are looked up.
-    HashTable,
-    /// The last matrix of a network.
-    Head,
-    /// Any other matrix.
-    Matrix,
-}
-
-impl Role {
-    /// The role of the tensor of that name and shape.
-    pub fn of(name: &str, shape: &[usize]) -> Role {
-        match name {
-            _ if shape.len() < 2 => Role::Vector,
-            _ if name.contains(".hash_embeddings.") => Role::HashTable,
-            _ if name.ends_with(".tok_embeddings") => Role::Embeddings,
-            _ if name.ends_with(".output") => Role::Head,
-            _ => Role::Matrix,
-        }
-    }
-
-    fn is_table(self) -> bool {
-        matches!(self, Role::Embeddings | Role::HashTable)
-    }
-}
-
 /// How all tensors are converted.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -155,24 +123,21 @@ impl Policy {
                 ));
             }
         }
-        (checkpoint.tensors())
-            .map(|(name, tensor)| {
-                let source = tensor.dtype();
-                let dtype = self.dtype(name, tensor.shape(), source)?;
-                Ok((name.to_string(), dtype))
-            })
+        (checkpoint.model_tensors())
+            .map(|(of, tensor)| Ok((of.name.clone(), self.dtype(of, tensor.dtype())?)))
             .collect()
     }
 
-    fn dtype(&self, name: &str, shape: &[usize], source: DType) -> Result<DType> {
-        let role = Role::of(name, shape);
+    fn dtype(&self, tensor: &ModelTensor, source: DType) -> Result<DType> {
+        let (name, role) = (&tensor.name, tensor.role);
+        let shape = &tensor.shape[..];
         let rule = self.rules.iter().rev().find(|rule| rule.matches(name));
         let target = match rule {
             Some(rule) => rule.target,
-            None => self.by_default(name, role, source),
+            None => self.by_default(tensor, source),
         };
         let format = match target {
-            Target::Float(DType::Bf12) if role == Role::Vector => return Ok(source),
+            Target::Float(DType::Bf12) if role.is_vector() => return Ok(source),
             Target::Float(DType::Bf12) if rule.is_none() => {
                 return Ok(smaller_than_bf16(DType::Bf12, shape));
             }
@@ -182,7 +147,7 @@ impl Policy {
             Target::Keep => return Ok(source),
             Target::Blocks(format) => format,
         };
-        if role == Role::Vector {
+        if role.is_vector() {
             return Err(Error::argument(
                 "tensor-type",
                 format!(
@@ -209,29 +174,30 @@ impl Policy {
     }
 
     /// The table at the head of this file.
-    fn by_default(&self, name: &str, role: Role, source: DType) -> Target {
+    fn by_default(&self, tensor: &ModelTensor, source: DType) -> Target {
         let Target::Blocks(main) = self.main else {
             return self.main;
         };
-        let format = match role {
-            Role::Vector => return Target::Float(DType::F32),
+        let in_entropy = tensor.component == Component::Entropy;
+        let format = match tensor.role {
+            Role::Norm | Role::Lambda => return Target::Float(DType::F32),
             // Measured on the default model, of which the size of embeddings and head is nothing: layers in q8_0,
             // 0.5 % of the patches start elsewhere; w2 in q6_k 0.9 %, all in q6_k 2.1 %.
-            _ if name.starts_with("entropy.") => match (role, main) {
-                (Role::Matrix, BlockFormat::Q8_0) if source.unpacked() == DType::Bf16 => {
+            Role::Matrix | Role::Residual if in_entropy => match main {
+                BlockFormat::Q8_0 if source.unpacked() == DType::Bf16 => {
                     return Target::Float(DType::Bf12);
                 }
-                (Role::Matrix, BlockFormat::Q8_0) => return Target::Keep,
-                (Role::Matrix, _) => BlockFormat::Q8_0,
-                _ => return Target::Keep,
+                BlockFormat::Q8_0 => return Target::Keep,
+                _ => BlockFormat::Q8_0,
             },
-            Role::Embeddings | Role::Head => BlockFormat::Q8_0,
+            _ if in_entropy => return Target::Keep,
+            Role::Embedding | Role::Head => BlockFormat::Q8_0,
             Role::HashTable => match main {
                 // Measured: with tables of q4_0, q6_k is no better than q4_k.
                 BlockFormat::Q8_0 | BlockFormat::Q6K => BlockFormat::Q8_0,
                 _ => BlockFormat::Q4_0,
             },
-            Role::Matrix => main,
+            Role::Matrix | Role::Residual => main,
         };
         Target::Blocks(format)
     }
@@ -247,9 +213,9 @@ fn smaller_than_bf16(dtype: DType, shape: &[usize]) -> DType {
 
 /// Bytes that a model takes with these types.
 pub fn planned_bytes(config: &Config, plan: &[(String, DType)]) -> u64 {
-    let shapes = blt::checkpoint::expected_tensors(config);
-    (plan.iter().zip(shapes))
-        .map(|((_, dtype), (_, shape))| dtype.size_of(&shape).unwrap_or(0) as u64)
+    let tensors = blt::checkpoint::expected_tensors(config);
+    (plan.iter().zip(tensors))
+        .map(|((_, dtype), tensor)| dtype.size_of(&tensor.shape).unwrap_or(0) as u64)
         .sum()
 }
 
@@ -262,6 +228,15 @@ mod tests {
             main: Target::parse(main).unwrap(),
             rules: rules.iter().map(|r| r.parse().unwrap()).collect(),
         }
+    }
+
+    /// The tensor of that name in a model, with another shape.
+    fn tensor(name: &str, shape: &[usize]) -> ModelTensor {
+        let config = blt::cli::synthetic::config("small").unwrap();
+        let mut all = blt::checkpoint::expected_tensors(&config).into_iter();
+        let mut tensor = all.find(|t| t.name == name).expect(name);
+        tensor.shape = shape.to_vec();
+        tensor
     }
 
     #[test]
@@ -288,7 +263,7 @@ mod tests {
             "q4_k",
             &["*.wv=q6_k", "global.layers.0.*=bf16", "*.norm=keep"],
         );
-        let of = |name: &str, shape: &[usize]| q4.dtype(name, shape, DType::Bf16).unwrap();
+        let of = |name: &str, shape: &[usize]| q4.dtype(&tensor(name, shape), DType::Bf16).unwrap();
         use BlockFormat::{Q4_0, Q4K, Q6K, Q8_0};
         for (name, shape, expected) in [
             ("global.layers.1.wq", &[256, 256][..], DType::Tiles(Q4K)),
@@ -313,13 +288,13 @@ mod tests {
         ] {
             assert_eq!(of(name, shape), expected, "{name}");
         }
-        let error = policy("q8_0", &["*=q8_0"]).dtype("decoder.norm", &[256], DType::F32);
+        let error = policy("q8_0", &["*=q8_0"]).dtype(&tensor("decoder.norm", &[256]), DType::F32);
         assert!(error.unwrap_err().to_string().contains("decoder.norm"));
         let q8 = policy("q8_0", &[]);
-        let of = |name| q8.dtype(name, &[256, 256], DType::F16).unwrap();
+        let of = |name| q8.dtype(&tensor(name, &[256, 256]), DType::F16).unwrap();
         assert_eq!(of("entropy.layers.0.w1"), DType::F16);
         for source in [DType::Bf16, DType::Bf12] {
-            let of = |name, shape: &[usize]| q8.dtype(name, shape, source).unwrap();
+            let of = |name, shape: &[usize]| q8.dtype(&tensor(name, shape), source).unwrap();
             assert_eq!(of("entropy.layers.0.w1", &[256, 256]), DType::Bf12);
             assert_eq!(of("entropy.layers.0.w1", &[256, 96]), DType::Bf16);
             assert_eq!(of("entropy.output", &[260, 256]), source);
@@ -327,16 +302,17 @@ mod tests {
         assert_eq!(of("encoder.hash_embeddings.0"), DType::Table(Q8_0));
         assert_eq!(of("decoder.layers.0.w1"), DType::Tiles(Q8_0));
         let packed = policy("bf12", &["decoder.layers.0.w1=bf12"]);
-        let of = |name, shape: &[usize]| packed.dtype(name, shape, DType::Bf16).unwrap();
+        let of = |name, shape: &[usize]| packed.dtype(&tensor(name, shape), DType::Bf16).unwrap();
         assert_eq!(of("global.layers.0.w1", &[256, 256]), DType::Bf12);
         assert_eq!(of("encoder.hash_embeddings.0", &[9, 256]), DType::Bf12);
         assert_eq!(of("global.layers.0.w1", &[256, 96]), DType::Bf16);
         assert_eq!(of("decoder.layers.0.w1", &[256, 96]), DType::Bf12);
         assert_eq!(of("decoder.norm", &[256]), DType::Bf16);
         let q6 = policy("q6_k", &[]);
-        let table = q6.dtype("encoder.hash_embeddings.0", &[9, 256], DType::Bf16);
+        let table = q6.dtype(&tensor("encoder.hash_embeddings.0", &[9, 256]), DType::Bf16);
         assert_eq!(table.unwrap(), DType::Table(Q8_0));
         let keep = policy("keep", &[]);
-        assert_eq!(keep.dtype("x.wq", &[4, 4], DType::F16).unwrap(), DType::F16);
+        let wq = tensor("global.layers.0.wq", &[4, 4]);
+        assert_eq!(keep.dtype(&wq, DType::F16).unwrap(), DType::F16);
     }
 }

@@ -2,14 +2,15 @@
 
 use std::fmt::Write;
 
+use blt::checkpoint::{Component, ModelTensor, Role};
+
 use crate::convert::Done;
 use crate::evaluate::Comparison;
-use crate::policy::Role;
 use crate::stream::Loss;
 
-/// A row of the table: a part of the model.
+/// A row of the table: the tensors of one part of the model.
 #[derive(Default)]
-struct Part {
+struct Row {
     parameters: u64,
     before: u64,
     after: u64,
@@ -18,7 +19,7 @@ struct Part {
     loss: Loss,
 }
 
-impl Part {
+impl Row {
     fn add(&mut self, done: &Done) {
         self.parameters += done.parameters;
         self.before += done.bytes_before;
@@ -47,21 +48,17 @@ impl Part {
     }
 }
 
-/// The part of the model that a tensor is counted to.
-fn part_of(name: &str, dims: usize) -> &'static str {
-    let shape = [0; 2];
-    match (
-        Role::of(name, &shape[..dims.min(2)]),
-        name.split('.').next(),
-    ) {
-        (Role::Vector, _) => "vectors",
-        (_, Some("entropy")) => "entropy model",
-        (Role::HashTable, _) => "hash tables",
-        (Role::Embeddings, _) => "byte embeddings",
-        (Role::Head, _) => "output head",
-        (_, Some("encoder")) => "local encoder",
-        (_, Some("global")) => "global transformer",
-        _ => "local decoder",
+/// The row of the table that counts a tensor.
+fn row_of(tensor: &ModelTensor) -> &'static str {
+    match (tensor.component, tensor.role) {
+        (_, Role::Norm | Role::Lambda) => "vectors",
+        (Component::Entropy, _) => "entropy model",
+        (_, Role::HashTable) => "hash tables",
+        (_, Role::Embedding) => "byte embeddings",
+        (_, Role::Head) => "output head",
+        (Component::Encoder, _) => "local encoder",
+        (Component::Global, _) => "global transformer",
+        (Component::Decoder, _) => "local decoder",
     }
 }
 
@@ -83,16 +80,15 @@ pub fn parts(done: &[Done], sampled: bool) -> String {
         "{:<20}{:>15}{:>12}{:>12}{:>9}{error:>12}  types\n",
         "part", "weights", "before, MB", "after, MB", "bits"
     );
-    let mut all = Part::default();
+    let mut all = Row::default();
     for name in ORDER {
-        let mut part = Part::default();
-        let of_part = |d: &&Done| part_of(&d.name, if is_vector(d) { 1 } else { 2 }) == name;
-        for done in done.iter().filter(of_part) {
-            part.add(done);
+        let mut row = Row::default();
+        for done in done.iter().filter(|done| row_of(&done.tensor) == name) {
+            row.add(done);
             all.add(done);
         }
-        if part.parameters > 0 {
-            text += &part.line(name);
+        if row.parameters > 0 {
+            text += &row.line(name);
         }
     }
     text += &all.line("all");
@@ -100,12 +96,6 @@ pub fn parts(done: &[Done], sampled: bool) -> String {
         text += "* of a sample of the weights\n";
     }
     text
-}
-
-/// Norms are the only vectors, and the only tensors with such names.
-fn is_vector(done: &Done) -> bool {
-    let leaf = done.name.rsplit('.').next().unwrap_or_default();
-    leaf.contains("norm")
 }
 
 /// What a text says: bits per byte before and after, divergence, agreement.
@@ -145,8 +135,11 @@ mod tests {
 
     #[test]
     fn every_tensor_is_in_one_row_and_in_the_sum() {
+        let config = blt::cli::synthetic::config("small").unwrap();
+        let tensors = blt::checkpoint::expected_tensors(&config);
+        let tensor = |name: &str| tensors.iter().find(|t| t.name == name).unwrap();
         let done = |name: &str, to, bytes_after| Done {
-            name: name.into(),
+            tensor: tensor(name).clone(),
             from: DType::Bf16,
             to,
             parameters: 1000,

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use blt::checkpoint::{Checkpoint, Layout, OpenOptions, expected_tensors, write_native};
+use blt::checkpoint::{
+    Checkpoint, Layout, ModelTensor, OpenOptions, expected_tensors, write_native,
+};
 use blt::config::DifferentialConfig;
 use blt::error::Error;
 use blt::ops::{Compute, Profile};
@@ -494,12 +496,15 @@ fn differential_attention_comes_through() {
     let mut config = plain.config().clone();
     config.global.differential = Some(DifferentialConfig { head_norm: true });
     config.decoder.differential = Some(DifferentialConfig { head_norm: false });
-    let tensors = expected_tensors(&config).into_iter().map(|(name, shape)| {
-        let vector = |n| (0..n).map(|i| 0.3 + 0.01 * i as f32).collect();
-        let tensor = (plain.tensor(&name, &shape))
-            .unwrap_or_else(|_| Tensor::from_f32(shape.clone(), vector(shape[0])).unwrap());
-        (name, tensor)
-    });
+    let tensors =
+        expected_tensors(&config)
+            .into_iter()
+            .map(|ModelTensor { name, shape, .. }| {
+                let vector = |n| (0..n).map(|i| 0.3 + 0.01 * i as f32).collect();
+                let tensor = (plain.tensor(&name, &shape))
+                    .unwrap_or_else(|_| Tensor::from_f32(shape.clone(), vector(shape[0])).unwrap());
+                (name, tensor)
+            });
     write_native(&input, &config, tensors).unwrap();
     run(&[text(&input), text(&out), "--type", "q8_0"]);
     let (before, after) = (open(&input), open(&out));

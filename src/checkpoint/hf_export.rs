@@ -67,7 +67,8 @@ pub fn hf_layout(config: &Config, dtype: DType) -> Result<HfLayout> {
 
 fn tensors(config: &Config) -> Vec<HfTensor> {
     let mut list: Vec<HfTensor> = Vec::new();
-    for (ours, shape) in expected_tensors(config) {
+    for tensor in expected_tensors(config) {
+        let (ours, shape) = (tensor.name, tensor.shape);
         let source = hf::source(&ours, config, false);
         let name = source.names.into_iter().next().unwrap_or_default();
         match list.iter_mut().find(|t| t.name == name) {

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use hf_export::{HfLayout, HfTensor, hf_layout};
-pub use names::expected_tensors;
+pub use names::{Component, ModelTensor, Pace, Role, expected_tensors};
 pub use native::{
     Metadata, NativeTensor, config_from_json, config_to_json, native_file, native_metadata,
 };
@@ -175,12 +175,17 @@ impl Checkpoint {
 
     /// Our names of all tensors of the model, in canonical order.
     pub fn names(&self) -> Vec<String> {
-        self.entries.iter().map(|e| e.name.clone()).collect()
+        self.entries.iter().map(|e| e.of.name.clone()).collect()
     }
 
     /// All tensors of the model under our names, in canonical order.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.entries.iter().map(|e| (e.name.as_str(), &e.tensor))
+        self.model_tensors().map(|(of, t)| (of.name.as_str(), t))
+    }
+
+    /// All tensors of the model with what each is for, in canonical order.
+    pub fn model_tensors(&self) -> impl Iterator<Item = (&ModelTensor, &Tensor)> {
+        self.entries.iter().map(|e| (&e.of, &e.tensor))
     }
 
     /// The tensor of that name (one of ours); shares the checkpoint's bytes.
@@ -203,22 +208,18 @@ impl Checkpoint {
     }
 }
 
-/// The part of the model a tensor belongs to: `entropy`, `encoder`, `global` or `decoder`.
-pub fn component_of(name: &str) -> &str {
-    name.split_once('.').map_or(name, |(part, _)| part)
-}
-
 /// A tensor of the model and where it was found.
 #[derive(Debug)]
 struct Entry {
-    name: String,    // ours
-    foreign: String, // the file's
+    of: ModelTensor,
+    foreign: String, // its name in the file
     path: PathBuf,
     tensor: Tensor,
 }
 
 impl Entry {
-    fn resolve(weights: &Weights, source: &Source, name: String, shape: &[usize]) -> Result<Entry> {
+    fn resolve(weights: &Weights, source: &Source, of: ModelTensor) -> Result<Entry> {
+        let shape = of.shape.clone();
         let foreign = source
             .names
             .iter()
@@ -235,13 +236,13 @@ impl Entry {
             )
         })?;
         let mut entry = Entry {
-            name,
+            of,
             foreign: foreign.clone(),
             path: path.to_path_buf(),
             tensor,
         };
         match source.slice {
-            None => entry.check_shape(&entry.tensor, shape)?,
+            None => entry.check_shape(&entry.tensor, &shape)?,
             Some((number, count)) => {
                 let mut whole = shape.to_vec();
                 whole[0] = shape[0].checked_mul(count).ok_or_else(|| {
@@ -416,14 +417,16 @@ impl Parts {
         }
         let mut entries = Vec::new();
         let mut number_of = HashMap::new();
-        for (name, shape) in expected_tensors(&self.config) {
+        for tensor in expected_tensors(&self.config) {
             let (weights, table) = match &apart {
-                Some(apart) if component_of(&name) == "entropy" => (&apart.weights, &apart.table),
+                Some(apart) if tensor.component == Component::Entropy => {
+                    (&apart.weights, &apart.table)
+                }
                 _ => (&self.weights, &self.table),
             };
-            let source = table.source(&name, &self.config);
-            number_of.insert(name.clone(), entries.len());
-            entries.push(Entry::resolve(weights, &source, name, &shape)?);
+            let source = table.source(&tensor.name, &self.config);
+            number_of.insert(tensor.name.clone(), entries.len());
+            entries.push(Entry::resolve(weights, &source, tensor)?);
         }
         let mut files: Vec<FileInfo> = self.weights.files().cloned().collect();
         if let Some(apart) = &apart {

@@ -1,104 +1,239 @@
-//! The one list of the model's tensors: our names, their shapes, their order.
+//! The one list of the model's tensors: our names, their shapes, what each is for, their order.
 //!
-//! Linear weights are (out, in), row-major. The layouts' name tables translate these names.
+//! Linear weights are (out, in), row-major. The layouts' name tables translate these names; training, the
+//! quantiser and the programs decide by [`Role`], never by the text of a name.
 
 use crate::config::{Config, CrossAttentionConfig, TransformerConfig};
 use crate::vocab::VOCAB_SIZE;
 
-/// Every tensor of a model of this configuration under our name, with its shape, in canonical
-/// order: entropy model, encoder, global transformer, decoder.
+/// One of the four networks of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Component {
+    /// The entropy model.
+    Entropy,
+    /// The local encoder.
+    Encoder,
+    /// The global transformer.
+    Global,
+    /// The local decoder.
+    Decoder,
+}
+
+impl Component {
+    /// The first part of its tensors' names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Component::Entropy => "entropy",
+            Component::Encoder => "encoder",
+            Component::Global => "global",
+            Component::Decoder => "decoder",
+        }
+    }
+}
+
+/// What a tensor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The gain of a norm, (dim).
+    Norm,
+    /// One of the four vectors of differential attention, (head_dim / 2).
+    Lambda,
+    /// A matrix of a linear layer, (out, in).
+    Matrix,
+    /// A matrix whose product is added to the residual stream: `wo` or `w2`.
+    Residual,
+    /// Byte embeddings, (vocab, dim): an id looks its row up.
+    Embedding,
+    /// Hashed n-gram embeddings, (hash vocab, dim): a hash looks its row up.
+    HashTable,
+    /// The last matrix of a network, (vocab, dim): it gives the logits.
+    Head,
+}
+
+impl Role {
+    /// Whether it is a vector: a few kilobytes that scale everything.
+    pub fn is_vector(self) -> bool {
+        matches!(self, Role::Norm | Role::Lambda)
+    }
+
+    /// Whether rows are looked up in it.
+    pub fn is_table(self) -> bool {
+        matches!(self, Role::Embedding | Role::HashTable)
+    }
+
+    /// Whether activations are multiplied with it.
+    pub fn is_multiplied(self) -> bool {
+        matches!(self, Role::Matrix | Role::Residual | Role::Head)
+    }
+}
+
+/// How often generation reads a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pace {
+    /// For every byte of text.
+    Byte,
+    /// For every patch, when it closes.
+    Patch,
+}
+
+/// A tensor that a model of some configuration has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelTensor {
+    /// Our name: `encoder.layers.0.wq`.
+    pub name: String,
+    /// The length of each axis.
+    pub shape: Vec<usize>,
+    /// The network it belongs to.
+    pub component: Component,
+    /// What it is for.
+    pub role: Role,
+    /// Whether it belongs to a cross-attention.
+    pub is_cross: bool,
+    /// How often generation reads it.
+    pub pace: Pace,
+}
+
+impl ModelTensor {
+    /// The last part of its name: `wq`.
+    pub fn leaf(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
+}
+
+/// Every tensor of a model of this configuration in canonical order: entropy model, encoder, global
+/// transformer, decoder.
 ///
 /// The configuration must be [valid](Config::validate).
-pub fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let mut list = Vec::new();
+pub fn expected_tensors(config: &Config) -> Vec<ModelTensor> {
+    use Component::{Decoder, Encoder, Entropy, Global};
+    use Role::{Embedding, HashTable, Head, Matrix, Norm};
+
     let local = config.encoder.dim;
     let patch = config.patch_dim();
     let global = config.global.dim;
-    let mut add = |name: String, shape: Vec<usize>| list.push((name, shape));
+    let mut list = List::default();
 
     if let Some(entropy) = &config.entropy {
-        add(
-            "entropy.tok_embeddings".into(),
-            vec![VOCAB_SIZE, entropy.dim],
-        );
-        layers("entropy", entropy, &mut add);
-        add("entropy.norm".into(), vec![entropy.dim]);
-        add("entropy.output".into(), vec![VOCAB_SIZE, entropy.dim]);
+        let dim = entropy.dim;
+        list.add(Entropy, "tok_embeddings", [VOCAB_SIZE, dim], Embedding);
+        list.layers(Entropy, entropy);
+        list.add(Entropy, "norm", [dim], Norm);
+        list.add(Entropy, "output", [VOCAB_SIZE, dim], Head);
     }
 
-    add("encoder.tok_embeddings".into(), vec![VOCAB_SIZE, local]);
+    list.add(Encoder, "tok_embeddings", [VOCAB_SIZE, local], Embedding);
     for table in 0..config.hash.n_tables() {
-        add(
-            format!("encoder.hash_embeddings.{table}"),
-            vec![config.hash.vocab, local],
-        );
+        let name = format!("hash_embeddings.{table}");
+        list.add(Encoder, &name, [config.hash.vocab, local], HashTable);
     }
-    layers("encoder", &config.encoder, &mut add);
+    list.layers(Encoder, &config.encoder);
     let n_cross = config.n_encoder_cross();
-    cross("encoder", &config.encoder_cross, n_cross, local, &mut add);
-    add("encoder.patch_projection".into(), vec![patch, local]);
+    list.cross(Encoder, n_cross, &config.encoder_cross, local);
+    list.add(Encoder, "patch_projection", [patch, local], Matrix);
+    list.last_is_read_per_patch();
 
     if config.has_global_projection() {
-        add("global.input_projection".into(), vec![global, patch]);
+        list.add(Global, "input_projection", [global, patch], Matrix);
     }
-    layers("global", &config.global, &mut add);
+    list.layers(Global, &config.global);
 
-    add("decoder.patch_projection".into(), vec![patch, global]);
+    list.add(Decoder, "patch_projection", [patch, global], Matrix);
+    list.last_is_read_per_patch();
     let n_cross = config.n_decoder_cross();
-    cross("decoder", &config.decoder_cross, n_cross, local, &mut add);
-    layers("decoder", &config.decoder, &mut add);
-    add("decoder.norm".into(), vec![local]);
-    add("decoder.output".into(), vec![VOCAB_SIZE, local]);
-    list
+    list.cross(Decoder, n_cross, &config.decoder_cross, local);
+    list.layers(Decoder, &config.decoder);
+    list.add(Decoder, "norm", [local], Norm);
+    list.add(Decoder, "output", [VOCAB_SIZE, local], Head);
+    list.0
 }
 
-fn layers(part: &str, c: &TransformerConfig, add: &mut impl FnMut(String, Vec<usize>)) {
-    let q = c.n_heads * c.head_dim;
-    let kv = c.n_kv_heads * c.head_dim;
-    for l in 0..c.n_layers {
-        for (tensor, shape) in [
-            ("attention_norm", vec![c.dim]),
-            ("wq", vec![q, c.dim]),
-            ("wk", vec![kv, c.dim]),
-            ("wv", vec![kv, c.dim]),
-            ("wo", vec![c.dim, q]),
-            ("ffn_norm", vec![c.dim]),
-            ("w1", vec![c.hidden_dim, c.dim]),
-            ("w2", vec![c.dim, c.hidden_dim]),
-            ("w3", vec![c.hidden_dim, c.dim]),
-        ] {
-            add(format!("{part}.layers.{l}.{tensor}"), shape);
+/// The list in the making.
+#[derive(Default)]
+struct List(Vec<ModelTensor>);
+
+impl List {
+    /// Adds a tensor; those of the global transformer are read once per patch.
+    fn add<const N: usize>(
+        &mut self,
+        component: Component,
+        name: &str,
+        shape: [usize; N],
+        role: Role,
+    ) {
+        self.0.push(ModelTensor {
+            name: format!("{}.{name}", component.name()),
+            shape: shape.to_vec(),
+            component,
+            role,
+            is_cross: false,
+            pace: match component {
+                Component::Global => Pace::Patch,
+                _ => Pace::Byte,
+            },
+        });
+    }
+
+    fn last_is_read_per_patch(&mut self) {
+        if let Some(last) = self.0.last_mut() {
+            last.pace = Pace::Patch;
         }
-        if let Some(differential) = &c.differential {
-            for vector in ["lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"] {
-                add(format!("{part}.layers.{l}.{vector}"), vec![c.key_dim()]);
-            }
-            if differential.head_norm {
-                add(format!("{part}.layers.{l}.head_norm"), vec![c.head_dim]);
+    }
+
+    fn layers(&mut self, component: Component, c: &TransformerConfig) {
+        use Role::{Lambda, Matrix, Norm, Residual};
+        let q = c.n_heads * c.head_dim;
+        let kv = c.n_kv_heads * c.head_dim;
+        for l in 0..c.n_layers {
+            let at = |tensor: &str| format!("layers.{l}.{tensor}");
+            self.add(component, &at("attention_norm"), [c.dim], Norm);
+            self.add(component, &at("wq"), [q, c.dim], Matrix);
+            self.add(component, &at("wk"), [kv, c.dim], Matrix);
+            self.add(component, &at("wv"), [kv, c.dim], Matrix);
+            self.add(component, &at("wo"), [c.dim, q], Residual);
+            self.add(component, &at("ffn_norm"), [c.dim], Norm);
+            self.add(component, &at("w1"), [c.hidden_dim, c.dim], Matrix);
+            self.add(component, &at("w2"), [c.dim, c.hidden_dim], Residual);
+            self.add(component, &at("w3"), [c.hidden_dim, c.dim], Matrix);
+            if let Some(differential) = &c.differential {
+                for vector in ["lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"] {
+                    self.add(component, &at(vector), [c.key_dim()], Lambda);
+                }
+                if differential.head_norm {
+                    self.add(component, &at("head_norm"), [c.head_dim], Norm);
+                }
             }
         }
     }
-}
 
-fn cross(
-    part: &str,
-    c: &CrossAttentionConfig,
-    n_cross: usize,
-    dim: usize,
-    add: &mut impl FnMut(String, Vec<usize>),
-) {
-    let q = c.n_heads * c.head_dim;
-    let kv = c.n_kv_heads * c.head_dim;
-    for l in 0..n_cross {
-        for (tensor, shape) in [
-            ("norm_q", vec![dim]),
-            ("norm_kv", vec![dim]),
-            ("wq", vec![q, dim]),
-            ("wk", vec![kv, dim]),
-            ("wv", vec![kv, dim]),
-            ("wo", vec![dim, q]),
-        ] {
-            add(format!("{part}.cross.{l}.{tensor}"), shape);
+    /// The encoder's cross-attentions run when a patch closes. So do keys and values of the decoder's; its
+    /// queries and outputs belong to the byte.
+    fn cross(&mut self, component: Component, n: usize, c: &CrossAttentionConfig, dim: usize) {
+        use Pace::{Byte, Patch};
+        use Role::{Matrix, Norm, Residual};
+        let q = c.n_heads * c.head_dim;
+        let kv = c.n_kv_heads * c.head_dim;
+        let of_queries = match component {
+            Component::Decoder => Byte,
+            _ => Patch,
+        };
+        for l in 0..n {
+            for (tensor, shape, role, pace) in [
+                ("norm_q", &[dim][..], Norm, of_queries),
+                ("norm_kv", &[dim], Norm, Patch),
+                ("wq", &[q, dim], Matrix, of_queries),
+                ("wk", &[kv, dim], Matrix, Patch),
+                ("wv", &[kv, dim], Matrix, Patch),
+                ("wo", &[dim, q], Residual, of_queries),
+            ] {
+                self.0.push(ModelTensor {
+                    name: format!("{}.cross.{l}.{tensor}", component.name()),
+                    shape: shape.to_vec(),
+                    component,
+                    role,
+                    is_cross: true,
+                    pace,
+                });
+            }
         }
     }
 }

@@ -106,7 +106,8 @@ pub fn native_file(
         }
     }
     let mut list = Vec::new();
-    for (name, expected) in expected_tensors(config) {
+    for tensor in expected_tensors(config) {
+        let (name, expected) = (tensor.name, tensor.shape);
         let found = match given.remove(&name) {
             Some((dtype, shape)) if shape == expected => {
                 list.push((name, dtype, shape));

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use blt_kernels::BlockFormat;
 
-use crate::checkpoint::{SafetensorsWriter, expected_tensors, native_file};
+use crate::checkpoint::{
+    Component, ModelTensor, Role, SafetensorsWriter, expected_tensors, native_file,
+};
 use crate::config::{
     Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
 };
@@ -96,12 +98,10 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
     let config = config(shape)?;
     let dtype_of = types(dtype)?;
     let tensors = expected_tensors(&config);
-    let typed = tensors.iter().map(|(name, shape)| {
-        let dtype = dtype_of(name, shape);
-        (name.clone(), dtype, shape.clone())
-    });
-    let typed: Vec<_> = typed.collect();
-    let (metadata, specs) = native_file(&config, typed.iter().cloned())?;
+    let typed = tensors
+        .iter()
+        .map(|t| (t.name.clone(), dtype_of(t.role), t.shape.clone()));
+    let (metadata, specs) = native_file(&config, typed)?;
     let sizes: Vec<(String, u64)> = (specs.iter())
         .map(|spec| (spec.name.clone(), spec.n_bytes))
         .collect();
@@ -109,13 +109,13 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
     let mut writer = SafetensorsWriter::create(path, &metadata, specs)?;
     let (mut random, mut written) = (1, 0);
     for (name, n_bytes) in sizes {
-        let (_, dtype, shape) = (typed.iter().find(|(n, ..)| *n == name)).expect("of this list");
-        let cols = shape.last().copied().unwrap_or(1);
-        let (rows, scale) = match shape.len() {
-            1 => (1, None), // norms
-            _ => (
+        let tensor = (tensors.iter().find(|t| t.name == name)).expect("a tensor of this list");
+        let cols = tensor.shape.last().copied().unwrap_or(1);
+        let (rows, scale) = match tensor.role.is_vector() {
+            true => (1, None), // norms
+            false => (
                 DIFFERENT_ROWS,
-                Some(size(&name) * 1.732 / (cols as f32).sqrt()),
+                Some(size(tensor) * 1.732 / (cols as f32).sqrt()),
             ),
         };
         let value = |_| scale.map_or(1.0, |scale| uniform(&mut random) * scale);
@@ -124,7 +124,7 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
             None => vec![cols],
             Some(_) => vec![rows, cols],
         };
-        let unit = Tensor::from_values(*dtype, unit_shape, &values)?;
+        let unit = Tensor::from_values(dtype_of(tensor.role), unit_shape, &values)?;
         let mut left = n_bytes;
         while left > 0 {
             let n = left.min(unit.bytes().len() as u64);
@@ -138,7 +138,7 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
 }
 
 /// The type of each tensor of a model in the type of that name.
-fn types(name: &str) -> Result<impl Fn(&str, &[usize]) -> DType> {
+fn types(name: &str) -> Result<impl Fn(Role) -> DType> {
     let mut floats = DType::FLOATS.into_iter().chain([DType::Bf12]);
     let float = floats.find(|d| d.name().eq_ignore_ascii_case(name));
     let format = BlockFormat::ALL.into_iter().find(|f| f.name() == name);
@@ -146,13 +146,11 @@ fn types(name: &str) -> Result<impl Fn(&str, &[usize]) -> DType> {
         let message = format!("expected f32, f16, bf16, bf12 or a block format, found \"{name}\"");
         return Err(Error::argument("type", message));
     }
-    Ok(move |name: &str, shape: &[usize]| match (float, format) {
-        (Some(DType::Bf12), _) if shape.len() < 2 => DType::F32,
+    Ok(move |role: Role| match (float, format) {
+        (Some(DType::Bf12), _) if role.is_vector() => DType::F32,
         (Some(float), _) => float,
-        (_, Some(format)) if shape.len() > 1 => match name.contains("_embeddings") {
-            true => DType::Table(format),
-            false => DType::Tiles(format),
-        },
+        (_, Some(format)) if role.is_table() => DType::Table(format),
+        (_, Some(format)) if role.is_multiplied() => DType::Tiles(format),
         _ => DType::F32,
     })
 }
@@ -161,10 +159,10 @@ fn types(name: &str) -> Result<impl Fn(&str, &[usize]) -> DType> {
 /// as a trained model's, and patches tell the decoder little enough that drafts (self-speculation) hold as
 /// often as those of trained models do: in bf16 12.7 of 14.8 bytes, where two trained models have 12.8 and
 /// 15.0 of 15 (quantised 8 to 9 of 12 or 13, where they have 12 to 14 of 14 or 15).
-fn size(name: &str) -> f32 {
-    match name {
-        "decoder.output" => 4.0,
-        _ if name.starts_with("decoder.cross.") && name.ends_with(".wo") => 0.01,
+fn size(tensor: &ModelTensor) -> f32 {
+    match (tensor.component, tensor.role) {
+        (Component::Decoder, Role::Head) => 4.0,
+        (Component::Decoder, Role::Residual) if tensor.is_cross => 0.01,
         _ => 1.0,
     }
 }

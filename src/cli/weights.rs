@@ -5,9 +5,8 @@
 //! once, and every matrix on the patch's path once per patch. Of an embedding table it reads a row.
 
 use crate::cache::KvType;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Component, ModelTensor, Pace, Role};
 use crate::config::{Config, TransformerConfig};
-use crate::tensor::Tensor;
 
 /// Which part of the model a tensor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +33,14 @@ impl Part {
         Part::Decoder,
     ];
 
-    /// The part of the tensor of that name.
-    fn of(name: &str) -> Part {
-        match name.split('.').next() {
-            Some("entropy") => Part::Entropy,
-            Some("global") => Part::Global,
-            Some("decoder") => Part::Decoder,
-            _ if name.starts_with("encoder.hash_embeddings.") => Part::HashTables,
-            _ => Part::Encoder,
+    /// The part that a tensor belongs to.
+    pub fn of(tensor: &ModelTensor) -> Part {
+        match (tensor.component, tensor.role) {
+            (_, Role::HashTable) => Part::HashTables,
+            (Component::Entropy, _) => Part::Entropy,
+            (Component::Encoder, _) => Part::Encoder,
+            (Component::Global, _) => Part::Global,
+            (Component::Decoder, _) => Part::Decoder,
         }
     }
 
@@ -84,8 +83,8 @@ pub struct PartWeights {
 /// The parts of a checkpoint that it has, with their weights.
 pub fn by_part(checkpoint: &Checkpoint) -> Vec<(Part, PartWeights)> {
     let mut parts = Part::ALL.map(|part| (part, PartWeights::default()));
-    for (name, tensor) in checkpoint.tensors() {
-        let part = Part::of(name);
+    for (of, tensor) in checkpoint.model_tensors() {
+        let part = Part::of(of);
         for (_, weights) in parts.iter_mut().filter(|(p, _)| *p == part) {
             weights.tensors += 1;
             weights.parameters += tensor.n_elements() as u64;
@@ -142,28 +141,29 @@ impl Traffic {
     /// What generating with this model reads. The entropy model counts only if it `runs_entropy`.
     pub fn of(checkpoint: &Checkpoint, runs_entropy: bool) -> Self {
         let mut traffic = Traffic::default();
-        for (name, tensor) in checkpoint.tensors() {
-            let part = Part::of(name);
-            // Embeddings are looked up, and norms cost next to nothing.
-            let operations = match tensor.shape().len() {
-                2 if !name.contains("_embeddings") => 2 * tensor.n_elements() as u64,
-                _ => 0,
+        for (of, tensor) in checkpoint.model_tensors() {
+            if of.component == Component::Entropy && !runs_entropy {
+                continue;
+            }
+            // Rows of tables are looked up, and vectors cost next to nothing.
+            let operations = match of.role.is_multiplied() {
+                true => 2 * tensor.n_elements() as u64,
+                false => 0,
             };
-            match (part, reads(name, tensor)) {
-                (Part::Entropy, _) if !runs_entropy => {}
-                (part, Reads::PerByte(bytes)) => {
-                    let of = match part {
-                        Part::Entropy => &mut traffic.weights.entropy,
-                        Part::Decoder => &mut traffic.weights.decoder,
-                        _ => &mut traffic.weights.encoder,
-                    };
-                    *of += bytes as f64;
-                    traffic.operations_per_byte += operations;
-                }
-                (_, Reads::PerPatch(bytes)) => {
-                    traffic.weights.patch += bytes as f64;
-                    traffic.operations_per_patch += operations;
-                }
+            let bytes = match of.role.is_table() {
+                true => tensor.row_bytes(),
+                false => tensor.bytes().len(),
+            };
+            let path = match (of.pace, of.component) {
+                (Pace::Patch, _) => &mut traffic.weights.patch,
+                (Pace::Byte, Component::Entropy) => &mut traffic.weights.entropy,
+                (Pace::Byte, Component::Decoder) => &mut traffic.weights.decoder,
+                (Pace::Byte, _) => &mut traffic.weights.encoder,
+            };
+            *path += bytes as f64;
+            match of.pace {
+                Pace::Byte => traffic.operations_per_byte += operations,
+                Pace::Patch => traffic.operations_per_patch += operations,
             }
         }
         traffic
@@ -183,31 +183,5 @@ pub fn cache_traffic(config: &Config, kv: KvType, context: f64, patches_per_byte
         encoder: of(&config.encoder, context),
         decoder: of(&config.decoder, context),
         patch: of(&config.global, context * patches_per_byte),
-    }
-}
-
-enum Reads {
-    PerByte(u64),
-    PerPatch(u64),
-}
-
-fn reads(name: &str, tensor: &Tensor) -> Reads {
-    let all = tensor.bytes().len() as u64;
-    let is_table = name.ends_with("tok_embeddings") || name.contains("hash_embeddings");
-    if is_table {
-        return Reads::PerByte(tensor.row_bytes() as u64);
-    }
-    // The encoder's cross-attention runs when a patch closes. Of the decoder's, the keys and values
-    // are made then; queries and outputs belong to the byte.
-    let of_patch = name.starts_with("global.")
-        || name.starts_with("encoder.cross.")
-        || name.ends_with(".patch_projection")
-        || (name.starts_with("decoder.cross.")
-            && [".wk", ".wv", ".norm_kv"]
-                .iter()
-                .any(|end| name.ends_with(end)));
-    match of_patch {
-        true => Reads::PerPatch(all),
-        false => Reads::PerByte(all),
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::params::Params;
 use crate::checkpoint::{
-    HfLayout, SafetensorsWriter, TensorSpec, expected_tensors, hf_layout, native_file,
+    HfLayout, ModelTensor, SafetensorsWriter, TensorSpec, expected_tensors, hf_layout, native_file,
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -36,9 +36,12 @@ pub fn saved(
 /// # Errors
 /// As [`native_file`], [`saved`] and [`SafetensorsWriter`].
 pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
-    let typed = |(name, shape): (String, Vec<usize>)| {
-        let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
-        (name, (dtype, shape))
+    let typed = |tensor: ModelTensor| {
+        let dtype = match tensor.role.is_vector() {
+            true => DType::F32,
+            false => dtype,
+        };
+        (tensor.name, (dtype, tensor.shape))
     };
     let types: HashMap<_, _> = expected_tensors(config).into_iter().map(typed).collect();
     let list = types
@@ -77,7 +80,9 @@ pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
 pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
     let layout = hf_layout_of(config, dtype)?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let shapes: HashMap<_, _> = expected_tensors(config).into_iter().collect();
+    let shapes: HashMap<String, Vec<usize>> = (expected_tensors(config).into_iter())
+        .map(|tensor| (tensor.name, tensor.shape))
+        .collect();
     let specs = (layout.tensors.iter())
         .map(|tensor| TensorSpec::typed(&tensor.name, dtype, &tensor.shape))
         .collect::<Result<_>>()?;

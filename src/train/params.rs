@@ -12,7 +12,7 @@ use super::float::{Float, axpy};
 use super::grads::Grads;
 use super::matmul::{Accumulate, How, View, ViewMut, matmul};
 use super::rng::Rng;
-use crate::checkpoint::expected_tensors;
+use crate::checkpoint::{ModelTensor, Role, expected_tensors};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -28,6 +28,8 @@ pub struct Param<F> {
     pub name: String,
     /// Its shape; a matrix is (out, in), row-major.
     pub shape: Vec<usize>,
+    /// What it is for; an adapter is two matrices.
+    pub role: Role,
     /// Its numbers.
     pub value: Value<F>,
     /// Whether it is trained.
@@ -100,11 +102,6 @@ impl<F: Float> Value<F> {
 }
 
 impl<F: Float> Param<F> {
-    /// Whether a step touches few of its rows.
-    pub fn is_sparse(&self) -> bool {
-        self.name.contains(".hash_embeddings.")
-    }
-
     /// Number of elements.
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
@@ -123,38 +120,38 @@ pub struct Params<F> {
 const TIED: (&str, &str) = ("encoder.tok_embeddings", "decoder.output");
 
 impl<F: Float> Params<F> {
-    /// The tensors of a model of this configuration that `wanted` accepts, with values from
-    /// `value`, which is given the name and the shape.
+    /// The tensors of a model of this configuration that `wanted` accepts, with values from `value`.
     ///
     /// # Errors
     /// Whatever `value` returns.
     pub fn new(
         config: &Config,
-        wanted: impl Fn(&str) -> bool,
-        mut value: impl FnMut(&str, &[usize]) -> Result<Value<F>>,
+        wanted: impl Fn(&ModelTensor) -> bool,
+        mut value: impl FnMut(&ModelTensor) -> Result<Value<F>>,
     ) -> Result<Self> {
         let mut params = Params {
             list: Vec::new(),
             by_name: HashMap::new(),
             tied: false,
         };
-        for (name, shape) in expected_tensors(config) {
-            if wanted(&name) {
-                let value = value(&name, &shape)?;
-                params.push(name, shape, value);
+        for tensor in expected_tensors(config) {
+            if wanted(&tensor) {
+                let value = value(&tensor)?;
+                params.push(tensor.name, tensor.shape, tensor.role, value);
             }
         }
         Ok(params)
     }
 
-    fn push(&mut self, name: String, shape: Vec<usize>, value: Value<F>) -> ParamId {
+    fn push(&mut self, name: String, shape: Vec<usize>, role: Role, value: Value<F>) -> ParamId {
         let id = ParamId(self.list.len());
         self.by_name.insert(name.clone(), id);
         let trained = matches!(value, Value::Owned(_));
         self.list.push(Param {
-            decays: shape.len() > 1 && !name.contains("_embeddings"),
+            decays: role.is_multiplied(),
             name,
             shape,
+            role,
             value,
             trained,
             adapter: None,
@@ -287,10 +284,7 @@ impl<F: Float> Params<F> {
             self.list[i].trained = false;
             let param = &self.list[i];
             let leaf = param.name.rsplit('.').next().unwrap_or_default();
-            if param.name.contains("_embeddings") || param.shape.len() != 2 {
-                continue;
-            }
-            if !targets.iter().any(|t| t == leaf) {
+            if !param.role.is_multiplied() || !targets.iter().any(|t| t == leaf) {
                 continue;
             }
             let (name, shape) = (param.name.clone(), param.shape.clone());
@@ -301,9 +295,19 @@ impl<F: Float> Params<F> {
                 .collect();
             let b = vec![F::ZERO; shape[0] * rank];
             let a_shape = vec![rank, shape[1]];
-            let a = self.push(format!("{name}.lora_a"), a_shape, Value::Owned(a));
+            let a = self.push(
+                format!("{name}.lora_a"),
+                a_shape,
+                Role::Matrix,
+                Value::Owned(a),
+            );
             let b_shape = vec![shape[0], rank];
-            let b = self.push(format!("{name}.lora_b"), b_shape, Value::Owned(b));
+            let b = self.push(
+                format!("{name}.lora_b"),
+                b_shape,
+                Role::Matrix,
+                Value::Owned(b),
+            );
             let scale = alpha / rank as f64;
             self.list[i].adapter = Some(Adapter { a, b, scale });
             n += 1;

@@ -96,7 +96,8 @@ fn missing_and_misshapen_tensors_are_named_with_their_file() {
     let source = Checkpoint::from_native_bytes(native_bytes()).unwrap();
     let folder = Folder::new("misshapen");
     let file = folder.path("model.blt");
-    for (victim, shape) in expected_tensors(source.config()) {
+    for tensor in expected_tensors(source.config()) {
+        let (victim, shape) = (tensor.name, tensor.shape);
         let keep = |n: &str, t: &Tensor| (n != victim).then(|| (n.to_string(), t.clone()));
         rewrite(&file, source.config(), keep, &source);
         let message = error(&victim, Checkpoint::open(&file, &OpenOptions::default()));

@@ -1,7 +1,7 @@
 //! Every layout opens; the same weights in another layout are the same tensors.
 
 use blt::checkpoint::{
-    Checkpoint, Layout, OpenOptions, expected_tensors, read_config, write_native,
+    Checkpoint, Layout, ModelTensor, OpenOptions, expected_tensors, read_config, write_native,
 };
 use blt::config::{Config, PatchingMode};
 
@@ -20,10 +20,15 @@ fn every_layout_serves_every_tensor_in_its_shape() {
         let list = expected_tensors(checkpoint.config());
         assert_eq!(
             checkpoint.names(),
-            list.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>(),
+            list.iter().map(|t| t.name.clone()).collect::<Vec<_>>(),
             "{name}"
         );
-        for (tensor, shape) in &list {
+        for ModelTensor {
+            name: tensor,
+            shape,
+            ..
+        } in &list
+        {
             let t = checkpoint.tensor(tensor, shape).unwrap();
             assert_eq!(t.shape(), shape, "{name}: {tensor}");
             let values = t.to_f32_vec();
@@ -209,7 +214,7 @@ fn published_configurations_have_the_released_values() {
         // The counts of the released files: 386 (405) and 129 tensors, 4,633,391,872 parameters.
         let list = expected_tensors(&c);
         assert_eq!(list.len(), pick(big, 386, 405) + 129, "{name}");
-        let parameters: usize = list.iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+        let parameters: usize = list.iter().map(|t| t.shape.iter().product::<usize>()).sum();
         assert_eq!(
             parameters,
             pick(big, 4_633_391_872, 10_653_082_624),

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blt::checkpoint::{Checkpoint, OpenOptions, expected_tensors, write_native};
+use blt::checkpoint::{Checkpoint, ModelTensor, OpenOptions, expected_tensors, write_native};
 use blt::config::{Config, DifferentialConfig};
 use blt::ops::Compute;
 use blt::tensor::{DType, Tensor};
@@ -194,21 +194,24 @@ pub fn differential(head_norms: [bool; 4]) -> Checkpoint {
     for (stack, head_norm) in stacks.into_iter().zip(head_norms) {
         stack.differential = Some(DifferentialConfig { head_norm });
     }
-    let tensors = expected_tensors(&config).into_iter().map(|(name, shape)| {
-        if let Ok(tensor) = plain.tensor(&name, &shape) {
-            return (name, tensor);
-        }
-        let mut random = Random(name.bytes().map(u64::from).sum());
-        let mean = if name.ends_with("head_norm") {
-            1.0
-        } else {
-            0.0
-        };
-        let values: Vec<f32> = (0..shape[0])
-            .map(|_| mean + random.below(1000) as f32 / 1000.0 - 0.5)
-            .collect();
-        (name, Tensor::from_f32(shape, values).unwrap())
-    });
+    let tensors =
+        expected_tensors(&config)
+            .into_iter()
+            .map(|ModelTensor { name, shape, .. }| {
+                if let Ok(tensor) = plain.tensor(&name, &shape) {
+                    return (name, tensor);
+                }
+                let mut random = Random(name.bytes().map(u64::from).sum());
+                let mean = if name.ends_with("head_norm") {
+                    1.0
+                } else {
+                    0.0
+                };
+                let values: Vec<f32> = (0..shape[0])
+                    .map(|_| mean + random.below(1000) as f32 / 1000.0 - 0.5)
+                    .collect();
+                (name, Tensor::from_f32(shape, values).unwrap())
+            });
     native(&config, tensors.collect())
 }
 

@@ -38,9 +38,8 @@ fn runs_entropy_model(config: &Config) -> bool {
 
 /// As sessions keep keys and values unless told.
 fn default_kv(checkpoint: &Checkpoint) -> KvType {
-    let mut global = (checkpoint.tensors()).filter(|(name, _)| name.starts_with("global.layers."));
-    let matrix = global.find(|(name, _)| name.ends_with(".wq"));
-    matrix.map_or(KvType::F32, |(_, wq)| KvType::for_weights(wq.dtype()))
+    let wq = (checkpoint.tensors()).find(|(name, _)| *name == "global.layers.0.wq");
+    wq.map_or(KvType::F32, |(_, wq)| KvType::for_weights(wq.dtype()))
 }
 
 /// Keys and values: a window of bytes in the local parts, all patches in the

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use blt::checkpoint::{Checkpoint, OpenOptions};
+use blt::checkpoint::{Checkpoint, Component, ModelTensor, OpenOptions};
 use blt::config::{Config, PatchingMode};
 use blt::train::init;
 use blt::train::params::{Params, Value};
@@ -41,12 +41,11 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
 /// A frozen entropy model and what it was trained for.
 fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
     let state = path.join("state.safetensors");
-    let wanted = |name: &str| name.starts_with("entropy.");
     if path.is_dir() && state.is_file() && !path.join("config.json").exists() {
         let saved = Saved::open(&state)?;
         let config = saved.config.clone();
-        let params = Params::new(&config, wanted, |name, shape| {
-            Ok(Value::Owned(saved.param(name, shape)?))
+        let params = Params::new(&config, of_entropy, |t| {
+            Ok(Value::Owned(saved.param(&t.name, &t.shape)?))
         })?;
         return Ok((config, frozen(params)));
     }
@@ -58,10 +57,22 @@ fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
             path.display()
         )));
     }
-    let params = Params::new(&config, wanted, |name, shape| {
-        Ok(Value::Owned(checkpoint.tensor(name, shape)?.to_f32_vec()))
+    let params = widened_entropy_model(&checkpoint)?;
+    Ok((config, params))
+}
+
+/// Whether a tensor belongs to the entropy model.
+fn of_entropy(tensor: &ModelTensor) -> bool {
+    tensor.component == Component::Entropy
+}
+
+/// The entropy model of a checkpoint, widened once because it reads every text, and frozen.
+fn widened_entropy_model(checkpoint: &Checkpoint) -> blt::Result<Params<f32>> {
+    let params = Params::new(checkpoint.config(), of_entropy, |t| {
+        let tensor = checkpoint.tensor(&t.name, &t.shape)?;
+        Ok(Value::Owned(tensor.to_f32_vec()))
     })?;
-    Ok((config, frozen(params)))
+    Ok(frozen(params))
 }
 
 /// The same, none of it to be trained.
@@ -77,7 +88,7 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
     let mut trainer = match args.stage.as_str() {
         "entropy" => {
             let config = settings.architecture()?;
-            let params = init::random(&config, |n| n.starts_with("entropy."), settings.seed)?;
+            let params = init::random(&config, of_entropy, settings.seed)?;
             Trainer::new(Stage::Entropy, settings, config, params, None)?
         }
         "main" | "bench" => {
@@ -97,8 +108,7 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
             } else {
                 config.entropy = None;
             }
-            let rest = |n: &str| !n.starts_with("entropy.");
-            let params = init::random(&config, rest, settings.seed)?;
+            let params = init::random(&config, |t| !of_entropy(t), settings.seed)?;
             Trainer::new(Stage::Main, settings, config, params, entropy)?
         }
         _ => finetune(args, settings)?,
@@ -147,23 +157,19 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
         )));
     }
     let lora = settings.lora_rank > 0;
-    let rest = |n: &str| !n.starts_with("entropy.");
-    let params = Params::new(&config, rest, |name, shape| {
-        let tensor = checkpoint.tensor(name, shape)?;
-        Ok(match lora {
-            true => Value::Frozen(tensor),
-            false => Value::Owned(tensor.to_f32_vec()),
-        })
-    })?;
+    let params = Params::new(
+        &config,
+        |t| !of_entropy(t),
+        |t| {
+            let tensor = checkpoint.tensor(&t.name, &t.shape)?;
+            Ok(match lora {
+                true => Value::Frozen(tensor),
+                false => Value::Owned(tensor.to_f32_vec()),
+            })
+        },
+    )?;
     let entropy = (config.entropy.is_some())
-        .then(|| {
-            let of_entropy = |n: &str| n.starts_with("entropy.");
-            // Widened once: it reads every text.
-            let params = Params::new(&config, of_entropy, |name, shape| {
-                Ok(Value::Owned(checkpoint.tensor(name, shape)?.to_f32_vec()))
-            });
-            params.map(frozen)
-        })
+        .then(|| widened_entropy_model(&checkpoint))
         .transpose()?;
     Ok(Trainer::new(
         Stage::Main,
