@@ -95,6 +95,16 @@ impl ModelOptions {
         self
     }
 
+    #[cfg(feature = "cli")]
+    pub(crate) fn chosen_device(&self) -> Device {
+        self.device
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn chosen_gpu(&self) -> GpuOptions {
+        self.gpu
+    }
+
     /// Opens a checkpoint in any of the known layouts.
     ///
     /// # Errors
@@ -113,7 +123,7 @@ impl ModelOptions {
         path: impl Into<PathBuf>,
         progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Model> {
-        self.load(&Checkpoint::open(&path.into(), &self.checkpoint)?, progress)
+        self.load_with(&self.open_checkpoint(path)?, progress)
     }
 
     /// Opens a native file that is in memory: `&'static [u8]` as it is, `Vec<u8>` or `Arc<[u8]>`
@@ -149,10 +159,26 @@ impl ModelOptions {
                 ),
             ));
         }
-        self.load(&Checkpoint::from_native_bytes(bytes)?, progress)
+        self.load_with(&Checkpoint::from_native_bytes(bytes)?, progress)
     }
 
-    fn load(
+    /// Opens a checkpoint without taking its weights: to look at it, or to [`ModelOptions::load`] it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_checkpoint(&self, path: impl Into<PathBuf>) -> Result<Checkpoint> {
+        Checkpoint::open(&path.into(), &self.checkpoint)
+    }
+
+    /// The model in an open checkpoint, whose bytes it shares. Options about files count for nothing here.
+    ///
+    /// # Errors
+    /// As [`ModelOptions::open`].
+    pub fn load(&self, checkpoint: &Checkpoint) -> Result<Model> {
+        self.load_with(checkpoint, |_, _| ControlFlow::Continue(()))
+    }
+
+    fn load_with(
         &self,
         checkpoint: &Checkpoint,
         mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,

@@ -4,12 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use argh::FromArgs;
 use blt::Model;
 use blt::checkpoint::Checkpoint;
-use blt::config::PatchingMode;
 use blt::error::Error;
 use blt::ops::Compute;
+use blt::program_args;
 use blt::tensor::DType;
 use blt_kernels::BlockFormat;
 use blt_quantize::convert::{Importance, Job};
@@ -18,7 +17,7 @@ use blt_quantize::{calibrate, evaluate, export, report};
 
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
-use blt::cli::model::ModelArgs;
+use blt::cli::model;
 use blt::cli::progress::Progress;
 
 /// Bytes of the calibration text that are read unless said otherwise.
@@ -27,97 +26,87 @@ const CALIBRATE_BYTES: usize = 1 << 15;
 /// Bytes of the evaluation text that are read unless said otherwise.
 const EVAL_BYTES: usize = 1 << 16;
 
-/// Convert a Byte Latent Transformer checkpoint to one native file, quantised or not, or to a folder
-/// in Hugging Face layout.
-#[derive(FromArgs)]
-#[argh(
-    help_triggers("-h", "--help"),
-    example = "blt-quantize MODEL model.q4.safetensors --type q4_k --calibrate text.txt --eval other.txt",
-    note = "Norms become f32, byte embeddings and the output head q8_0. Of the entropy model q8_0 changes \
-            nothing, so that patches start where they did; other types make its layers q8_0. \
-            Hash tables become q8_0 with q8_0 and q6_k, else q4_0. --tensor-type overrides \
-            this: PATTERN is one of our tensor names (blt-info lists the parts: entropy, encoder, \
-            global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf12, \
-            bf16, f16, f32, keep. The last pattern that matches counts.",
-    error_code(
-        1,
-        "Something failed; standard error says what. There is no output then."
-    ),
-    error_code(2, "Wrong usage.")
-)]
-struct Args {
-    /// the checkpoint: a file or a folder in any layout
-    #[argh(positional, arg_name = "IN")]
-    input: PathBuf,
+program_args! {
+    /// Convert a Byte Latent Transformer checkpoint to one native file, quantised or not, or to a folder
+    /// in Hugging Face layout.
+    #[argh(
+        help_triggers("-h", "--help"),
+        example = "blt-quantize MODEL model.q4.safetensors --type q4_k --calibrate text.txt --eval other.txt",
+        note = "Norms become f32, byte embeddings and the output head q8_0. Of the entropy model q8_0 changes \
+                nothing, so that patches start where they did; other types make its layers q8_0. \
+                Hash tables become q8_0 with q8_0 and q6_k, else q4_0. --tensor-type overrides \
+                this: PATTERN is one of our tensor names (blt-info lists the parts: entropy, encoder, \
+                global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf12, \
+                bf16, f16, f32, keep. The last pattern that matches counts. \
+                --patching is stored in the output.",
+        error_code(
+            1,
+            "Something failed; standard error says what. There is no output then."
+        ),
+        error_code(2, "Wrong usage.")
+    )]
+    struct Args [checkpoint] {
+        /// the checkpoint: a file or a folder in any layout
+        #[argh(positional, arg_name = "IN")]
+        input: PathBuf,
 
-    /// the file (or folder, with --to hf) to write; not needed with --dry-run
-    #[argh(positional, arg_name = "OUT")]
-    output: Option<PathBuf>,
+        /// the file (or folder, with --to hf) to write; not needed with --dry-run
+        #[argh(positional, arg_name = "OUT")]
+        output: Option<PathBuf>,
 
-    /// quantise: q8_0, q4_0, q4_k or q6_k
-    #[argh(option, long = "type", arg_name = "type")]
-    kind: Option<String>,
+        /// quantise: q8_0, q4_0, q4_k or q6_k
+        #[argh(option, long = "type", arg_name = "type")]
+        kind: Option<String>,
 
-    /// convert: bf12 (bf16 in 12 bits, with nothing lost), bf16, f16, f32 or keep (a native file), or hf
-    /// (a folder, types kept)
-    #[argh(option, arg_name = "type")]
-    to: Option<String>,
+        /// convert: bf12 (bf16 in 12 bits, with nothing lost), bf16, f16, f32 or keep (a native file), or hf
+        /// (a folder, types kept)
+        #[argh(option, arg_name = "type")]
+        to: Option<String>,
 
-    /// other type for some tensors, as PATTERN=TYPE; may be given several times
-    #[argh(option, arg_name = "rule")]
-    tensor_type: Vec<Rule>,
+        /// other type for some tensors, as PATTERN=TYPE; may be given several times
+        #[argh(option, arg_name = "rule")]
+        tensor_type: Vec<Rule>,
 
-    /// the entropy model, if it lies apart
-    #[argh(option, arg_name = "path")]
-    entropy_model: Option<PathBuf>,
+        /// a text that the model reads first, to learn which weights matter most
+        #[argh(option, arg_name = "text")]
+        calibrate: Option<PathBuf>,
 
-    /// the configuration, if it lies apart from the weights
-    #[argh(option, arg_name = "file")]
-    config: Option<PathBuf>,
+        /// how much of that text to read (default: 32768)
+        #[argh(option, arg_name = "n", default = "CALIBRATE_BYTES")]
+        calibrate_bytes: usize,
 
-    /// how to cut patches, to be stored; all but entropy need no entropy model
-    #[argh(option, arg_name = "mode")]
-    patching: Option<PatchingMode>,
+        /// a text on which to compare the result with the input
+        #[argh(option, arg_name = "text")]
+        eval: Option<PathBuf>,
 
-    /// a text that the model reads first, to learn which weights matter most
-    #[argh(option, arg_name = "text")]
-    calibrate: Option<PathBuf>,
+        /// how much of that text to read (default: 65536)
+        #[argh(option, arg_name = "n", default = "EVAL_BYTES")]
+        eval_bytes: usize,
 
-    /// how much of that text to read (default: 32768)
-    #[argh(option, arg_name = "n", default = "CALIBRATE_BYTES")]
-    calibrate_bytes: usize,
+        /// bytes that are read in one piece when comparing (default: 512)
+        #[argh(option, arg_name = "n", default = "512")]
+        window: usize,
 
-    /// a text on which to compare the result with the input
-    #[argh(option, arg_name = "text")]
-    eval: Option<PathBuf>,
+        /// write nothing: print sizes, and errors judged by a sample of the weights
+        #[argh(switch)]
+        dry_run: bool,
 
-    /// how much of that text to read (default: 65536)
-    #[argh(option, arg_name = "n", default = "EVAL_BYTES")]
-    eval_bytes: usize,
+        /// accept an input that is quantised already, and convert what its weights stand for
+        #[argh(switch)]
+        dequantize: bool,
 
-    /// bytes that are read in one piece when comparing (default: 512)
-    #[argh(option, arg_name = "n", default = "512")]
-    window: usize,
+        /// with --to hf: go on if the layout cannot say all that the model's configuration does
+        #[argh(switch)]
+        allow_loss: bool,
 
-    /// write nothing: print sizes, and errors judged by a sample of the weights
-    #[argh(switch)]
-    dry_run: bool,
+        /// number of threads (default: all)
+        #[argh(option, arg_name = "n")]
+        threads: Option<usize>,
 
-    /// accept an input that is quantised already, and convert what its weights stand for
-    #[argh(switch)]
-    dequantize: bool,
-
-    /// with --to hf: go on if the layout cannot say all that the model's configuration does
-    #[argh(switch)]
-    allow_loss: bool,
-
-    /// number of threads (default: all)
-    #[argh(option, arg_name = "n")]
-    threads: Option<usize>,
-
-    /// show no progress
-    #[argh(switch)]
-    quiet: bool,
+        /// show no progress
+        #[argh(switch)]
+        quiet: bool,
+    }
 }
 
 /// What to make.
@@ -135,14 +124,7 @@ fn run(args: Args) -> Result<(), Failure> {
     let n_threads = Compute::new(args.threads, None)
         .map_err(Failure::usage)?
         .n_threads();
-    let model = ModelArgs {
-        model: Some(&args.input),
-        config: args.config.as_deref(),
-        entropy_model: args.entropy_model.as_deref(),
-        patching: args.patching,
-        ..ModelArgs::default()
-    };
-    let checkpoint = model.open()?;
+    let checkpoint = model::open(&args.checkpoint_options(), Some(&args.input))?;
     if let Some((name, t)) = checkpoint.tensors().find(|(_, t)| t.dtype().is_quantized())
         && !args.dequantize
     {
@@ -330,9 +312,9 @@ fn to_native(
     let Some(text) = eval else {
         return Ok(());
     };
-    let before = Model::load(checkpoint, Compute::new(Some(n_threads), None)?)?;
-    let converted = Checkpoint::open(output(args)?, &Default::default())?;
-    let after = Model::load(&converted, Compute::new(Some(n_threads), None)?)?;
+    let options = Model::options().threads(n_threads);
+    let before = options.load(checkpoint)?;
+    let after = options.open(output(args)?)?;
     let mut progress = Progress::new("comparing", Some(text.len() as u64), args.quiet);
     let result = evaluate::compare(&before, &after, &text, args.window, |done| {
         progress.set(done);

@@ -1,86 +1,197 @@
-//! Opening the model that the arguments name.
+//! Arguments that programs share, and opening the model that they name.
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, OpenOptions};
+pub use blt_kernels::Isa;
+
+use crate::checkpoint::Checkpoint;
 use crate::config::{Config, PatcherConfig, PatchingMode};
-use crate::device::{Device, GpuOptions};
+use crate::device::Device;
+use crate::error::Error;
 use crate::model::Model;
-use crate::ops::{Compute, Profile};
-use blt_kernels::Isa;
+use crate::open::ModelOptions;
 
 use super::args::Failure;
 
-/// Which model, and how to compute it.
-#[derive(Debug, Default)]
-pub struct ModelArgs<'a> {
-    /// A file or folder in any of the known layouts; the default model if `None`.
-    pub model: Option<&'a Path>,
-    /// A configuration that lies apart from the weights.
-    pub config: Option<&'a Path>,
-    /// An entropy model that lies apart.
-    pub entropy_model: Option<&'a Path>,
-    /// A patching mode in place of the model's own; all but entropy need no entropy model.
-    pub patching: Option<PatchingMode>,
-    /// Number of threads.
-    pub threads: Option<usize>,
-    /// Name of an instruction set.
-    pub isa: Option<&'a str>,
-    /// The arithmetic.
-    pub profile: Profile,
-    /// What computes.
-    pub device: Device,
-    /// How a GPU is used.
-    pub gpu: GpuOptions,
+/// Declares the arguments of a program: the groups of fields that programs share, and after them in the
+/// macro's body the program's own.
+///
+/// ```ignore
+/// program_args! {
+///     /// Says what a checkpoint holds.
+///     #[argh(help_triggers("-h", "--help"))]
+///     struct Args [model checkpoint] {
+///         /// print one JSON object
+///         #[argh(switch)]
+///         json: bool,
+///     }
+/// }
+/// ```
+///
+/// argh reads the fields of one struct and cannot include another's; so a macro writes them into each
+/// program's struct. Each rule below is one group:
+///
+/// | group | fields |
+/// |---|---|
+/// | `model` | `MODEL` |
+/// | `checkpoint` | `--entropy-model`, `--config`, `--patching`; `checkpoint_options()` |
+/// | `compute` | `--threads`, `--profile`, `--kv`, `--device`, `--isa`; `model_options()` |
+/// | `patches` | `--threshold`, `--entropy-reset` |
+#[macro_export]
+#[doc(hidden)]
+macro_rules! program_args {
+    ($(#[$attr:meta])* struct $name:ident [] { $($fields:tt)* }) => {
+        #[derive(::argh::FromArgs)]
+        $(#[$attr])*
+        struct $name {
+            $($fields)*
+        }
+    };
+    ($(#[$attr:meta])* struct $name:ident [model $($group:ident)*] { $($fields:tt)* }) => {
+        $crate::program_args! {
+            $(#[$attr])*
+            struct $name [$($group)*] {
+                $($fields)*
+
+                /// the model: a file or a folder
+                #[argh(positional, arg_name = "MODEL")]
+                model: Option<std::path::PathBuf>,
+            }
+        }
+    };
+    ($(#[$attr:meta])* struct $name:ident [checkpoint $($group:ident)*] { $($fields:tt)* }) => {
+        $crate::program_args! {
+            $(#[$attr])*
+            struct $name [$($group)*] {
+                $($fields)*
+
+                /// the entropy model, if it is a separate file or folder
+                #[argh(option, arg_name = "path")]
+                entropy_model: Option<std::path::PathBuf>,
+
+                /// the configuration, if it is not beside the weights
+                #[argh(option, arg_name = "file")]
+                config: Option<std::path::PathBuf>,
+
+                /// how to cut patches: entropy, space, static, byte or bpe (default: as the model says); all
+                /// but entropy work without an entropy model
+                #[argh(option, arg_name = "mode")]
+                patching: Option<$crate::config::PatchingMode>,
+            }
+        }
+
+        impl $name {
+            /// Options that open the checkpoint.
+            fn checkpoint_options(&self) -> $crate::ModelOptions {
+                let mut options = $crate::Model::options();
+                if let Some(path) = &self.config {
+                    options = options.config(path);
+                }
+                if let Some(path) = &self.entropy_model {
+                    options = options.entropy_model(path);
+                }
+                if let Some(mode) = self.patching {
+                    options = options.patching(mode);
+                }
+                options
+            }
+        }
+    };
+    ($(#[$attr:meta])* struct $name:ident [compute $($group:ident)*] { $($fields:tt)* }) => {
+        $crate::program_args! {
+            $(#[$attr])*
+            struct $name [$($group)*] {
+                $($fields)*
+
+                /// number of threads (default: all); results do not depend on it
+                #[argh(option, short = 't', arg_name = "count")]
+                threads: Option<usize>,
+
+                /// arithmetic with bfloat16 weights: exact, or fast, which rounds activations to bfloat16
+                /// (default: exact)
+                #[argh(option, arg_name = "name", default = "blt::Profile::Exact")]
+                profile: $crate::Profile,
+
+                /// type of cached keys and values: f32, or f16 in half the memory, rounded (default: f16 if
+                /// the weights are quantised, else f32)
+                #[argh(option, arg_name = "type")]
+                kv: Option<$crate::KvType>,
+
+                /// device: cpu, cuda, cuda:N, or auto, which is the GPU if it can run the model and else the
+                /// CPU (default: cpu)
+                #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
+                device: $crate::Device,
+
+                /// instruction set (default: the fastest this machine has)
+                #[argh(option, arg_name = "name", from_str_fn($crate::cli::model::parse_isa))]
+                isa: Option<$crate::cli::model::Isa>,
+            }
+        }
+
+        impl $name {
+            /// Options that open the checkpoint and load the model.
+            fn model_options(&self) -> $crate::ModelOptions {
+                let mut options = self.checkpoint_options().profile(self.profile).device(self.device);
+                if let Some(n) = self.threads {
+                    options = options.threads(n);
+                }
+                if let Some(isa) = self.isa {
+                    options = options.isa(isa);
+                }
+                options
+            }
+        }
+    };
+    ($(#[$attr:meta])* struct $name:ident [patches $($group:ident)*] { $($fields:tt)* }) => {
+        $crate::program_args! {
+            $(#[$attr])*
+            struct $name [$($group)*] {
+                $($fields)*
+
+                /// entropy in nats above which a patch starts (default: the model's own)
+                #[argh(option, arg_name = "nats")]
+                threshold: Option<f32>,
+
+                /// restart the entropy model every so many bytes (Meta's patcher: 8192; default: never)
+                #[argh(option, arg_name = "bytes")]
+                entropy_reset: Option<usize>,
+            }
+        }
+    };
 }
 
-impl ModelArgs<'_> {
-    /// Opens the checkpoint and takes its weights.
-    pub fn load(&self) -> Result<Model, Failure> {
-        self.take(&self.open()?)
-    }
+/// Opens the checkpoint at `path`, or the default model.
+pub fn open(options: &ModelOptions, path: Option<&Path>) -> Result<Checkpoint, Failure> {
+    Ok(options.open_checkpoint(path_or_default(path)?)?)
+}
 
-    /// Takes the weights of an open checkpoint.
-    pub fn take(&self, checkpoint: &Checkpoint) -> Result<Model, Failure> {
-        let model = Model::load(checkpoint, self.compute()?)?;
-        if self.device != Device::Auto {
-            return Ok(model.on_device_with(self.device, self.gpu)?);
+/// Loads the model in a checkpoint. With [`Device::Auto`] standard error says which device it is on.
+pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Failure> {
+    let failure = |error| match error {
+        Error::Argument { .. } => Failure::usage(error),
+        error => Failure::from(error),
+    };
+    if options.chosen_device() != Device::Auto {
+        return options.load(checkpoint).map_err(failure);
+    }
+    let model = (options.clone().device(Device::Cpu).load(checkpoint)).map_err(failure)?;
+    match model.on_device_with(Device::Cuda(0), options.chosen_gpu()) {
+        Ok(on_gpu) => {
+            eprintln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
+            Ok(on_gpu)
         }
-        match model.on_device_with(Device::Cuda(0), self.gpu) {
-            Ok(on_gpu) => {
-                eprintln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
-                Ok(on_gpu)
-            }
-            Err(reason) => {
-                eprintln!("computing on the CPU: {reason}");
-                Ok(model)
-            }
-        }
-    }
-
-    /// Opens the checkpoint.
-    pub fn open(&self) -> Result<Checkpoint, Failure> {
-        let options = OpenOptions {
-            config: self.config.map(Path::to_path_buf),
-            entropy_model: self.entropy_model.map(Path::to_path_buf),
-            patching: self.patching,
-        };
-        Ok(Checkpoint::open(&self.path()?, &options)?)
-    }
-
-    /// Where the model is.
-    pub fn path(&self) -> Result<PathBuf, Failure> {
-        match self.model {
-            Some(path) => Ok(path.to_path_buf()),
-            None => default_model(),
+        Err(reason) => {
+            eprintln!("computing on the CPU: {reason}");
+            Ok(model)
         }
     }
+}
 
-    /// Threads and instructions.
-    pub fn compute(&self) -> Result<Compute, Failure> {
-        let isa = self.isa.map(parse_isa).transpose()?;
-        let compute = Compute::new(self.threads, isa).map_err(Failure::usage)?;
-        Ok(compute.profiled(self.profile))
+/// `path`, or where the default model is.
+pub fn path_or_default(path: Option<&Path>) -> Result<PathBuf, Failure> {
+    match path {
+        Some(path) => Ok(path.to_path_buf()),
+        None => default_model(),
     }
 }
 
@@ -103,12 +214,11 @@ pub fn isa_names() -> Vec<&'static str> {
     Isa::available().into_iter().map(Isa::name).collect()
 }
 
-fn parse_isa(name: &str) -> Result<Isa, Failure> {
+/// The instruction set of that name; for `from_str_fn`.
+pub fn parse_isa(name: &str) -> Result<Isa, String> {
     Isa::by_name(name).ok_or_else(|| {
         let known = isa_names().join(", ");
-        Failure::Usage(format!(
-            "--isa: expected one this machine has ({known}), found \"{name}\""
-        ))
+        format!("expected one this machine has ({known}), found \"{name}\"")
     })
 }
 

@@ -1,6 +1,5 @@
 //! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
 
-
 use super::Model;
 use super::backend::BackendCaches;
 use super::decoder::PatchKv;

@@ -6,68 +6,51 @@ mod check;
 mod describe;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use argh::FromArgs;
-use blt::config::PatchingMode;
+use blt::program_args;
 
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
-use blt::cli::model::{ModelArgs, isa_names};
+use blt::cli::model::{self, isa_names};
 
-/// Say what a Byte Latent Transformer checkpoint holds and what running it takes.
-#[derive(FromArgs)]
-#[argh(
-    help_triggers("-h", "--help"),
-    example = "blt-info MODEL --check",
-    note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: \
-            tensors, parameters, bytes, dtypes), config (as native files hold it), memory \
-            (weight_bytes_per_byte, weight_bytes_per_patch, resident_weight_bytes, \
-            cache_bytes_at_full_context), and checked, the number of weights found finite, with \
-            --check.",
-    error_code(
-        1,
-        "Something failed or a weight is not finite; standard error says what."
-    ),
-    error_code(2, "Wrong usage.")
-)]
-struct Args {
-    /// the model: a file or a folder
-    #[argh(positional, arg_name = "MODEL")]
-    model: Option<PathBuf>,
+program_args! {
+    /// Say what a Byte Latent Transformer checkpoint holds and what running it takes.
+    #[argh(
+        help_triggers("-h", "--help"),
+        example = "blt-info MODEL --check",
+        note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: \
+                tensors, parameters, bytes, dtypes), config (as native files hold it), memory \
+                (weight_bytes_per_byte, weight_bytes_per_patch, resident_weight_bytes, \
+                cache_bytes_at_full_context), and checked, the number of weights found finite, with \
+                --check.",
+        error_code(
+            1,
+            "Something failed or a weight is not finite; standard error says what."
+        ),
+        error_code(2, "Wrong usage.")
+    )]
+    struct Args [model checkpoint] {
+        /// read every weight and check that it is finite
+        #[argh(switch)]
+        check: bool,
 
-    /// the entropy model, if it lies apart
-    #[argh(option, arg_name = "path")]
-    entropy_model: Option<PathBuf>,
+        /// list: print the instruction sets this machine has, fastest first, and do nothing else
+        #[argh(option, arg_name = "list")]
+        isa: Option<String>,
 
-    /// the configuration, if it lies apart from the weights
-    #[argh(option, arg_name = "file")]
-    config: Option<PathBuf>,
+        /// print the NVIDIA GPUs of this machine, and do nothing else
+        #[argh(switch)]
+        devices: bool,
 
-    /// how to cut patches; all but entropy need no entropy model (default: as the model says)
-    #[argh(option, arg_name = "mode")]
-    patching: Option<PatchingMode>,
+        /// show no progress
+        #[argh(switch)]
+        quiet: bool,
 
-    /// read every weight and check that it is finite
-    #[argh(switch)]
-    check: bool,
-
-    /// list: print the instruction sets this machine has, fastest first, and do nothing else
-    #[argh(option, arg_name = "list")]
-    isa: Option<String>,
-
-    /// print the NVIDIA GPUs of this machine, and do nothing else
-    #[argh(switch)]
-    devices: bool,
-
-    /// show no progress
-    #[argh(switch)]
-    quiet: bool,
-
-    /// print one JSON object
-    #[argh(switch)]
-    json: bool,
+        /// print one JSON object
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 fn main() -> ExitCode {
@@ -87,14 +70,7 @@ fn run(args: Args) -> Result<(), Failure> {
         }
         None => {}
     }
-    let checkpoint = ModelArgs {
-        model: args.model.as_deref(),
-        config: args.config.as_deref(),
-        entropy_model: args.entropy_model.as_deref(),
-        patching: args.patching,
-        ..ModelArgs::default()
-    }
-    .open()?;
+    let checkpoint = model::open(&args.checkpoint_options(), args.model.as_deref())?;
     let checked = match args.check {
         true => {
             interrupt::watch()?;

@@ -14,13 +14,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use argh::FromArgs;
-use blt::config::PatchingMode;
-use blt::{GpuOptions, KvType, Profile, Session, SessionOptions};
+use blt::program_args;
+use blt::{Session, SessionOptions};
 use serde_json::json;
 
 use blt::cli::args::{self, Failure};
-use blt::cli::model::{ModelArgs, patcher_config};
+use blt::cli::model::{self, patcher_config};
 use blt::cli::progress::Progress;
 use blt::cli::{interrupt, memory, units};
 use input::Input;
@@ -28,111 +27,65 @@ use page::Page;
 use scorer::{Edge, Scorer, Totals};
 use table::Table;
 
-/// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte,
-/// accuracy, mean patch length.
-#[derive(FromArgs)]
-#[argh(
-    help_triggers("-h", "--help"),
-    example = "blt-score MODEL -f book.txt",
-    example = "blt-score MODEL -f page.txt --html page.html",
-    note = "The text is read after BOS. If it is longer than the context, it is cut: each further \
-            window begins anew with BOS and the last --overlap bytes, which are read again but not \
-            counted. Every byte is counted once.\n\
-            Bits per byte is the mean of -log2 p(byte). Patches include the one that BOS is.\n\
-            --per-byte columns: position, byte, entropy (nats, of the entropy model before it reads \
-            the byte), surprisal (bits), patch_start.\n\
-            --dump tensors: input_ids I32 (n), entropies F32 (n), patch_lengths I32 (they count the \
-            byte that comes next: sum n + 1), logits F32 (n, 260); n counts BOS.\n\
-            --json prints one object: bits_per_byte, perplexity, accuracy, bytes, patches, \
-            mean_patch_length, windows, seconds, bytes_per_second, peak_memory_bytes, interrupted. \
-            What cannot be computed is null.\n\
-            Ctrl-C gives the figures of what has been read, and exit code 1.",
-    error_code(1, "Something failed; standard error says what."),
-    error_code(2, "Wrong usage.")
-)]
-struct Args {
-    /// the model: a file or a folder
-    #[argh(positional, arg_name = "MODEL")]
-    model: Option<PathBuf>,
+program_args! {
+    /// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte,
+    /// accuracy, mean patch length.
+    #[argh(
+        help_triggers("-h", "--help"),
+        example = "blt-score MODEL -f book.txt",
+        example = "blt-score MODEL -f page.txt --html page.html",
+        note = "The text is read after BOS. If it is longer than the context, it is cut: each further \
+                window begins anew with BOS and the last --overlap bytes, which are read again but not \
+                counted. Every byte is counted once.\n\
+                Bits per byte is the mean of -log2 p(byte). Patches include the one that BOS is.\n\
+                --per-byte columns: position, byte, entropy (nats, of the entropy model before it reads \
+                the byte), surprisal (bits), patch_start.\n\
+                --dump tensors: input_ids I32 (n), entropies F32 (n), patch_lengths I32 (they count the \
+                byte that comes next: sum n + 1), logits F32 (n, 260); n counts BOS.\n\
+                --json prints one object: bits_per_byte, perplexity, accuracy, bytes, patches, \
+                mean_patch_length, windows, seconds, bytes_per_second, peak_memory_bytes, interrupted. \
+                What cannot be computed is null.\n\
+                Ctrl-C gives the figures of what has been read, and exit code 1.",
+        error_code(1, "Something failed; standard error says what."),
+        error_code(2, "Wrong usage.")
+    )]
+    struct Args [model checkpoint compute patches] {
+        /// the text; - is standard input
+        #[argh(option, short = 'f', arg_name = "path")]
+        file: Option<PathBuf>,
 
-    /// the text; - is standard input
-    #[argh(option, short = 'f', arg_name = "path")]
-    file: Option<PathBuf>,
+        /// in place of a text: a JSON list of ids, read as they are, without BOS
+        #[argh(option, arg_name = "file")]
+        raw_ids: Option<PathBuf>,
 
-    /// in place of a text: a JSON list of ids, read as they are, without BOS
-    #[argh(option, arg_name = "file")]
-    raw_ids: Option<PathBuf>,
+        /// bytes of a window that the next one reads again (default 0)
+        #[argh(option, arg_name = "bytes", default = "0")]
+        overlap: usize,
 
-    /// threads (default: all); the figures do not depend on it
-    #[argh(option, short = 't', arg_name = "count")]
-    threads: Option<usize>,
+        /// most bytes in a window, BOS counted (default: the model's own limit)
+        #[argh(option, arg_name = "bytes")]
+        context: Option<usize>,
 
-    /// bytes of a window that the next one reads again (default 0)
-    #[argh(option, arg_name = "bytes", default = "0")]
-    overlap: usize,
+        /// write a line for every byte to this CSV file
+        #[argh(option, arg_name = "file")]
+        per_byte: Option<PathBuf>,
 
-    /// most bytes in a window, BOS counted (default: the model's own limit)
-    #[argh(option, arg_name = "bytes")]
-    context: Option<usize>,
+        /// write a page that shows the text cut into patches, and the entropy curve
+        #[argh(option, arg_name = "file")]
+        html: Option<PathBuf>,
 
-    /// write a line for every byte to this CSV file
-    #[argh(option, arg_name = "file")]
-    per_byte: Option<PathBuf>,
+        /// write ids, entropies, patch lengths and logits to this safetensors file
+        #[argh(option, arg_name = "file")]
+        dump: Option<PathBuf>,
 
-    /// write a page that shows the text cut into patches, and the entropy curve
-    #[argh(option, arg_name = "file")]
-    html: Option<PathBuf>,
+        /// show no progress
+        #[argh(switch)]
+        quiet: bool,
 
-    /// write ids, entropies, patch lengths and logits to this safetensors file
-    #[argh(option, arg_name = "file")]
-    dump: Option<PathBuf>,
-
-    /// entropy in nats above which a patch starts, in place of the model's own
-    #[argh(option, arg_name = "nats")]
-    threshold: Option<f32>,
-
-    /// how to cut patches: entropy, space, static, byte or bpe (default: as the model says)
-    #[argh(option, arg_name = "mode")]
-    patching: Option<PatchingMode>,
-
-    /// let the entropy model begin anew every so many bytes (Meta's patcher: 8192; default: never)
-    #[argh(option, arg_name = "bytes")]
-    entropy_reset: Option<usize>,
-
-    /// the entropy model, if it lies apart
-    #[argh(option, arg_name = "path")]
-    entropy_model: Option<PathBuf>,
-
-    /// the configuration, if it lies apart from the weights
-    #[argh(option, arg_name = "file")]
-    config: Option<PathBuf>,
-
-    /// arithmetic with bfloat16 weights: exact, or fast, which rounds activations to bfloat16 (default
-    /// exact)
-    #[argh(option, arg_name = "name", default = "Profile::Exact")]
-    profile: Profile,
-
-    /// how keys and values are kept: f32, or f16 in half the memory, rounded (default: f16 if the weights
-    /// are quantised, else f32)
-    #[argh(option, arg_name = "type")]
-    kv: Option<KvType>,
-
-    /// what computes: cpu, cuda, cuda:N, or auto, which is the GPU if it can and else the CPU
-    /// (default: cpu)
-    #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
-    device: blt::Device,
-
-    /// instruction set (default: the fastest this machine has)
-    #[argh(option, arg_name = "name")]
-    isa: Option<String>,
-
-    /// show no progress
-    #[argh(switch)]
-    quiet: bool,
-
-    /// print one JSON object
-    #[argh(switch)]
-    json: bool,
+        /// print one JSON object
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 fn main() -> ExitCode {
@@ -212,18 +165,9 @@ fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn scorer(args: &Args) -> Result<Scorer, Failure> {
-    let model = ModelArgs {
-        model: args.model.as_deref(),
-        config: args.config.as_deref(),
-        entropy_model: args.entropy_model.as_deref(),
-        patching: args.patching,
-        threads: args.threads,
-        isa: args.isa.as_deref(),
-        profile: args.profile,
-        device: args.device,
-        gpu: GpuOptions::default(),
-    }
-    .load()?;
+    let options = args.model_options();
+    let checkpoint = model::open(&options, args.model.as_deref())?;
+    let model = model::load(&options, &checkpoint)?;
     let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();
     let session = Session::new(
         &model,
