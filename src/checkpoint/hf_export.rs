@@ -3,9 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::config_json::config_to_json;
 use super::hf;
 use super::names::expected_tensors;
-use super::native::config_to_json;
 use crate::config::{Config, PatchingMode, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::tensor::DType;

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod config_json;
 mod entropy;
 mod hf;
 mod hf_export;
@@ -21,6 +22,7 @@ mod pickle;
 mod pth;
 mod quantized;
 mod safetensors;
+mod spec;
 mod weights;
 mod writer;
 mod zip;
@@ -31,13 +33,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use config_json::{config_from_json, config_to_json};
 pub use hf_export::{HfLayout, HfTensor, hf_layout};
 pub use names::{Component, ModelTensor, Pace, Role, expected_tensors};
-pub use native::{
-    Metadata, NativeTensor, config_from_json, config_to_json, native_file, native_metadata,
-};
+pub use native::{native_file, native_metadata, write_native};
+pub use spec::{Metadata, NativeTensor, TensorSpec};
 pub use weights::FileInfo;
-pub use writer::{SafetensorsWriter, TensorSpec, write_native};
+pub use writer::SafetensorsWriter;
 
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};

@@ -22,8 +22,8 @@ use blt_kernels::BlockFormat;
 use serde_json::{Map, Value, json};
 
 use super::json::Object;
-use super::native::NativeTensor;
 use super::safetensors::check_names;
+use super::spec::{Declared, NativeTensor};
 use crate::tensor::DType;
 
 /// Metadata key of the version of the byte layout.
@@ -36,9 +36,6 @@ pub const TENSORS_KEY: &str = "blt.tensors";
 const TILES: &str = "tiles";
 const TABLE: &str = "table";
 const ROWS: &str = "rows";
-
-/// Types and shapes of the tensors that a container holds as plain bytes.
-pub type Declared = HashMap<String, (DType, Vec<usize>)>;
 
 /// The list of those among `tensors` that are not plain.
 pub fn to_json(tensors: &[NativeTensor]) -> String {

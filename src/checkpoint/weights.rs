@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::json;
 use super::pth::PthFile;
-use super::quantized::Declared;
 use super::safetensors::SafetensorsFile;
+use super::spec::Declared;
 use crate::error::{Error, Result};
 use crate::tensor::{MappedFile, Storage, Tensor};
 

@@ -5,69 +5,20 @@
 //! renamed. What is left of an attempt that fails is removed.
 //!
 //! Alignment: the data begin at a multiple of 64 bytes, and the format allows no holes, so a tensor
-//! begins at a multiple of 64 if the sizes of all before it are. [`native_file`] orders tensors so
-//! that this holds for each whose own size is a multiple of 64.
+//! begins at a multiple of 64 if the sizes of all before it are.
+//! [`native_file`](super::native_file) orders tensors so that this holds for each whose own size is a
+//! multiple of 64.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::native::native_file;
 use super::safetensors::MAX_HEADER;
-use crate::config::Config;
+use super::spec::{ALIGNMENT, TensorSpec};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
-
-/// Where tensors begin.
-pub(super) const ALIGNMENT: usize = 64;
-
-/// A tensor to be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
-    /// Its name.
-    pub name: String,
-    /// Its element type, as safetensors files spell it (`"BF16"`, `"U8"`).
-    pub dtype: String,
-    /// The length of each axis.
-    pub shape: Vec<usize>,
-    /// Its size.
-    pub n_bytes: u64,
-}
-
-impl TensorSpec {
-    /// What `tensor` needs under this name.
-    pub fn of(name: impl Into<String>, tensor: &Tensor) -> TensorSpec {
-        TensorSpec::typed(name.into(), tensor.dtype(), tensor.shape())
-            .expect("a tensor's size was checked when it was made")
-    }
-
-    /// What a tensor of this type and shape needs: one that is not plain is declared as its bytes.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] if the type cannot hold that shape.
-    pub fn typed(name: impl Into<String>, dtype: DType, shape: &[usize]) -> Result<TensorSpec> {
-        let name = name.into();
-        let Some(n_bytes) = dtype.size_of(shape) else {
-            return Err(Error::tensor(
-                name,
-                format!("expected a shape that {dtype} can hold, found {shape:?}"),
-            ));
-        };
-        let (dtype, shape) = match dtype.is_plain() {
-            true => (dtype.name(), shape.to_vec()),
-            false => ("U8", vec![n_bytes]),
-        };
-        Ok(TensorSpec {
-            name,
-            dtype: dtype.into(),
-            shape,
-            n_bytes: n_bytes as u64,
-        })
-    }
-}
 
 /// A safetensors file in the making.
 #[derive(Debug)]
@@ -303,29 +254,6 @@ fn check_size(spec: &TensorSpec) -> Result<()> {
             spec.name, spec.dtype, spec.shape, spec.n_bytes
         ),
     ))
-}
-
-/// Writes a native file: the configuration and every tensor it calls for, under our names, in any
-/// order. Tensors come as they are stored; no conversion.
-///
-/// # Errors
-/// [`Error::Config`] if the configuration is not valid, [`Error::Tensor`] if a tensor is missing,
-/// superfluous or misshapen, [`Error::Io`] if the file cannot be written. Then there is no file.
-pub fn write_native(
-    path: &Path,
-    config: &Config,
-    tensors: impl IntoIterator<Item = (String, Tensor)>,
-) -> Result<()> {
-    let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
-    let list = (tensors.iter()).map(|(n, t)| (n.clone(), t.dtype(), t.shape().to_vec()));
-    let (metadata, specs) = native_file(config, list)?;
-    let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
-    let mut writer = SafetensorsWriter::create(path, &metadata, specs)?;
-    for name in &names {
-        writer.write(name, tensors[name].bytes())?;
-    }
-    writer.finish()
 }
 
 #[cfg(test)]
