@@ -216,11 +216,11 @@ fn vectors_that_give_no_finite_lambda_are_refused() {
 mod training {
     use super::*;
     use blt::train::batch::{Batch, ByteBatch, Sequence};
-    use blt::train::block::Pass;
     use blt::train::blt::Blt;
     use blt::train::byte_model::ByteModel;
-    use blt::train::matmul::How;
+    use blt::train::matmul::MatmulOptions;
     use blt::train::params::{Params, Value};
+    use blt::train::pass::Pass;
 
     /// Of a loss in nats, by arithmetic in f64.
     const LOSS_TOLERANCE: f64 = 1e-9;
@@ -239,7 +239,7 @@ mod training {
     fn pass(params: &Params<f64>) -> Pass<'_, f64> {
         Pass {
             params,
-            how: How::default(),
+            options: MatmulOptions::default(),
             dropout: None,
         }
     }

@@ -14,14 +14,14 @@ use blt::config::{
 use blt::tensor::DType;
 use blt::train::adamw::{AdamConfig, AdamW};
 use blt::train::batch::{Batch, ByteBatch, Sequence};
-use blt::train::block::Pass;
 use blt::train::blt::Blt;
 use blt::train::byte_model::ByteModel;
 use blt::train::float::Float;
 use blt::train::grads::{Grad, Grads};
-use blt::train::matmul::How;
+use blt::train::matmul::MatmulOptions;
 use blt::train::ops::Dropout;
 use blt::train::params::{ParamId, Params, Value};
+use blt::train::pass::Pass;
 use blt::train::rng::Rng;
 use blt::vocab::{EOS, Id};
 use serde_json::Value as Json;
@@ -36,7 +36,7 @@ const PARAM_TOLERANCE: f64 = 5e-4;
 fn pass<F>(params: &Params<F>) -> Pass<'_, F> {
     Pass {
         params,
-        how: How::default(),
+        options: MatmulOptions::default(),
         dropout: None,
     }
 }
@@ -172,7 +172,7 @@ fn grad_and_steps_are_those_of_the_reference() {
             score.loss()
         };
 
-        let mut grads = params.new_grads();
+        let mut grads = Grads::zero(&params);
         let loss = run(&params, Some(&mut grads));
         let difference = (loss - expected["loss"].as_f64().unwrap()).abs();
         assert!(
@@ -213,7 +213,7 @@ fn grad_and_steps_are_those_of_the_reference() {
         let losses = common::numbers(&expected["loss_before_each_step"]);
         let norms = common::numbers(&expected["gradient_norm_before_clipping"]);
         for (step, (want_loss, want_norm)) in losses.iter().zip(&norms).enumerate() {
-            let mut grads = params.new_grads();
+            let mut grads = Grads::zero(&params);
             let loss = run(&params, Some(&mut grads));
             let norm = optimiser.step(&mut params, &grads, number("lr"));
             let off = (loss - want_loss).abs();
@@ -338,7 +338,7 @@ fn check(
     params: &mut Params<f64>,
     run: impl Fn(&Params<f64>, Option<&mut Grads<f64>>) -> f64,
 ) {
-    let mut grads = params.new_grads();
+    let mut grads = Grads::zero(params);
     run(params, Some(&mut grads));
     let mut checked = 0;
     for i in 0..params.len() {
@@ -567,7 +567,7 @@ fn grad_of_a_prediction_with_respect_to_later_bytes_is_exactly_zero() {
                 };
                 let mut batch = Batch::new(&config, &[&sequence]).unwrap();
                 batch.n_counted = end - 1;
-                let mut grads = params.new_grads();
+                let mut grads = Grads::zero(&params);
                 let mut d = Vec::new();
                 model.run(pass(&params), &batch, 1.0, Some(&mut grads), Some(&mut d));
                 d

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, max_of, sum_of, vectorized};
-use super::matmul::{Accumulate, How, Precision, View, ViewMut, matmul};
+use super::matmul::{Accumulate, MatmulOptions, Precision, View, ViewMut, matmul};
 use crate::ops::Heads;
 
 /// Query rows per tile.
@@ -47,7 +47,7 @@ struct Tile<'a> {
     k: Columns,
     v: Columns,
     o: Columns,
-    how: How,
+    options: MatmulOptions,
 }
 
 /// What one head has of some rows.
@@ -105,7 +105,7 @@ impl Causal<'_> {
                         o: Columns::new(&queries, o_at, head_dim, o_dim),
                         queries: queries.clone(),
                         keys: keys.clone(),
-                        how: How {
+                        options: MatmulOptions {
                             threads: 1,
                             precision: self.precision,
                         },
@@ -154,7 +154,7 @@ impl Causal<'_> {
                 F::ONE,
                 p,
                 tile.v.of(v),
-                tile.how,
+                tile.options,
             );
             let mut rows = tile.o.of_mut(&mut o);
             for (i, &scale) in scales[..tile.queries.len()].iter().enumerate() {
@@ -193,7 +193,7 @@ impl Causal<'_> {
                 F::ONE,
                 d_out,
                 tile.v.of(v).t(),
-                tile.how,
+                tile.options,
             );
             vectorized(
                 #[inline(always)]
@@ -218,7 +218,7 @@ impl Causal<'_> {
             );
             let (p, ds) = (View::dense(&p, n_keys), View::dense(&dp, n_keys));
             let dv_rows = tile.v.of_mut(&mut dv);
-            matmul(Accumulate::Add, dv_rows, F::ONE, p.t(), d_out, tile.how);
+            matmul(Accumulate::Add, dv_rows, F::ONE, p.t(), d_out, tile.options);
             let dq_rows = tile.q.of_mut(&mut dq);
             matmul(
                 Accumulate::Overwrite,
@@ -226,7 +226,7 @@ impl Causal<'_> {
                 F::ONE,
                 ds,
                 tile.k.of(k),
-                tile.how,
+                tile.options,
             );
             let dk_rows = tile.k.of_mut(&mut dk);
             matmul(
@@ -235,7 +235,7 @@ impl Causal<'_> {
                 F::ONE,
                 ds.t(),
                 tile.q.of(q),
-                tile.how,
+                tile.options,
             );
         });
         (dq, dk, dv)
@@ -260,7 +260,7 @@ impl Tile<'_> {
             scale(self.q.n),
             q,
             k.t(),
-            self.how,
+            self.options,
         );
     }
 }

@@ -7,61 +7,12 @@ use super::buffer::Buffer;
 use super::differential::{Differential, DifferentialTape};
 use super::float::{Float, add_assign};
 use super::grads::Grads;
-use super::matmul::{Accumulate, How};
-use super::ops::{
-    Angles, Dropout, rms_norm, rms_norm_again, rms_norm_backward, swiglu, swiglu_backward,
-};
+use super::matmul::{Accumulate, MatmulOptions};
+use super::ops::{Angles, rms_norm, rms_norm_again, swiglu, swiglu_backward};
 use super::params::{ParamId, Params};
+use super::pass::Pass;
 use crate::config::TransformerConfig;
 use crate::ops::Heads;
-
-/// What every part of a pass needs.
-#[derive(Debug, Clone, Copy)]
-pub struct Pass<'a, F> {
-    /// The weights.
-    pub params: &'a Params<F>,
-    /// How its products are computed.
-    pub how: How,
-    /// Off when validating.
-    pub dropout: Option<Dropout>,
-}
-
-impl<F: Float> Pass<'_, F> {
-    pub(super) fn linear(&self, w: ParamId, x: &[F]) -> Buffer<F> {
-        self.params.linear(w, x, self.how)
-    }
-
-    pub(super) fn linear_backward(
-        &self,
-        w: ParamId,
-        x: &[F],
-        dy: &[F],
-        dx: Option<(Accumulate, &mut [F])>,
-        grads: &mut Grads<F>,
-    ) {
-        self.params.linear_backward(w, x, dy, dx, grads, self.how);
-    }
-
-    pub(super) fn dropout(&self, site: u64, x: &mut [F]) {
-        if let Some(dropout) = self.dropout {
-            dropout.apply(site, x);
-        }
-    }
-
-    pub(super) fn norm_backward(
-        &self,
-        w: ParamId,
-        x: &[F],
-        inv: &[F],
-        dy: &[F],
-        dx: &mut [F],
-        grads: &mut Grads<F>,
-    ) {
-        let param = self.params.get(w);
-        let dw = param.trained.then(|| grads.dense(w, param));
-        rms_norm_backward(x, &param.value.values(), inv, dy, dx, dw);
-    }
-}
 
 /// The rows of some sequences, one after the other, as a stack sees them.
 #[derive(Debug)]
@@ -192,7 +143,7 @@ impl Stack {
         self.blocks.len()
     }
 
-    fn attention<'a, F>(&self, how: How, rows: &'a Rows<F>) -> Causal<'a> {
+    fn attention<'a, F>(&self, options: MatmulOptions, rows: &'a Rows<F>) -> Causal<'a> {
         Causal {
             heads: Heads {
                 n_heads: self.config.n_heads,
@@ -202,7 +153,7 @@ impl Stack {
             shares: 1 + usize::from(self.config.differential.is_some()),
             sequences: &rows.sequences,
             visible_from: &rows.visible_from,
-            precision: how.precision,
+            precision: options.precision,
         }
     }
 
@@ -224,7 +175,7 @@ impl Stack {
         let v = pass.linear(b.wv, &a);
         rows.angles.turn(&mut q, &rows.positions, false);
         rows.angles.turn(&mut k, &rows.positions, false);
-        let (o, lse) = self.attention(pass.how, rows).forward(&q, &k, &v);
+        let (o, lse) = self.attention(pass.options, rows).forward(&q, &k, &v);
         let (o, differential) = match &b.differential {
             None => (o, None),
             Some(d) => {
@@ -322,7 +273,7 @@ impl Stack {
             }
             _ => (d_o, &tape.o),
         };
-        let (mut dq, mut dk, dv) = (self.attention(pass.how, rows))
+        let (mut dq, mut dk, dv) = (self.attention(pass.options, rows))
             .backward(&tape.q, &tape.k, &tape.v, o, &tape.lse, &d_o);
         rows.angles.turn(&mut dq, &rows.positions, true);
         rows.angles.turn(&mut dk, &rows.positions, true);

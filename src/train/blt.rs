@@ -1,7 +1,7 @@
 //! The Byte Latent Transformer, forward and backward: `model/forward.rs` for training.
 
 use super::batch::Batch;
-use super::block::{Pass, Stack};
+use super::block::Stack;
 use super::buffer::Buffer;
 use super::byte_model::add_embedding_grad;
 use super::cross::CrossAttention;
@@ -10,6 +10,7 @@ use super::grads::Grads;
 use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
+use super::pass::Pass;
 use crate::config::Config;
 use crate::config::arch::EncoderCross;
 use crate::vocab::VOCAB_SIZE;

@@ -1,13 +1,14 @@
 //! The entropy model, forward and backward: `model/entropy.rs` for training.
 
 use super::batch::ByteBatch;
-use super::block::{Pass, Stack};
+use super::block::Stack;
 use super::buffer::Buffer;
 use super::float::{Float, max_of, sum_of, vectorized};
 use super::grads::Grads;
 use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
+use super::pass::Pass;
 use crate::config::TransformerConfig;
 use crate::vocab::VOCAB_SIZE;
 

@@ -4,13 +4,13 @@
 use std::ops::Range;
 
 use super::attention::Ranged;
-use super::block::Pass;
 use super::buffer::Buffer;
 use super::float::{Float, vectorized};
 use super::grads::Grads;
 use super::matmul::Accumulate;
 use super::ops::{rms_norm, rms_norm_again};
 use super::params::{ParamId, Params};
+use super::pass::Pass;
 use crate::config::CrossAttentionConfig;
 use crate::ops::Heads;
 

@@ -6,12 +6,12 @@
 //! backward   dm = back through the norm   do1 = dm   do2 = -lambda dm   dlambda = -sum(dm o2)
 //! ```
 
-use super::block::Pass;
 use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, vectorized};
 use super::grads::Grads;
 use super::ops::rms_norm;
 use super::params::{ParamId, Params};
+use super::pass::Pass;
 use crate::config::{DifferentialConfig, TransformerConfig};
 
 /// Where the vectors of one layer are.

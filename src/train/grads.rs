@@ -33,10 +33,10 @@ pub struct Grads<F: Float> {
 }
 
 impl<F: Float> Grads<F> {
-    /// Zero, for `n` tensors.
-    pub fn zero(n: usize) -> Self {
+    /// Zero, for the tensors of `params`.
+    pub fn zero(params: &Params<F>) -> Self {
         Grads {
-            list: (0..n).map(|_| Grad::None).collect(),
+            list: (0..params.len()).map(|_| Grad::None).collect(),
         }
     }
 

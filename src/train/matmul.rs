@@ -15,16 +15,16 @@ pub fn flops() -> u64 {
 
 /// How products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct How {
+pub struct MatmulOptions {
     /// Threads of the current pool that one product may use. The result does not depend on it.
     pub threads: usize,
     /// What factors are rounded to; f64 is never rounded.
     pub precision: Precision,
 }
 
-impl Default for How {
+impl Default for MatmulOptions {
     fn default() -> Self {
-        How {
+        MatmulOptions {
             threads: 1,
             precision: Precision::F32,
         }
@@ -41,11 +41,11 @@ pub fn matmul<F: Float>(
     scale: F,
     a: View<'_, F>,
     b: View<'_, F>,
-    how: How,
+    options: MatmulOptions,
 ) {
     let ((rows, cols), depth) = (c.shape(), a.shape().1);
     FLOPS.fetch_add(2 * (rows * cols * depth) as u64, Relaxed);
-    share_out(accumulate, c, scale, a, b, how);
+    share_out(accumulate, c, scale, a, b, options);
 }
 
 fn share_out<F: Float>(
@@ -54,17 +54,17 @@ fn share_out<F: Float>(
     scale: F,
     a: View<'_, F>,
     b: View<'_, F>,
-    how: How,
+    options: MatmulOptions,
 ) {
     let half = c.shape().0 / 2;
-    if how.threads < 2 || half == 0 {
-        return F::matmul(how.precision, accumulate, c, scale, a, b);
+    if options.threads < 2 || half == 0 {
+        return F::matmul(options.precision, accumulate, c, scale, a, b);
     }
     let (c, c_below) = c.split_rows(half);
     let (a, a_below) = a.split_rows(half);
-    let with = |threads| How { threads, ..how };
+    let with = |threads| MatmulOptions { threads, ..options };
     rayon::join(
-        || share_out(accumulate, c, scale, a, b, with(how.threads / 2)),
+        || share_out(accumulate, c, scale, a, b, with(options.threads / 2)),
         || {
             share_out(
                 accumulate,
@@ -72,7 +72,7 @@ fn share_out<F: Float>(
                 scale,
                 a_below,
                 b,
-                with(how.threads - how.threads / 2),
+                with(options.threads - options.threads / 2),
             )
         },
     );
@@ -91,7 +91,7 @@ mod tests {
         let (a64, b64) = (wide(&a), wide(&b));
         let (va, vb) = (View::strided(&a64, 3, 4, 5), View::dense(&b64, 4).t());
         let vc = ViewMut::strided(&mut c64, 3, 2, 4);
-        matmul(Accumulate::Add, vc, 2.0, va, vb, How::default());
+        matmul(Accumulate::Add, vc, 2.0, va, vb, MatmulOptions::default());
         for i in 0..3 {
             for j in 0..2 {
                 let sum: f64 = (0..4).map(|k| a64[i * 5 + k] * b64[j * 4 + k]).sum();
@@ -100,9 +100,9 @@ mod tests {
         }
         for threads in 0..5 {
             let mut c = vec![1.0; 10];
-            let how = How {
+            let options = MatmulOptions {
                 threads,
-                ..How::default()
+                ..MatmulOptions::default()
             };
             let (va, vb) = (View::strided(&a, 3, 4, 5), View::dense(&b, 4).t());
             matmul(
@@ -111,7 +111,7 @@ mod tests {
                 2.0,
                 va,
                 vb,
-                how,
+                options,
             );
             assert_eq!(wide(&c), c64, "{threads} threads");
         }

@@ -24,6 +24,7 @@ pub mod init;
 pub mod matmul;
 pub mod ops;
 pub mod params;
+pub mod pass;
 pub mod plot;
 pub mod presets;
 pub mod rng;

@@ -1,5 +1,4 @@
-//! The numbers that are trained: tensors under their checkpoint names, and the linear layers that use
-//! them.
+//! The numbers that are trained: tensors under their checkpoint names.
 //!
 //! A tensor is either held in the training precision or frozen, as it lies in a mapped file, and
 //! then widened whenever it is used. A low-rank adapter (LoRA) on a matrix is two more tensors.
@@ -9,8 +8,7 @@ use std::ops::Deref;
 
 use super::buffer::Buffer;
 use super::float::{Float, axpy};
-use super::grads::Grads;
-use super::matmul::{Accumulate, How, View, ViewMut, matmul};
+use super::matmul::{Accumulate, MatmulOptions, View, ViewMut, matmul};
 use super::rng::Rng;
 use crate::checkpoint::{ModelTensor, Role, expected_tensors};
 use crate::config::Config;
@@ -36,7 +34,8 @@ pub struct Param<F> {
     pub trained: bool,
     /// Whether weight decay shrinks it. Norms and embeddings are spared.
     pub decays: bool,
-    adapter: Option<Adapter>,
+    /// Its low-rank adapter, if it has one.
+    pub(super) adapter: Option<Adapter>,
 }
 
 /// Where a tensor's numbers are.
@@ -50,10 +49,10 @@ pub enum Value<F> {
 
 /// A low-rank change of a matrix: `W + scale * B A`.
 #[derive(Debug, Clone, Copy)]
-struct Adapter {
-    a: ParamId, // (rank, in)
-    b: ParamId, // (out, rank)
-    scale: f64,
+pub(super) struct Adapter {
+    pub a: ParamId, // (rank, in)
+    pub b: ParamId, // (out, rank)
+    pub scale: f64,
 }
 
 /// The numbers of a tensor, to be read.
@@ -254,7 +253,7 @@ impl<F: Float> Params<F> {
                 F::of(adapter.scale),
                 View::dense(&b, rank),
                 View::dense(&a, cols),
-                How::default(),
+                MatmulOptions::default(),
             );
             values = Values::Copied(merged);
         }
@@ -348,136 +347,5 @@ impl<F: Float> Params<F> {
                 }
             }
         }
-    }
-
-    /// `y = x W^T`: x (n, in), y (n, out).
-    pub fn linear(&self, w: ParamId, x: &[F], how: How) -> Buffer<F> {
-        let param = self.get(w);
-        let (rows, cols) = (param.shape[0], param.shape[1]);
-        let n = x.len() / cols;
-        let mut y = Buffer::any(n * rows);
-        let weights = param.value.values();
-        let (w, x) = (View::dense(&weights, cols).t(), View::dense(x, cols));
-        matmul(
-            Accumulate::Overwrite,
-            ViewMut::dense(&mut y, rows),
-            F::ONE,
-            x,
-            w,
-            how,
-        );
-        if let Some(adapter) = param.adapter {
-            let a = self.get(adapter.a).value.values();
-            let b = self.get(adapter.b).value.values();
-            let rank = a.len() / cols;
-            let mut h = Buffer::any(n * rank);
-            let view = ViewMut::dense(&mut h, rank);
-            matmul(
-                Accumulate::Overwrite,
-                view,
-                F::ONE,
-                x,
-                View::dense(&a, cols).t(),
-                how,
-            );
-            matmul(
-                Accumulate::Add,
-                ViewMut::dense(&mut y, rows),
-                F::of(adapter.scale),
-                View::dense(&h, rank),
-                View::dense(&b, rank).t(),
-                how,
-            );
-        }
-        y
-    }
-
-    /// The way back of [`Params::linear`]: adds to the gradients of the weights, and sets `dx`
-    /// (n, in) or adds to it.
-    pub fn linear_backward(
-        &self,
-        w: ParamId,
-        x: &[F],
-        dy: &[F],
-        dx: Option<(Accumulate, &mut [F])>,
-        grads: &mut Grads<F>,
-        how: How,
-    ) {
-        let param = self.get(w);
-        let (rows, cols) = (param.shape[0], param.shape[1]);
-        let n = x.len() / cols;
-        let (x, dy) = (View::dense(x, cols), View::dense(dy, rows));
-        if param.trained {
-            let dw = ViewMut::dense(grads.dense(w, param), cols);
-            matmul(Accumulate::Add, dw, F::ONE, dy.t(), x, how);
-        }
-        let mut dh = Buffer::default(); // (n, rank)
-        if let Some(adapter) = param.adapter {
-            let (a, b) = (self.get(adapter.a), self.get(adapter.b));
-            let rank = a.shape[0];
-            let scale = F::of(adapter.scale);
-            let mut h = Buffer::any(n * rank);
-            let a_values = a.value.values();
-            let a_view = View::dense(&a_values, cols);
-            matmul(
-                Accumulate::Overwrite,
-                ViewMut::dense(&mut h, rank),
-                F::ONE,
-                x,
-                a_view.t(),
-                how,
-            );
-            let db = ViewMut::dense(grads.dense(adapter.b, b), rank);
-            matmul(
-                Accumulate::Add,
-                db,
-                scale,
-                dy.t(),
-                View::dense(&h, rank),
-                how,
-            );
-            dh = h;
-            let b_values = b.value.values();
-            let b_view = View::dense(&b_values, rank);
-            matmul(
-                Accumulate::Overwrite,
-                ViewMut::dense(&mut dh, rank),
-                scale,
-                dy,
-                b_view,
-                how,
-            );
-            let da = ViewMut::dense(grads.dense(adapter.a, a), cols);
-            matmul(
-                Accumulate::Add,
-                da,
-                F::ONE,
-                View::dense(&dh, rank).t(),
-                x,
-                how,
-            );
-        }
-        if let Some((into, dx)) = dx {
-            let weights = param.value.values();
-            let w = View::dense(&weights, cols);
-            matmul(into, ViewMut::dense(dx, cols), F::ONE, dy, w, how);
-            if let Some(adapter) = param.adapter {
-                let a = self.get(adapter.a).value.values();
-                let (dh, a) = (View::dense(&dh, a.len() / cols), View::dense(&a, cols));
-                matmul(
-                    Accumulate::Add,
-                    ViewMut::dense(dx, cols),
-                    F::ONE,
-                    dh,
-                    a,
-                    how,
-                );
-            }
-        }
-    }
-
-    /// Gradients of zero for the tensors that are trained.
-    pub fn new_grads(&self) -> Grads<F> {
-        Grads::zero(self.list.len())
     }
 }

@@ -7,13 +7,13 @@
 use rayon::prelude::*;
 
 use super::batch::{Batch, ByteBatch, Sequence};
-use super::block::Pass;
 use super::blt::Blt;
 use super::byte_model::ByteModel;
 use super::grads::Grads;
-use super::matmul::{How, Precision};
+use super::matmul::{MatmulOptions, Precision};
 use super::ops::{Dropout, Score};
 use super::params::Params;
+use super::pass::Pass;
 use super::rng::mix;
 use crate::config::Config;
 use crate::error::Result;
@@ -103,12 +103,12 @@ impl Network {
     ) -> Result<(Score, Grads<f32>)> {
         let n: usize = sequences.iter().map(Sequence::n).sum();
         let weight = share / n as f64;
-        let how = How {
+        let options = MatmulOptions {
             threads: rayon::current_num_threads() / n_shards.max(1),
             precision,
         };
         let of_shard = |(number, shard): (usize, Vec<&Sequence>)| {
-            let mut grads = params.new_grads();
+            let mut grads = Grads::zero(params);
             let mut score = Score::default();
             for (c, chunk) in chunks(&shard, Sequence::n).into_iter().enumerate() {
                 let dropout = dropout.map(|d| Dropout {
@@ -117,7 +117,7 @@ impl Network {
                 });
                 let pass = Pass {
                     params,
-                    how,
+                    options,
                     dropout,
                 };
                 score.add(&self.run(config, pass, chunk, weight, Some(&mut grads))?);
@@ -140,7 +140,7 @@ impl Network {
                 None => grads = Some(of_part),
             }
         }
-        Ok((sum, grads.unwrap_or_else(|| params.new_grads())))
+        Ok((sum, grads.unwrap_or_else(|| Grads::zero(params))))
     }
 
     /// The loss alone, without dropout.
@@ -168,7 +168,7 @@ impl Network {
 fn plain(params: &Params<f32>) -> Pass<'_, f32> {
     Pass {
         params,
-        how: How::default(),
+        options: MatmulOptions::default(),
         dropout: None,
     }
 }
