@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use blt::checkpoint::{Checkpoint, OpenOptions, Role};
+use blt::random::SplitMix64;
 use blt::tensor::Tensor;
 
 const RUNS: usize = 5;
@@ -54,15 +55,9 @@ fn drop_cached_pages(model: &Path) {
 
 /// Reads [`BYTES`] rows of each table; microseconds a row.
 fn time(tables: &[Tensor], seed: u64, ask: bool) -> f64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut random = |n: usize| {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 33) as usize % n
-    };
+    let mut random = SplitMix64::mixed(seed);
     let rows: Vec<Vec<usize>> = (tables.iter())
-        .map(|table| (0..BYTES).map(|_| random(table.rows())).collect())
+        .map(|table| (0..BYTES).map(|_| random.below(table.rows())).collect())
         .collect();
     let start = Instant::now();
     if ask {

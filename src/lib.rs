@@ -74,6 +74,7 @@ pub mod generate;
 pub mod model;
 mod open;
 pub mod ops;
+pub mod random;
 pub mod sampler;
 pub mod session;
 pub mod tensor;

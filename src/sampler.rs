@@ -12,8 +12,9 @@ mod exact;
 use std::cmp::Ordering;
 
 pub use self::config::SamplerConfig;
-use self::exact::{SplitMix64, exp};
+use self::exact::exp;
 use crate::error::Result;
+use crate::random::SplitMix64;
 use crate::vocab::{BYTE_OFFSET, EOS, Id, id_to_byte};
 
 /// Chooses ids by a [`SamplerConfig`]. A clone goes on with the same random numbers.

@@ -11,6 +11,7 @@ use blt::config::{
     Config, CrossAttentionConfig, DifferentialConfig, HashConfig, PatcherConfig, PatchingMode,
     TransformerConfig,
 };
+use blt::random::SplitMix64;
 use blt::tensor::DType;
 use blt::train::adamw::{AdamConfig, AdamW};
 use blt::train::batch::{Batch, ByteBatch, Sequence};
@@ -22,7 +23,6 @@ use blt::train::matmul::MatmulOptions;
 use blt::train::ops::Dropout;
 use blt::train::params::{ParamId, Params, Value};
 use blt::train::pass::Pass;
-use blt::train::rng::Rng;
 use blt::vocab::{EOS, Id};
 use serde_json::Value as Json;
 
@@ -313,7 +313,7 @@ fn tiny() -> Config {
 fn random_params(config: &Config, entropy: bool, seed: u64) -> Params<f64> {
     let wanted = |t: &ModelTensor| (t.component == Component::Entropy) == entropy;
     Params::new(config, wanted, |t| {
-        let mut rng = Rng::named(seed, &t.name);
+        let mut rng = SplitMix64::named(seed, &t.name);
         let n = t.shape.iter().product();
         let mean = f64::from(u8::from(t.role == Role::Norm));
         let scale = if t.role.is_vector() { 0.2 } else { 0.5 };
@@ -325,7 +325,7 @@ fn random_params(config: &Config, entropy: bool, seed: u64) -> Params<f64> {
 }
 
 fn text(seed: u64, n: usize) -> Vec<Id> {
-    let mut rng = Rng::new(seed);
+    let mut rng = SplitMix64::mixed(seed);
     (0..n)
         .map(|i| if i == 0 { 1 } else { 100 + rng.below(7) as Id })
         .collect()
@@ -529,7 +529,7 @@ fn grad_goes_through_dropout_ties_and_adapters() {
     );
     for param in params.list_mut() {
         if let (true, Value::Owned(values)) = (param.name.ends_with(".lora_b"), &mut param.value) {
-            let mut rng = Rng::named(1, &param.name);
+            let mut rng = SplitMix64::named(1, &param.name);
             values.iter_mut().for_each(|v| *v = 0.3 * rng.normal());
         }
     }

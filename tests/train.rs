@@ -39,7 +39,7 @@ fn text(n: usize) -> Vec<u8> {
     let words = [
         "cat", "sat", "hill", "ran", "the", "blue", "stone", "over", "deep", "river",
     ];
-    let mut rng = blt::train::rng::Rng::new(9);
+    let mut rng = blt::random::SplitMix64::mixed(9);
     let mut text = Vec::new();
     while text.len() < n {
         text.extend_from_slice(words[rng.below(words.len())].as_bytes());

@@ -15,6 +15,7 @@ use crate::config::{
     Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
 };
 use crate::error::{Error, Result};
+use crate::random::SplitMix64;
 use crate::tensor::{DType, Tensor};
 
 /// Rows of a matrix that are made; a multiple of the rows of a tile.
@@ -107,7 +108,7 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
         .collect();
     let total: u64 = sizes.iter().map(|(_, n)| n).sum();
     let mut writer = SafetensorsWriter::create(path, &metadata, specs)?;
-    let (mut random, mut written) = (1, 0);
+    let (mut random, mut written) = (SplitMix64(1), 0);
     for (name, n_bytes) in sizes {
         let tensor = (tensors.iter().find(|t| t.name == name)).expect("a tensor of this list");
         let cols = tensor.shape.last().copied().unwrap_or(1);
@@ -118,7 +119,7 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
                 Some(size(tensor) * 1.732 / (cols as f32).sqrt()),
             ),
         };
-        let value = |_| scale.map_or(1.0, |scale| uniform(&mut random) * scale);
+        let value = |_| scale.map_or(1.0, |scale| random.signed() as f32 * scale);
         let values: Vec<f32> = (0..rows * cols).map(value).collect();
         let unit_shape = match scale {
             None => vec![cols],
@@ -165,12 +166,4 @@ fn size(tensor: &ModelTensor) -> f32 {
         (Component::Decoder, Role::Residual) if tensor.is_cross => 0.01,
         _ => 1.0,
     }
-}
-
-/// Uniform in -1..1 (xorshift: speed matters more than quality here).
-fn uniform(state: &mut u64) -> f32 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -63,17 +63,12 @@ pub(super) mod testing {
     use super::*;
     use crate::cache::KvType;
     use crate::cuda::Row;
+    use crate::random::SplitMix64;
 
     /// Numbers in -1..1, the same for a seed.
     pub fn noise(n: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed | 1;
-        let next = |_| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(next).collect()
+        let mut random = SplitMix64(seed);
+        (0..n).map(|_| random.signed() as f32).collect()
     }
 
     pub fn device() -> Option<Arc<Gpu>> {

@@ -127,6 +127,7 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SplitMix64;
 
     /// By trying every length of every string on the whole stream.
     fn naive(stops: &[Vec<u8>], stream: &[u8]) -> Stop {
@@ -150,13 +151,8 @@ mod tests {
 
     #[test]
     fn every_answer_is_that_of_a_naive_search() {
-        let mut state = 1u64;
-        let mut below = |n: u64| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) % n
-        };
+        let mut random = SplitMix64(1);
+        let mut below = |n| random.below(n);
         let mut n_found = 0;
         for round in 0..2000 {
             // Two or three letters: overlaps everywhere.

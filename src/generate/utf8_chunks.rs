@@ -140,16 +140,12 @@ impl Iterator for Strings<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SplitMix64;
 
     #[test]
     fn any_chunking_of_any_bytes_is_the_lossy_text_of_the_whole() {
-        let mut state = 7u64;
-        let mut below = |n: usize| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 33) as usize % n
-        };
+        let mut random = SplitMix64(7);
+        let mut below = |n| random.below(n);
         // Pieces of characters and boundary bytes make broken sequences of every kind likely.
         let pieces: [&[u8]; 16] = [
             b"a",

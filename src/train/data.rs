@@ -9,8 +9,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::rng::{Rng, mix};
 use crate::error::{Error, Result};
+use crate::random::{SplitMix64, mix};
 use crate::tensor::MappedFile;
 use crate::vocab::{BOS, EOS, Id, byte_to_id};
 
@@ -178,7 +178,7 @@ impl Corpus {
     /// The order of the pieces in an epoch.
     pub fn order(&self, seed: u64, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.pieces.len() as u32).collect();
-        Rng::new(seed ^ mix(epoch + 1)).shuffle(&mut order);
+        SplitMix64::mixed(seed ^ mix(epoch + 1)).shuffle(&mut order);
         order
     }
 }

@@ -1,10 +1,10 @@
 //! The numbers a model starts from.
 
 use super::params::{Params, Value};
-use super::rng::Rng;
 use crate::checkpoint::{Component, ModelTensor, Role};
 use crate::config::Config;
 use crate::error::Result;
+use crate::random::SplitMix64;
 
 /// Random weights for the tensors that `wanted` accepts: norms 1; the vectors behind lambda normal
 /// with deviation 0.1 (differential attention, arXiv 2410.05258); matrices normal with deviation
@@ -17,7 +17,7 @@ pub fn random(
     seed: u64,
 ) -> Result<Params<f32>> {
     Params::new(config, wanted, |tensor| {
-        let mut rng = Rng::named(seed, &tensor.name);
+        let mut rng = SplitMix64::named(seed, &tensor.name);
         let n: usize = tensor.shape.iter().product();
         let depth = match tensor.component {
             Component::Entropy => config.entropy.as_ref().map_or(1, |e| e.n_layers),

@@ -27,7 +27,6 @@ pub mod params;
 pub mod pass;
 pub mod plot;
 pub mod presets;
-pub mod rng;
 pub mod schedule;
 pub mod settings;
 pub mod state;

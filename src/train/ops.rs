@@ -4,7 +4,7 @@
 
 use super::buffer::Buffer;
 use super::float::{Float, dot, max_of, sum_of, vectorized};
-use super::rng::mix;
+use crate::random::mix;
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// `y = x * w / rms(x)` row by row. Returns y (n, dim) and the reciprocals 1 / rms (n).

@@ -9,10 +9,10 @@ use std::ops::Deref;
 use super::buffer::Buffer;
 use super::float::{Float, axpy};
 use super::matmul::{Accumulate, MatmulOptions, View, ViewMut, matmul};
-use super::rng::Rng;
 use crate::checkpoint::{ModelTensor, Role, expected_tensors};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::random::SplitMix64;
 use crate::tensor::Tensor;
 
 /// Index of a tensor in [`Params`].
@@ -287,10 +287,10 @@ impl<F: Float> Params<F> {
                 continue;
             }
             let (name, shape) = (param.name.clone(), param.shape.clone());
-            let mut rng = Rng::named(seed, &format!("{name}.lora_a"));
+            let mut rng = SplitMix64::named(seed, &format!("{name}.lora_a"));
             let bound = 1.0 / (shape[1] as f64).sqrt();
             let a = (0..rank * shape[1])
-                .map(|_| F::of((2.0 * rng.unit() - 1.0) * bound))
+                .map(|_| F::of(rng.signed() * bound))
                 .collect();
             let b = vec![F::ZERO; shape[0] * rank];
             let a_shape = vec![rank, shape[1]];

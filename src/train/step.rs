@@ -14,10 +14,10 @@ use super::matmul::{MatmulOptions, Precision};
 use super::ops::{Dropout, Score};
 use super::params::Params;
 use super::pass::Pass;
-use super::rng::mix;
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::patcher::Patcher;
+use crate::random::mix;
 use crate::vocab::Id;
 
 /// Which of the two networks is trained.

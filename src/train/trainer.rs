@@ -11,7 +11,6 @@ use super::byte_model::ByteModel;
 use super::data::Corpus;
 use super::ops::{Dropout, Score};
 use super::params::Params;
-use super::rng::mix;
 use super::schedule::Schedule;
 use super::settings::Settings;
 use super::state::{Position, Saved, save};
@@ -19,6 +18,7 @@ use super::step::{Network, cut, entropies};
 use super::{export, matmul};
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};
+use crate::random::mix;
 use crate::tensor::DType;
 use crate::vocab::Id;
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use blt::Error;
+use blt::random::SplitMix64;
 use blt::train::matmul::Precision;
-use blt::train::rng::Rng;
 use blt::train::settings::Settings;
 use blt_kernels::{Isa, multiply_adds};
 
@@ -86,7 +86,7 @@ fn median(mut x: Vec<f64>) -> f64 {
 
 /// Lines of made-up words, `n` bytes.
 fn text(n: usize, seed: u64) -> Vec<u8> {
-    let mut rng = Rng::new(seed);
+    let mut rng = SplitMix64::mixed(seed);
     let mut text = Vec::with_capacity(n + 16);
     while text.len() < n {
         let length = 1 + (rng.unit() * rng.unit() * 12.0) as usize;
