@@ -98,7 +98,10 @@ impl<T: Field> Field for Vec<T> {
 }
 
 macro_rules! settings {
-    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr;)*) => {
+    (@shape $name:ident) => {
+        stringify!($name)
+    };
+    ($($(#[doc = $doc:literal])+ $(@$shape:ident)? $name:ident: $type:ty = $default:expr;)*) => {
         /// All settings. A field `seq_len` is the flag `--seq-len` and the key `seq_len` of a
         /// file.
         #[derive(Debug, Clone, PartialEq)]
@@ -141,6 +144,9 @@ macro_rules! settings {
                 Ok(())
             }
 
+            /// The settings that a model which exists has its own of: those marked `@shape`.
+            const SHAPE: &[&str] = &[$($(settings!(@$shape $name),)?)*];
+
             /// All settings as JSON text.
             pub fn to_json(&self) -> Value {
                 let mut map = Map::new();
@@ -163,7 +169,7 @@ settings! {
     /// Folder of the run: checkpoints, log, models.
     out: String = "run".into();
     /// Sizes to start from: toy, tiny, small or 55m.
-    preset: String = "small".into();
+    @shape preset: String = "small".into();
     /// Run folder or checkpoint whose entropy model cuts the patches (stage main).
     entropy_model: Option<String> = None;
     /// Seed of everything random.
@@ -228,54 +234,53 @@ settings! {
     /// Matrices that get adapters, by the last part of their names.
     lora_targets: Vec<String> = vec!["wq".into(), "wk".into(), "wv".into(), "wo".into()];
     /// Mean patch length for which the entropy stage chooses the threshold.
-    patch_length: f64 = 4.5;
+    @shape patch_length: f64 = 4.5;
     /// How patches are cut: entropy, space, static or byte; none: the preset's.
     patching: Option<String> = None;
     /// Bytes per patch in static mode.
     patch_size: Option<usize> = None;
     /// Longest patch; 0: no limit.
     max_patch_length: Option<usize> = None;
-    // From here on to the end: the model's shape, see `changed_shape`.
     /// Width of the local encoder and decoder.
-    local_dim: Option<usize> = None;
+    @shape local_dim: Option<usize> = None;
     /// Heads of the local encoder and decoder.
-    local_heads: Option<usize> = None;
+    @shape local_heads: Option<usize> = None;
     /// Feed-forward width of the local encoder and decoder.
-    local_hidden: Option<usize> = None;
+    @shape local_hidden: Option<usize> = None;
     /// Layers of the local encoder.
-    encoder_layers: Option<usize> = None;
+    @shape encoder_layers: Option<usize> = None;
     /// Layers of the local decoder.
-    decoder_layers: Option<usize> = None;
+    @shape decoder_layers: Option<usize> = None;
     /// Bytes a byte sees in the local encoder and decoder.
-    local_window: Option<usize> = None;
+    @shape local_window: Option<usize> = None;
     /// Width of the global transformer.
-    global_dim: Option<usize> = None;
+    @shape global_dim: Option<usize> = None;
     /// Heads of the global transformer.
-    global_heads: Option<usize> = None;
+    @shape global_heads: Option<usize> = None;
     /// Layers of the global transformer.
-    global_layers: Option<usize> = None;
+    @shape global_layers: Option<usize> = None;
     /// Feed-forward width of the global transformer.
-    global_hidden: Option<usize> = None;
+    @shape global_hidden: Option<usize> = None;
     /// Vectors each patch is given in cross-attention.
-    cross_k: Option<usize> = None;
+    @shape cross_k: Option<usize> = None;
     /// Rows of each hash table.
-    hash_vocab: Option<usize> = None;
+    @shape hash_vocab: Option<usize> = None;
     /// Lengths of the hashed n-grams; a list of one 0: none.
-    hash_sizes: Option<Vec<usize>> = None;
+    @shape hash_sizes: Option<Vec<usize>> = None;
     /// Hash functions per n-gram length.
-    hash_functions: Option<usize> = None;
+    @shape hash_functions: Option<usize> = None;
     /// Width of the entropy model.
-    entropy_dim: Option<usize> = None;
+    @shape entropy_dim: Option<usize> = None;
     /// Heads of the entropy model.
-    entropy_heads: Option<usize> = None;
+    @shape entropy_heads: Option<usize> = None;
     /// Layers of the entropy model.
-    entropy_layers: Option<usize> = None;
+    @shape entropy_layers: Option<usize> = None;
     /// Bytes a byte sees in the entropy model.
-    entropy_window: Option<usize> = None;
+    @shape entropy_window: Option<usize> = None;
     /// Parts with differential attention: entropy, encoder, global, decoder or all.
-    diff_attention: Vec<String> = Vec::new();
+    @shape diff_attention: Vec<String> = Vec::new();
     /// Parts whose differential attention has the head-wise norm, as above.
-    diff_norm: Vec<String> = vec!["all".into()];
+    @shape diff_norm: Vec<String> = vec!["all".into()];
 }
 
 impl Settings {
@@ -410,15 +415,12 @@ impl Settings {
         self.schedule().map(|_| ())
     }
 
-    /// The first setting of a shape (or of the threshold) that is not at its default: a model that
-    /// exists has its own.
+    /// The first setting of a shape (or of the threshold) that is not at its default: a model that exists
+    /// has its own.
     pub fn changed_shape(&self) -> Option<&'static str> {
-        const FIRST: &str = "local_dim";
         let (now, default) = (self.to_json(), Settings::default().to_json());
-        let names = || Settings::list().into_iter().map(|(name, ..)| name);
-        let of_shape = names().skip_while(|&name| name != FIRST);
-        (["preset", "patch_length"].into_iter().chain(of_shape))
-            .find(|&name| now[name] != default[name])
+        let changed = |name: &&&str| now[**name] != default[**name];
+        Settings::SHAPE.iter().find(changed).copied()
     }
 
     /// The architecture: the preset's, changed by the settings.
@@ -601,6 +603,31 @@ mod tests {
         for (name, text) in [("seq-len", "x"), ("nonsense", "1"), ("lr", "nan")] {
             assert!(a.set(name, text).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_changed_shape_is_found_wherever_it_is_declared() {
+        assert_eq!(Settings::default().changed_shape(), None);
+        let texts = [
+            ("preset", "toy"),
+            ("patch-length", "3"),
+            ("local-dim", "48"),
+            ("hash-sizes", "3"),
+            ("entropy-window", "9"),
+            ("diff-norm", "none"),
+        ];
+        for (name, text) in texts {
+            let mut s = Settings::default();
+            s.set(name, text).unwrap();
+            assert_eq!(s.changed_shape(), Some(&*name.replace('-', "_")));
+        }
+        // All settings of the architecture, and no setting of the run.
+        assert_eq!(Settings::SHAPE.len(), 22);
+        let mut s = Settings::default();
+        for (name, text) in [("lr", "0.5"), ("lora-rank", "4"), ("patching", "space")] {
+            s.set(name, text).unwrap();
+        }
+        assert_eq!(s.changed_shape(), None);
     }
 
     #[test]
