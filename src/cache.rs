@@ -277,7 +277,6 @@ impl KvCache {
                         match side.slice(at..at + n * head_dim) {
                             FloatSlice::F32(rows) => out.f32s(rows)?,
                             FloatSlice::F16(rows) => out.f16s(rows)?,
-                            other => unreachable!("{other:?} is not kept"),
                         }
                     }
                 }

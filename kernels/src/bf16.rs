@@ -12,7 +12,7 @@
 //! unless the matrix has weights below 2^-70, other than zero: all sums are multiples of 2^-124 then.
 //! With smaller weights the paths may differ, by about 1e-38.
 
-use crate::ViewMut;
+use crate::view::ViewMut;
 
 /// Elements are padded to a multiple of this: 64 bytes.
 pub(crate) const VECTOR: usize = 32;

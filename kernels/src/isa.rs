@@ -52,7 +52,7 @@ impl Avx512 {
                 vnni: is_x86_feature_detected!("avx512vnni"),
                 bf16: is_x86_feature_detected!("avx512bf16")
                     // SAFETY: just checked.
-                    && unsafe { crate::x86::avx512::bf16::adds_odd_first() },
+                    && unsafe { adds_odd_first() },
             });
         }
         None
@@ -83,6 +83,24 @@ impl Avx512 {
             bf16: false,
         }
     }
+}
+
+/// Whether the instruction does what [`crate::rounded`] says: the odd element first, rounding after
+/// each. Any other order gives one more in the last place here.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BF16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn adds_odd_first() -> bool {
+    use core::arch::x86_64::*;
+    const ONE: i32 = 0x3f80_3f80;
+    const HALF_STEP_AND_STEP: i32 = 0x3380_3400; // 2^-24 odd, 2^-23 even
+    let pair = |x| core::hint::black_box(_mm512_set1_epi32(x));
+    // SAFETY: both types are 64 bytes of any content.
+    let pair = |x| unsafe { core::mem::transmute::<__m512i, __m512bh>(pair(x)) };
+    let sum = _mm512_dpbf16_ps(_mm512_set1_ps(1.0), pair(HALF_STEP_AND_STEP), pair(ONE));
+    _mm512_cvtss_f32(sum) == 1.0 + f32::EPSILON
 }
 
 impl Neon {

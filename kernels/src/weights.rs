@@ -122,7 +122,7 @@ impl<'a> Weights<'a> {
     /// # Panics
     /// If there are not that many, or in a block format.
     #[inline]
-    pub(crate) fn at(self, index: usize) -> f32 {
+    pub(crate) fn get(self, index: usize) -> f32 {
         match self {
             Weights::F32(b) => f32::from_le_bytes(array(b, index)),
             Weights::F16(b) => f16::from_le_bytes(array(b, index)).to_f32(),
@@ -162,10 +162,10 @@ mod tests {
     #[test]
     fn widens_every_type() {
         let f = 1.5f32.to_le_bytes();
-        assert_eq!(Weights::F32(&f).at(0), 1.5);
+        assert_eq!(Weights::F32(&f).get(0), 1.5);
         let h = f16::from_f32(-0.25).to_le_bytes();
-        assert_eq!(Weights::F16(&h).at(0), -0.25);
+        assert_eq!(Weights::F16(&h).get(0), -0.25);
         let b = bf16::from_f32(3.0).to_le_bytes();
-        assert_eq!(Weights::Bf16(&b).at(0), 3.0);
+        assert_eq!(Weights::Bf16(&b).get(0), 3.0);
     }
 }

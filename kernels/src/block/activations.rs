@@ -7,8 +7,8 @@
 //! With [`Terms::Two`] what rounding left, `fma(-scale, integer, x)`, is quantised in the same way, and a
 //! product is the sum of the products with both.
 
-use crate::ViewMut;
 use crate::scalar::exp::MAGIC;
+use crate::view::ViewMut;
 
 /// Values that share a scale.
 pub(crate) const BLOCK: usize = 32;

@@ -98,7 +98,7 @@ impl Format for Q4_0 {
             prefetch.issue(s, chunk);
         }
         for block in 0..BLOCKS {
-            // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
+            // SAFETY: the caller guarantees chunks and for `BLOCKS` blocks of every input.
             unsafe {
                 let x = x.map(|x| &*x.add(block));
                 // Minus 8 times the sums of the activations.
@@ -132,8 +132,9 @@ pub(super) unsafe fn dot_nibbles<Q: Int8, const TILES: usize, const INPUTS: usiz
 ) -> [[Q::I; INPUTS]; TILES] {
     let mut ints = [starts; TILES];
     for group in 0..BLOCK / 8 {
-        // SAFETY: the caller vouches for four groups of 64 bytes.
-        let bytes = quants.map(|quants| unsafe { q.fetch(quants.add(group * 64), prefetch) });
+        // SAFETY: the caller guarantees four groups of 64 bytes.
+        let bytes =
+            quants.map(|quants| unsafe { q.load_and_prefetch(quants.add(group * 64), prefetch) });
         let halves = [bytes.map(|b| q.low4(b)), bytes.map(|b| q.high4(b))];
         for (half, w) in halves.iter().enumerate() {
             for (i, x) in x.iter().enumerate() {

@@ -125,7 +125,7 @@ impl Format for Q4K {
                 prefetch.issue(s, chunk.wrapping_add(line));
             }
         }
-        // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
+        // SAFETY: the caller guarantees chunks and for `BLOCKS` blocks of every input.
         unsafe {
             let zero = s.splat(0.0);
             let (mut d, mut neg_dmin) = ([zero; TILES], [zero; TILES]);

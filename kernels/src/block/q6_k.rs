@@ -111,7 +111,7 @@ impl Format for Q6K {
                 prefetch.issue(s, chunk.wrapping_add(line));
             }
         }
-        // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
+        // SAFETY: the caller guarantees chunks and for `BLOCKS` blocks of every input.
         unsafe {
             let mut d = [s.splat(0.0); TILES];
             for t in 0..TILES {
@@ -134,10 +134,13 @@ impl Format for Q6K {
                     for t in 0..TILES {
                         let lower = chunks[t].add(LOWER + block * QUANTS);
                         let upper = chunks[t].add(UPPER + block * UPPER_BYTES);
-                        let bytes = q.fetch(lower.add(group * 64), prefetch);
+                        let bytes = q.load_and_prefetch(lower.add(group * 64), prefetch);
                         // Asked for once each.
                         let upper = match group {
-                            0 => [q.fetch(upper, prefetch), q.fetch(upper.add(64), prefetch)],
+                            0 => [
+                                q.load_and_prefetch(upper, prefetch),
+                                q.load_and_prefetch(upper.add(64), prefetch),
+                            ],
                             _ => [q.load(upper), q.load(upper.add(64))],
                         };
                         let first = q.or(q.low4(bytes), q.upper2(upper[0], group));

@@ -76,14 +76,14 @@ impl Format for Q8_0 {
             prefetch.issue(s, chunk);
         }
         for block in 0..BLOCKS {
-            // SAFETY: the caller vouches for chunks and for `BLOCKS` blocks of every input.
+            // SAFETY: the caller guarantees chunks and for `BLOCKS` blocks of every input.
             unsafe {
                 let x = x.map(|x| &*x.add(block));
                 let starts = x.map(|x| q.start_signed(x.neg_sum));
                 let mut ints = [starts; TILES];
                 for group in 0..BLOCK / 4 {
                     let at = SCALES + block * QUANTS + group * 64;
-                    let w = chunks.map(|chunk| q.fetch_signed(chunk.add(at), prefetch));
+                    let w = chunks.map(|chunk| q.load_signed_and_prefetch(chunk.add(at), prefetch));
                     for (i, x) in x.iter().enumerate() {
                         for t in 0..TILES {
                             ints[t][i] = q.dot_signed(ints[t][i], w[t], x.q[group]);

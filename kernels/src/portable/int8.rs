@@ -21,7 +21,7 @@ impl Int8 for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const u8) -> [u8; 64] {
-        // SAFETY: the caller vouches for 64 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 64 bytes, which have no alignment to keep.
         unsafe { p.cast::<[u8; 64]>().read() }
     }
     #[inline(always)]
@@ -53,7 +53,7 @@ impl Int8 for Portable {
     }
     #[inline(always)]
     unsafe fn load_signed(self, p: *const u8) -> [u8; 64] {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe { self.load(p) }
     }
     #[inline(always)]
@@ -70,12 +70,12 @@ impl Int8 for Portable {
     }
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> f32x16 {
-        // SAFETY: the caller vouches for 16 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 16 bytes, which have no alignment to keep.
         f32x16::new(unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from))
     }
     #[inline(always)]
     unsafe fn load_sixes(self, p: *const u8) -> [f32x16; 4] {
-        // SAFETY: the caller vouches for 48 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 48 bytes, which have no alignment to keep.
         let [a, b, c] = unsafe { p.cast::<[[u8; LANES]; 3]>().read() };
         let low = |v: [u8; LANES]| f32x16::new(v.map(|v| (v & 63) as f32));
         let top = |i: usize| (a[i] >> 6 | b[i] >> 6 << 2 | c[i] >> 6 << 4) as f32;

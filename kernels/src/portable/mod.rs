@@ -17,7 +17,7 @@ use crate::vector::{self, Simd};
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
-vector::entry_points!(Portable, {}, tile 2 x 2, alone 2, wide 1);
+vector::entry_points!(Portable, {}, linear 2 x 2, short_rows 2, matmul 1);
 
 /// Lane by lane; the compiler vectorises what it can.
 #[inline(always)]
@@ -35,29 +35,29 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> f32x16 {
-        // SAFETY: the caller vouches for 16 values; the read takes any alignment.
+        // SAFETY: the caller guarantees 16 values; the read takes any alignment.
         f32x16::new(unsafe { p.cast::<[f32; LANES]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: f32x16) {
-        // SAFETY: the caller vouches for 16 values; the write takes any alignment.
+        // SAFETY: the caller guarantees 16 values; the write takes any alignment.
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v.to_array()) }
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u8) -> f32x16 {
-        // SAFETY: the caller vouches for 32 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 32 bytes, which have no alignment to keep.
         let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
         f32x16::new(bytes.map(|b| f16::from_le_bytes(b).to_f32()))
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u8) -> f32x16 {
-        // SAFETY: the caller vouches for 32 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 32 bytes, which have no alignment to keep.
         let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
         f32x16::new(bytes.map(|b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)))
     }
     #[inline(always)]
     unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [f32x16; 4] {
-        // SAFETY: the caller vouches for 192 bytes.
+        // SAFETY: the caller guarantees 192 bytes.
         let group = unsafe { &*group.cast::<[u8; bf12::GROUP_BYTES]>() };
         let mut values = [[0.0; LANES]; 4];
         for (i, eight) in values.as_flattened_mut().chunks_exact_mut(8).enumerate() {
@@ -70,7 +70,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [f32x16; 2] {
-        // SAFETY: the caller vouches for 64 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 64 bytes, which have no alignment to keep.
         let pairs = unsafe { p.cast::<[[u8; 4]; LANES]>().read() }.map(u32::from_le_bytes);
         let even = pairs.map(|pair| f32::from_bits(pair << 16));
         let odd = pairs.map(|pair| f32::from_bits(pair & 0xffff_0000));

@@ -2,7 +2,8 @@
 
 use super::{LANES, tree};
 use crate::bf16::{Bf16Activations, round, stride};
-use crate::{ViewMut, Weights};
+use crate::view::ViewMut;
+use crate::weights::Weights;
 
 /// See [`crate::linear_bf16_bf16`].
 pub(crate) fn linear_bf16_bf16(w: &[u8], x: &Bf16Activations, out: &mut ViewMut<'_, f32>) {
@@ -15,7 +16,7 @@ pub(crate) fn linear_bf16_bf16(w: &[u8], x: &Bf16Activations, out: &mut ViewMut<
                 let lane = &mut lanes[pair % LANES];
                 for (k, x) in x.iter().enumerate().rev() {
                     let x = f32::from_bits(u32::from(*x) << 16);
-                    *lane = w.at(r * cols + 2 * pair + k).mul_add(x, *lane);
+                    *lane = w.get(r * cols + 2 * pair + k).mul_add(x, *lane);
                 }
             }
             *out = tree(lanes, |a, b| a + b);

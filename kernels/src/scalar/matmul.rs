@@ -1,9 +1,12 @@
-//! The product of two matrices.
+//! The product of two matrices, by its definition.
 
 use crate::matmul::Accumulate;
-use crate::vector::KC;
 use crate::view::{View, ViewMut};
 
+/// The largest number of `k` in a block. In bfloat16 a block has that many pairs of `k`.
+pub(crate) const KC: usize = 256;
+
+/// See [`crate::matmul`].
 pub(crate) fn matmul(
     accumulate: Accumulate,
     c: &mut ViewMut<'_, f32>,
@@ -28,6 +31,7 @@ pub(crate) fn matmul(
     }
 }
 
+/// See [`crate::multiply_adds`].
 pub(crate) fn multiply_adds(rounds: usize) -> (u64, f32) {
     let sum = (0..rounds).fold(0.0f32, |sum, _| {
         core::hint::black_box(0.5f32).mul_add(0.25, sum)

@@ -1,9 +1,10 @@
 //! Plain loops: the definition that every other path must agree with, bit for bit.
 //!
-//! Nothing here is meant to be fast. Every sum runs over 16 lanes: lane `j` takes the elements whose
-//! index is `j` modulo 16, in increasing order; [`tree`] then adds the lanes in a fixed order. A vector
-//! unit of 4, 8 or 16 lanes can do exactly that.
+//! Nothing here is meant to be fast. Every sum has 16 lanes: lane `j` adds the elements whose index is `j`
+//! modulo 16, in increasing order, and [`tree`] then adds the lanes in a fixed order. A vector unit of 4, 8 or
+//! 16 lanes can do exactly that.
 
+mod attention;
 mod bf16;
 pub(crate) mod exp;
 mod linear;
@@ -11,21 +12,22 @@ mod matmul;
 mod mlstm;
 mod quantized;
 
+pub(crate) use attention::{dot_rows, weighted_sum};
 pub(crate) use bf16::{linear_bf16_bf16, round_row};
 pub(crate) use linear::linear;
-pub(crate) use matmul::{matmul, multiply_adds};
+pub(crate) use matmul::{KC, matmul, multiply_adds};
 pub(crate) use mlstm::{gated_norm, mlstm_cell};
 pub(crate) use quantized::{linear_quantized, quantize_row};
 
 use half::f16;
 
-use crate::{StridedRows, View, ViewMut, Weights};
+use crate::weights::Weights;
 use exp::exp;
 
 /// The number of lanes of every sum.
 pub(crate) const LANES: usize = 16;
 
-/// Adds the lanes: halves onto halves until one is left.
+/// Adds the lanes: the upper half to the lower half, until one lane remains.
 #[inline]
 pub(crate) fn tree(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
     let mut l = lanes;
@@ -37,7 +39,7 @@ pub(crate) fn tree(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
     l[0]
 }
 
-/// Sum in the canonical order.
+/// The sum in the canonical order.
 fn sum(x: impl Iterator<Item = f32>) -> f32 {
     let mut lanes = [0.0; LANES];
     for (i, x) in x.enumerate() {
@@ -46,12 +48,12 @@ fn sum(x: impl Iterator<Item = f32>) -> f32 {
     tree(lanes, |a, b| a + b)
 }
 
-/// The larger; the second if they are equal or either is NaN.
+/// The larger value, or `b` if they are equal or either is NaN.
 pub(crate) fn max(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The largest element, NaN left out; minus infinity if there is none.
+/// The largest element, ignoring NaN; minus infinity if there is none.
 fn max_of(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for (i, &x) in x.iter().enumerate() {
@@ -66,36 +68,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
         lanes[i % LANES] = a.mul_add(*b, lanes[i % LANES]);
     }
     tree(lanes, |a, b| a + b)
-}
-
-pub(crate) fn dot_rows(
-    q: View<'_, f32>,
-    rows: StridedRows<'_>,
-    scale: f32,
-    out: &mut ViewMut<'_, f32>,
-) {
-    let (m, d) = q.shape();
-    for i in 0..m {
-        for (j, out) in out.row(i).iter_mut().enumerate() {
-            let row: Vec<f32> = (0..d)
-                .map(|c| rows.values.at(j * rows.stride + c))
-                .collect();
-            *out = scale * dot(q.row(i, 0, d), &row);
-        }
-    }
-}
-
-pub(crate) fn weighted_sum(p: View<'_, f32>, rows: StridedRows<'_>, acc: &mut ViewMut<'_, f32>) {
-    let (m, n) = p.shape();
-    for i in 0..m {
-        for j in 0..n {
-            for (c, acc) in acc.row(i).iter_mut().enumerate() {
-                *acc = p
-                    .get(i, j)
-                    .mul_add(rows.values.at(j * rows.stride + c), *acc);
-            }
-        }
-    }
 }
 
 pub(crate) fn to_f16(x: &[f32], out: &mut [f16]) {
@@ -115,15 +87,12 @@ pub(crate) fn softmax(x: &mut [f32]) {
     }
 }
 
-/// Differences to the largest logit are cut off here, where `exp` is 0, so that 0 times minus infinity
-/// never arises.
-pub(crate) const LOWEST: f32 = -104.0;
-
-/// With `d = logit - max` and `s = sum exp(d)`, the entropy is `ln s + sum(exp(d) * -d) / s`: no term is
-/// negative, so nothing cancels.
+/// With `d = logit - max` and `s = sum exp(d)`, the entropy is `ln s + sum(exp(d) * -d) / s`. No term is
+/// negative, so nothing cancels. `d` is clamped to where `exp` is 0, so that 0 is never multiplied by minus
+/// infinity.
 pub(crate) fn log_softmax_entropy(logits: &[f32]) -> f32 {
     let top = max_of(logits);
-    let d = |x: f32| max(LOWEST, x - top);
+    let d = |x: f32| max(exp::LOWEST, x - top);
     let s = sum(logits.iter().map(|&x| exp(d(x))));
     let mut lanes = [0.0f32; LANES];
     for (i, &x) in logits.iter().enumerate() {
@@ -185,12 +154,12 @@ pub(crate) fn max_assign(acc: &mut [f32], row: &[f32]) {
 
 pub(crate) fn add_row(acc: &mut [f32], row: Weights) {
     for (i, acc) in acc.iter_mut().enumerate() {
-        *acc += row.at(i);
+        *acc += row.get(i);
     }
 }
 
 pub(crate) fn read_row(row: Weights, out: &mut [f32]) {
     for (i, out) in out.iter_mut().enumerate() {
-        *out = row.at(i);
+        *out = row.get(i);
     }
 }

@@ -1,8 +1,8 @@
 //! Quantised matrices times 8-bit activations, in one or two steps, by their definition.
 
-use crate::ViewMut;
 use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, Terms};
 use crate::block::{Format, TILE_ROWS};
+use crate::view::ViewMut;
 
 /// See [`crate::linear_quantized`].
 pub(crate) fn linear_quantized<F: Format>(

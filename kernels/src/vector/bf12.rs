@@ -14,9 +14,9 @@
 use core::ops::Range;
 
 use super::Simd;
-use crate::ViewMut;
 use crate::bf12::{Bf12, Exceptions, GROUP, GROUP_BYTES, parts};
 use crate::scalar::LANES;
+use crate::view::ViewMut;
 
 /// Bytes ahead that packed weights are asked for.
 const PREFETCH_BYTES: usize = 8 * 1024;
@@ -52,7 +52,7 @@ impl<'a> Row<'a> {
     /// The row has that group, and `half` is 0 or 1.
     #[inline(always)]
     unsafe fn plain<S: Simd>(&self, s: S, g: usize, half: usize) -> [S::V; HALF] {
-        // SAFETY: the caller vouches for the group.
+        // SAFETY: the caller guarantees the group.
         unsafe { s.unpack(self.groups.add(g * GROUP_BYTES), half, *self.bases.add(g)) }
     }
 
@@ -62,7 +62,7 @@ impl<'a> Row<'a> {
     /// The row has that group, and `half` is 0 or 1.
     #[inline(always)]
     unsafe fn unpack<S: Simd>(&mut self, s: S, g: usize, half: usize) -> [S::V; HALF] {
-        // SAFETY: as the caller vouches.
+        // SAFETY: the caller guarantees it.
         let v = unsafe { self.plain(s, g, half) };
         let first = g * GROUP + half * GROUP / 2;
         if self.next >= first + GROUP / 2 {
@@ -247,7 +247,7 @@ unsafe fn add_half<S: Simd, const INPUTS: usize>(
     for (j, w) in w.into_iter().enumerate() {
         let k = g * GROUP + half * GROUP / 2 + j * LANES;
         for (sum, x) in sums.iter_mut().zip(x) {
-            // SAFETY: the caller vouches for the columns.
+            // SAFETY: the caller guarantees the columns.
             let x = unsafe { s.load(x.as_ptr().add(k)) };
             *sum = s.fma(w, x, *sum);
         }

@@ -1,32 +1,14 @@
-//! bfloat16 weights times activations in bfloat16, written once over [`Bf16Dot`]. The arithmetic is that
-//! of [`crate::rounded`].
+//! bfloat16 weights times bfloat16 activations, written once over [`Bf16Dot`]. The arithmetic is that of
+//! [`crate::bf16`].
 
 use core::ops::Range;
 
-use super::linear::{Inputs, Product, Rows, multiply};
-use super::{Prefetch, Simd};
-use crate::ViewMut;
+use super::linear::{Inputs, Tile, WeightRows, multiply};
+use super::simd::{Bf16Dot, Prefetch, Simd};
 use crate::bf16::{Bf16Activations, VECTOR, round, stride};
+use crate::view::ViewMut;
 
-/// 16 pairs of bfloat16 numbers. A value of the implementing type proves that the CPU has the
-/// instructions.
-pub(crate) trait Bf16Dot: Copy {
-    /// The floats.
-    type S: Simd;
-    /// 16 pairs.
-    type P: Copy;
-
-    fn floats(self) -> Self::S;
-
-    /// # Safety
-    /// `p` is valid for reading 64 bytes.
-    unsafe fn load(self, p: *const u8) -> Self::P;
-
-    /// Adds to each lane the product of the odd elements of its pair, then that of the even ones.
-    fn dot(self, acc: <Self::S as Simd>::V, w: Self::P, x: Self::P) -> <Self::S as Simd>::V;
-}
-
-/// Pairs as two vectors of f32: even elements, odd elements.
+/// [`Bf16Dot`] without an instruction for it: the pairs are two vectors of f32, even and odd elements.
 #[derive(Clone, Copy)]
 pub(crate) struct EmulatedBf16Dot<S>(S);
 
@@ -41,7 +23,7 @@ impl<S: Simd> Bf16Dot for EmulatedBf16Dot<S> {
 
     #[inline(always)]
     unsafe fn load(self, p: *const u8) -> Self::P {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe { self.0.load_pairs(p) }
     }
 
@@ -52,11 +34,11 @@ impl<S: Simd> Bf16Dot for EmulatedBf16Dot<S> {
     }
 }
 
-/// [`Bf16Dot`] as a way of multiplying.
+/// bfloat16 weights times bfloat16 inputs.
 #[derive(Clone, Copy)]
 struct Bf16Tile<P>(P);
 
-impl<P: Bf16Dot> Product for Bf16Tile<P> {
+impl<P: Bf16Dot> Tile for Bf16Tile<P> {
     type S = P::S;
     type X = u16;
     const BYTES: usize = 2;
@@ -68,9 +50,9 @@ impl<P: Bf16Dot> Product for Bf16Tile<P> {
     }
 
     #[inline(always)]
-    unsafe fn tile<const ROWS: usize, const INPUTS: usize>(
+    unsafe fn add_products<const ROWS: usize, const INPUTS: usize>(
         self,
-        w: Rows,
+        w: WeightRows,
         x: Inputs<u16>,
         Range {
             start: mut k,
@@ -91,7 +73,7 @@ impl<P: Bf16Dot> Product for Bf16Tile<P> {
             let rest = 2 * (cols - k);
             let weights: [P::P; ROWS] = core::array::from_fn(|r| {
                 let mut padded = [0u8; 2 * VECTOR];
-                // SAFETY: `rest` bytes are left in the row, and `padded` has room for them.
+                // SAFETY: the row has `rest` more bytes, and `padded` has room for them.
                 unsafe {
                     let row = w.start.add(r * w.stride + 2 * k);
                     padded.as_mut_ptr().copy_from_nonoverlapping(row, rest);
@@ -104,17 +86,17 @@ impl<P: Bf16Dot> Product for Bf16Tile<P> {
     }
 }
 
-/// Elements `k..k + 32` of `ROWS` rows, asking for what lies ahead of them.
+/// Loads elements `k..k + 32` of `ROWS` rows, with a prefetch.
 ///
-/// With 16 registers the function in `from_fn` is called in place of becoming part of this one, without the
-/// instructions; with 32 the loop keeps the weights in memory.
+/// With 16 registers the compiler does not inline the closure of `from_fn`, which is then compiled without the
+/// instructions. With 32 registers the plain loop keeps the weights in memory.
 ///
 /// # Safety
-/// `w` has `ROWS` rows of `k + 32` elements at least.
+/// `w` has `ROWS` rows of at least `k + 32` elements.
 #[inline(always)]
 unsafe fn load_rows<P: Bf16Dot, const ROWS: usize>(
     p: P,
-    w: &Rows,
+    w: &WeightRows,
     k: usize,
     prefetch: Prefetch,
 ) -> [P::P; ROWS] {
@@ -123,17 +105,17 @@ unsafe fn load_rows<P: Bf16Dot, const ROWS: usize>(
         return core::array::from_fn(|r| {
             let row = w.start.wrapping_add(r * w.stride + 2 * k);
             prefetch.issue(s, row);
-            // SAFETY: the caller vouches for the elements.
+            // SAFETY: the caller guarantees the elements.
             unsafe { p.load(row) }
         });
     }
     // SAFETY: as above.
     let mut rows = [unsafe { p.load(w.start.wrapping_add(2 * k)) }; ROWS];
-    for (r, to) in rows.iter_mut().enumerate() {
+    for (r, loaded) in rows.iter_mut().enumerate() {
         let row = w.start.wrapping_add(r * w.stride + 2 * k);
         prefetch.issue(s, row);
         // SAFETY: as above.
-        *to = unsafe { p.load(row) };
+        *loaded = unsafe { p.load(row) };
     }
     rows
 }
@@ -141,7 +123,7 @@ unsafe fn load_rows<P: Bf16Dot, const ROWS: usize>(
 /// Adds the products of elements `k..k + 32`.
 ///
 /// # Safety
-/// `x` has `INPUTS` inputs of `k + 32` elements at least.
+/// `x` has `INPUTS` inputs of at least `k + 32` elements.
 #[inline(always)]
 unsafe fn step<P: Bf16Dot, const ROWS: usize, const INPUTS: usize>(
     p: P,
@@ -151,15 +133,15 @@ unsafe fn step<P: Bf16Dot, const ROWS: usize, const INPUTS: usize>(
     acc: &mut [[<P::S as Simd>::V; ROWS]; INPUTS],
 ) {
     for (i, acc) in acc.iter_mut().enumerate() {
-        // SAFETY: the caller vouches for the elements.
-        let x = unsafe { p.load(x.at(i, k).cast()) };
+        // SAFETY: the caller guarantees the elements.
+        let x = unsafe { p.load(x.address(i, k).cast()) };
         for (acc, w) in acc.iter_mut().zip(weights) {
             *acc = p.dot(*acc, w, x);
         }
     }
 }
 
-/// See [`crate::linear_bf16_bf16`]; constants as for [`super::linear`].
+/// See [`crate::linear_bf16_bf16`]. The constants are those of [`super::linear()`].
 #[inline(always)]
 pub(crate) fn linear_bf16_dot<
     P: Bf16Dot,
@@ -178,11 +160,11 @@ pub(crate) fn linear_bf16_dot<
         stride: stride(x.cols),
         advance: 1,
     };
-    // SAFETY: just checked; a stride is `cols` padded to whole vectors at least.
+    // SAFETY: just checked; a stride is at least `cols`, padded to whole vectors.
     unsafe { multiply::<_, ROWS, INPUTS, SHORT_ROWS>(Bf16Tile(p), w, x.cols, inputs, out) }
 }
 
-/// [`linear_bf16_dot`] without an instruction for it.
+/// [`linear_bf16_dot`] on CPUs without an instruction for it.
 #[inline(always)]
 pub(crate) fn linear_bf16_bf16<S: Simd>(
     s: S,
@@ -193,7 +175,7 @@ pub(crate) fn linear_bf16_bf16<S: Simd>(
     linear_bf16_dot::<_, 2, 2, 2>(EmulatedBf16Dot(s), w, x, out)
 }
 
-/// See [`crate::round_activations`]. Needs nothing but integers, which the compiler vectorises.
+/// See [`crate::round_activations`]. These are integer operations, which the compiler vectorises.
 #[inline(always)]
 pub(crate) fn round_row<S: Simd>(_s: S, x: &[f32], out: &mut [u16]) {
     for (out, x) in out.iter_mut().zip(x) {

@@ -1,10 +1,11 @@
 //! The mLSTM cell: see [`crate::mlstm`].
 //!
-//! A column of the memory never meets another, so any number of columns side by side gives the bits of the definition:
-//! as many as registers hold, that the memory is read and written once, in long runs.
+//! The columns of the memory are independent, so any number of columns side by side gives the bits of the definition.
+//! As many columns are taken together as registers hold, so that the memory is read and written once, in long runs.
 
-use super::math::exp;
-use super::{Simd, dot, fold_vectors, for_vectors};
+use super::linear::dot;
+use super::rows::{exp, fold_vectors, for_vectors};
+use super::simd::Simd;
 use crate::mlstm::Step;
 use crate::scalar::LANES;
 
@@ -39,9 +40,9 @@ pub(crate) fn mlstm_cell<S: Simd>(
     for_vectors!(s, |x in out| s.mul(x, scale));
 }
 
-/// `N` vectors of columns from `c` on, and how many columns that is.
+/// `VECTORS` vectors of columns from `c` on. Returns the number of columns.
 #[inline(always)]
-fn columns<S: Simd, const N: usize>(
+fn columns<S: Simd, const VECTORS: usize>(
     s: S,
     step: Step,
     (q, k, v): (&[f32], &[f32], &[f32]),
@@ -49,20 +50,20 @@ fn columns<S: Simd, const N: usize>(
     c: usize,
     out: &mut [f32],
 ) -> usize {
-    let width = N * LANES;
+    let width = VECTORS * LANES;
     let (values, _) = v[c..c + width].as_chunks::<LANES>();
-    let mut v_lanes = [s.splat(0.0); N];
+    let mut v_lanes = [s.splat(0.0); VECTORS];
     for (lanes, values) in v_lanes.iter_mut().zip(values) {
         *lanes = s.load_array(values);
     }
-    let mut sums = [s.splat(0.0); N];
+    let mut sums = [s.splat(0.0); VECTORS];
     let decay = s.splat(step.decay);
     let rows = memory.chunks_exact_mut(v.len());
     for ((row, &q), &k) in rows.zip(q).zip(k) {
         let row = &mut row[c..c + width];
         let (write, read) = (s.splat(step.input * k), s.splat(q));
-        for j in 0..N {
-            // SAFETY: the slice above holds `N` vectors.
+        for j in 0..VECTORS {
+            // SAFETY: the slice above holds `VECTORS` vectors.
             unsafe {
                 let p = row.as_mut_ptr().add(j * LANES);
                 let new = s.fma(write, v_lanes[j], s.mul(decay, s.load(p)));

@@ -35,7 +35,7 @@ macro_rules! implement {
             }
             #[inline(always)]
             unsafe fn load(self, p: *const u8) -> Bytes {
-                // SAFETY: the caller vouches for 64 bytes.
+                // SAFETY: the caller guarantees 64 bytes.
                 core::array::from_fn(|i| unsafe { vld1q_u8(p.add(16 * i)) })
             }
             #[inline(always)]
@@ -81,7 +81,7 @@ macro_rules! implement {
             }
             #[inline(always)]
             unsafe fn load_signed(self, p: *const u8) -> Bytes {
-                // SAFETY: the caller vouches for 64 bytes; the token proves NEON.
+                // SAFETY: the caller guarantees 64 bytes; the token proves NEON.
                 unsafe { self.load(p).map(|b| veorq_u8(b, vdupq_n_u8(128))) }
             }
             #[inline(always)]
@@ -99,13 +99,13 @@ macro_rules! implement {
             }
             #[inline(always)]
             unsafe fn load_i8(self, p: *const u8) -> Quad {
-                // SAFETY: the caller vouches for 16 bytes, which have no alignment to keep.
+                // SAFETY: the caller guarantees 16 bytes, which have no alignment to keep.
                 let bytes = unsafe { p.cast::<[i8; LANES]>().read() };
                 self.0.load_lanes(bytes.map(f32::from))
             }
             #[inline(always)]
             unsafe fn load_sixes(self, p: *const u8) -> [Quad; 4] {
-                // SAFETY: the caller vouches for 48 bytes; the token proves NEON.
+                // SAFETY: the caller guarantees 48 bytes; the token proves NEON.
                 unsafe {
                     let (a, b, c) = (vld1q_u8(p), vld1q_u8(p.add(16)), vld1q_u8(p.add(32)));
                     let low = |v| vandq_u8(v, vdupq_n_u8(63));

@@ -14,7 +14,7 @@ use crate::vector::{self, Simd};
 vector::entry_points!(
     Neon,
     { #[target_feature(enable = "neon")] },
-    tile 2 x 2, alone 4, wide 1
+    linear 2 x 2, short_rows 4, matmul 1
 );
 
 /// Lanes 0..4, 4..8, 8..12 and 12..16.
@@ -67,13 +67,13 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Quad {
-        // SAFETY: the caller vouches for 16 values.
+        // SAFETY: the caller guarantees 16 values.
         core::array::from_fn(|i| unsafe { vld1q_f32(p.add(4 * i)) })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Quad) {
         for (i, v) in v.into_iter().enumerate() {
-            // SAFETY: the caller vouches for 16 values.
+            // SAFETY: the caller guarantees 16 values.
             unsafe { vst1q_f32(p.add(4 * i), v) }
         }
     }
@@ -81,7 +81,7 @@ impl Simd for Neon {
     unsafe fn load_f16(self, p: *const u8) -> Quad {
         core::array::from_fn(|i| {
             // The intrinsic needs the unstable type `f16`; the instruction belongs to plain NEON.
-            // SAFETY: the caller vouches for 32 bytes.
+            // SAFETY: the caller guarantees 32 bytes.
             unsafe {
                 let h = vld1_u8(p.add(8 * i));
                 let v: float32x4_t;
@@ -98,7 +98,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u8) -> Quad {
         core::array::from_fn(|i| {
-            // SAFETY: the caller vouches for 32 bytes.
+            // SAFETY: the caller guarantees 32 bytes.
             unsafe {
                 let h = vreinterpret_u16_u8(vld1_u8(p.add(8 * i)));
                 vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(h)))
@@ -107,7 +107,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [Quad; 4] {
-        // SAFETY: the caller vouches for 192 bytes.
+        // SAFETY: the caller guarantees 192 bytes.
         unsafe {
             let (sign, base) = (vdupq_n_u8(0x80), vdupq_n_u8(base));
             let mut out = [[vdupq_n_f32(0.0); 4]; 4];
@@ -135,7 +135,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [Quad; 2] {
-        // SAFETY: the caller vouches for 64 bytes; the token proves NEON.
+        // SAFETY: the caller guarantees 64 bytes; the token proves NEON.
         unsafe {
             let pairs: [uint32x4_t; 4] =
                 core::array::from_fn(|i| vreinterpretq_u32_u8(vld1q_u8(p.add(16 * i))));

@@ -39,7 +39,7 @@ fn add_products(_: Avx2, acc: __m256i, unsigned: __m256i, signed: __m256i) -> __
 /// The CPU has AVX2.
 #[inline(always)]
 unsafe fn upper2(b: __m256i, i: usize) -> __m256i {
-    // SAFETY: the caller vouches for AVX2.
+    // SAFETY: the caller guarantees AVX2.
     unsafe {
         let moved = match i {
             0 => _mm256_slli_epi16::<4>(b),
@@ -57,7 +57,7 @@ unsafe fn upper2(b: __m256i, i: usize) -> __m256i {
 /// The CPU has AVX2.
 #[inline(always)]
 unsafe fn dot_signed(avx2: Avx2, acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
-    // SAFETY: the caller vouches for AVX2.
+    // SAFETY: the caller guarantees AVX2.
     let (magnitude, x) = unsafe { (_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) };
     add_products(avx2, acc, magnitude, x)
 }
@@ -68,7 +68,7 @@ unsafe fn dot_signed(avx2: Avx2, acc: __m256i, w: __m256i, x: __m256i) -> __m256
 /// `p` is valid for reading 40 bytes; the CPU has AVX2.
 #[inline(always)]
 unsafe fn sixes(p: *const u8) -> [__m256i; 4] {
-    // SAFETY: the caller vouches for both.
+    // SAFETY: the caller guarantees both.
     unsafe {
         let low = _mm256_set1_epi32(63);
         let a = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
@@ -99,7 +99,7 @@ impl Int8 for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const u8) -> Ints {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe {
             [
                 _mm256_loadu_si256(p.cast()),
@@ -146,7 +146,7 @@ impl Int8 for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_signed(self, p: *const u8) -> Ints {
-        // SAFETY: the caller vouches for 64 bytes; the token proves AVX2.
+        // SAFETY: the caller guarantees 64 bytes; the token proves AVX2.
         unsafe {
             let (b, sign) = (self.load(p), _mm256_set1_epi8(-128));
             [_mm256_xor_si256(b[0], sign), _mm256_xor_si256(b[1], sign)]
@@ -174,7 +174,7 @@ impl Int8 for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> Pair {
-        // SAFETY: the caller vouches for 16 bytes.
+        // SAFETY: the caller guarantees 16 bytes.
         unsafe {
             self.to_f32([
                 _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())),
@@ -184,7 +184,7 @@ impl Int8 for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_sixes(self, p: *const u8) -> [Pair; 4] {
-        // SAFETY: the caller vouches for 48 bytes; the token proves AVX2.
+        // SAFETY: the caller guarantees 48 bytes; the token proves AVX2.
         let (first, second) = unsafe { (sixes(p), sixes(p.add(8))) };
         [
             self.to_f32([first[0], second[0]]),

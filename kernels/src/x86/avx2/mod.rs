@@ -13,7 +13,7 @@ use crate::vector::{self, Simd};
 vector::entry_points!(
     Avx2,
     { #[target_feature(enable = "avx2,fma,f16c")] },
-    tile 2 x 3, alone 4, wide 1
+    linear 2 x 3, short_rows 4, matmul 1
 );
 
 /// The tree of eight lanes.
@@ -22,7 +22,7 @@ vector::entry_points!(
 /// The CPU has AVX.
 #[inline(always)]
 pub(in crate::x86) unsafe fn sum_of_8(v: __m256) -> f32 {
-    // SAFETY: the caller vouches for AVX.
+    // SAFETY: the caller guarantees AVX.
     crate::x86::sum_of_4(unsafe { four(v) })
 }
 
@@ -32,7 +32,7 @@ pub(in crate::x86) unsafe fn sum_of_8(v: __m256) -> f32 {
 /// The CPU has AVX.
 #[inline(always)]
 unsafe fn four(v: __m256) -> __m128 {
-    // SAFETY: the caller vouches for AVX.
+    // SAFETY: the caller guarantees AVX.
     unsafe { _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)) }
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Pair(__m256, __m256);
 /// The CPU has AVX.
 #[inline(always)]
 unsafe fn max_or_nan(a: __m256, b: __m256) -> __m256 {
-    // SAFETY: the caller vouches for AVX.
+    // SAFETY: the caller guarantees AVX.
     unsafe {
         let larger = _mm256_cmp_ps::<_CMP_GT_OQ>(a, b);
         let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a);
@@ -60,7 +60,7 @@ unsafe fn max_or_nan(a: __m256, b: __m256) -> __m256 {
 /// The CPU has AVX2.
 #[inline(always)]
 unsafe fn power(n: __m256i) -> __m256 {
-    // SAFETY: the caller vouches for AVX2.
+    // SAFETY: the caller guarantees AVX2.
     unsafe {
         let biased = _mm256_add_epi32(n, _mm256_set1_epi32(127));
         _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
@@ -73,7 +73,7 @@ unsafe fn power(n: __m256i) -> __m256 {
 /// The CPU has AVX2.
 #[inline(always)]
 unsafe fn scale(p: __m256, t: __m256) -> __m256 {
-    // SAFETY: the caller vouches for AVX2.
+    // SAFETY: the caller guarantees AVX2.
     unsafe {
         let magic = _mm256_set1_epi32(MAGIC.to_bits() as i32);
         let n = _mm256_sub_epi32(_mm256_castps_si256(t), magic);
@@ -89,7 +89,7 @@ unsafe fn scale(p: __m256, t: __m256) -> __m256 {
 /// `p` is valid for reading 16 bytes; the CPU has AVX2.
 #[inline(always)]
 unsafe fn widen_bf16(p: *const u8) -> __m256 {
-    // SAFETY: the caller vouches for both.
+    // SAFETY: the caller guarantees both.
     unsafe {
         let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
@@ -102,7 +102,7 @@ unsafe fn widen_bf16(p: *const u8) -> __m256 {
 /// The CPU has AVX2.
 #[inline(always)]
 unsafe fn widen_words(words: __m256i) -> Pair {
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees the instructions.
     unsafe {
         let widen =
             |words| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(words)));
@@ -122,12 +122,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Pair {
-        // SAFETY: the caller vouches for 16 values.
+        // SAFETY: the caller guarantees 16 values.
         unsafe { Pair(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Pair) {
-        // SAFETY: the caller vouches for 16 values.
+        // SAFETY: the caller guarantees 16 values.
         unsafe {
             _mm256_storeu_ps(p, v.0);
             _mm256_storeu_ps(p.add(8), v.1);
@@ -135,7 +135,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u8) -> Pair {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe {
             Pair(
                 _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
@@ -145,12 +145,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u8) -> Pair {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe { Pair(widen_bf16(p), widen_bf16(p.add(16))) }
     }
     #[inline(always)]
     unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [Pair; 4] {
-        // SAFETY: the caller vouches for 192 bytes.
+        // SAFETY: the caller guarantees 192 bytes.
         unsafe {
             let (sign, base) = (_mm256_set1_epi8(-128), _mm256_set1_epi8(base as i8));
             let mut words = [[_mm256_setzero_si256(); 2]; 2];
@@ -183,7 +183,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [Pair; 2] {
-        // SAFETY: the caller vouches for 64 bytes; the token proves AVX2.
+        // SAFETY: the caller guarantees 64 bytes; the token proves AVX2.
         unsafe {
             let [low, high] = [p, p.add(32)].map(|p| _mm256_loadu_si256(p.cast()));
             let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));

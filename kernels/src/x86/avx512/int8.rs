@@ -21,7 +21,7 @@ macro_rules! implement {
             }
             #[inline(always)]
             unsafe fn load(self, p: *const u8) -> __m512i {
-                // SAFETY: the caller vouches for 64 bytes.
+                // SAFETY: the caller guarantees 64 bytes.
                 unsafe { _mm512_loadu_si512(p.cast()) }
             }
             #[inline(always)]
@@ -64,12 +64,12 @@ macro_rules! implement {
             }
             #[inline(always)]
             unsafe fn load_i8(self, p: *const u8) -> __m512 {
-                // SAFETY: the caller vouches for 16 bytes.
+                // SAFETY: the caller guarantees 16 bytes.
                 unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
             }
             #[inline(always)]
             unsafe fn load_sixes(self, p: *const u8) -> [__m512; 4] {
-                // SAFETY: the caller vouches for 48 bytes; the token proves AVX-512 F.
+                // SAFETY: the caller guarantees 48 bytes; the token proves AVX-512 F.
                 unsafe {
                     let low = _mm512_set1_epi32(63);
                     let a = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
@@ -148,7 +148,7 @@ pub(crate) mod vnni {
         }
         #[inline(always)]
         unsafe fn load_signed(self, p: *const u8) -> __m512i {
-            // SAFETY: the caller vouches for 64 bytes.
+            // SAFETY: the caller guarantees 64 bytes.
             unsafe { self.load(p) }
         }
         #[inline(always)]
@@ -196,7 +196,7 @@ pub(crate) mod plain {
         }
         #[inline(always)]
         unsafe fn load_signed(self, p: *const u8) -> __m512i {
-            // SAFETY: the caller vouches for 64 bytes.
+            // SAFETY: the caller guarantees 64 bytes.
             unsafe { _mm512_xor_si512(self.load(p), _mm512_set1_epi8(-128)) }
         }
         #[inline(always)]

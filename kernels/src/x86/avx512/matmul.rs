@@ -1,16 +1,16 @@
-//! Products of matrices rounded to bf16, two values of k in a word.
+//! Matrix products in bfloat16: two values of k per word.
 
 use core::arch::x86_64::*;
 use core::mem::transmute;
 
-use super::bf16::Bf16;
+use super::bf16::Avx512Bf16;
 use crate::isa::Avx512;
 use crate::matmul::{Accumulate, Packed};
 use crate::vector::{self, Packing};
 use crate::view::{View, ViewMut};
 
-impl Packing<Avx512> for Bf16 {
-    const PER_WORD: usize = 2;
+impl Packing<Avx512> for Avx512Bf16 {
+    const K_PER_WORD: usize = 2;
     #[inline(always)]
     fn pack_k(self, _s: Avx512, first: __m512, second: __m512) -> __m512 {
         // SAFETY: the tokens prove AVX-512 F and BF16, here and below. Both types are 512 bits.
@@ -43,7 +43,7 @@ impl Packing<Avx512> for Bf16 {
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn matmul_bf16(
     s: Avx512,
-    packing: Bf16,
+    packing: Avx512Bf16,
     accumulate: Accumulate,
     c: &mut ViewMut<'_, f32>,
     scale: f32,
@@ -55,6 +55,6 @@ pub(crate) fn matmul_bf16(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-pub(crate) fn multiply_adds_bf16(s: Avx512, packing: Bf16, rounds: usize) -> (u64, f32) {
+pub(crate) fn multiply_adds_bf16(s: Avx512, packing: Avx512Bf16, rounds: usize) -> (u64, f32) {
     vector::multiply_adds::<_, _, 4>(s, packing, rounds)
 }

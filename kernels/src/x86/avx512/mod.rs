@@ -15,7 +15,7 @@ use crate::vector::{self, Simd};
 vector::entry_points!(
     Avx512,
     { #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")] },
-    tile 4 x 6, alone 8, wide 4
+    linear 4 x 6, short_rows 8, matmul 4
 );
 
 /// 32 bfloat16 values, widened.
@@ -24,7 +24,7 @@ vector::entry_points!(
 /// The CPU has AVX-512 F and BW.
 #[inline(always)]
 unsafe fn widen_words(words: __m512i) -> [__m512; 2] {
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees the instructions.
     unsafe {
         // As in `load_bf16`.
         const UPPER: u32 = 0xaaaa_aaaa;
@@ -48,22 +48,22 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {
-        // SAFETY: the caller vouches for 16 values.
+        // SAFETY: the caller guarantees 16 values.
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
-        // SAFETY: the caller vouches for 16 values.
+        // SAFETY: the caller guarantees 16 values.
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u8) -> __m512 {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u8) -> __m512 {
-        // SAFETY: the caller vouches for 32 bytes.
+        // SAFETY: the caller guarantees 32 bytes.
         unsafe {
             // One instruction puts a value into the upper half of its lane and zeros into the lower;
             // widening and shifting are two.
@@ -77,7 +77,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn unpack(self, group: *const u8, half: usize, base: u8) -> [__m512; 4] {
-        // SAFETY: the caller vouches for 192 bytes.
+        // SAFETY: the caller guarantees 192 bytes.
         unsafe {
             let bytes = _mm512_loadu_si512(group.add(half * 64).cast());
             let codes = _mm512_loadu_si512(group.add(128).cast());
@@ -103,7 +103,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [__m512; 2] {
-        // SAFETY: the caller vouches for 64 bytes.
+        // SAFETY: the caller guarantees 64 bytes.
         unsafe {
             let pairs = _mm512_loadu_si512(p.cast());
             let odd = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000u32 as i32));

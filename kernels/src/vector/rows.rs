@@ -1,10 +1,58 @@
-//! Everything that is not a matrix: softmax, norms, gates, rotations and elementwise sums.
+//! Rows of activations: softmax, norms, gates, rotations and elementwise sums.
 
-use super::linear::{Bf16, Element, F16, F32, prefetch_address, prefetch_row};
-use super::{Simd, dot, fold_vectors, for_vectors};
-use crate::scalar::{self, LANES};
-use crate::{FloatSlice, StridedRows, View, ViewMut, Weights};
 use half::f16;
+
+use super::element::{Bf16, Element, F16, F32};
+use super::linear::dot;
+use super::simd::Simd;
+use crate::scalar::{self, LANES};
+use crate::weights::Weights;
+
+/// Replaces each vector `$v` of the slice `$x` by `$body`, which may also name the vector `$w` of the
+/// slice `$y`. Lanes past the end see zeros.
+///
+/// A macro, because a closure might not be inlined, and then every instruction is a call.
+macro_rules! for_vectors {
+    ($s:ident, |$v:ident in $x:ident $(, $w:ident in $y:ident)?| $body:expr) => {{
+        let (x, x_tail) = $x.as_chunks_mut::<LANES>();
+        $(let (y, y_tail) = $y.as_chunks::<LANES>();)?
+        #[allow(clippy::needless_range_loop)]
+        for i in 0..x.len() {
+            let $v = $s.load_array(&x[i]);
+            $(let $w = $s.load_array(&y[i]);)?
+            let v = $body;
+            // SAFETY: an array of 16 values.
+            unsafe { $s.store(x[i].as_mut_ptr(), v) };
+        }
+        if !x_tail.is_empty() {
+            let $v = $s.load_padded(x_tail, 0.0);
+            $(let $w = $s.load_padded(y_tail, 0.0);)?
+            let v = $body;
+            $s.store_first(x_tail, v);
+        }
+    }};
+}
+
+pub(super) use for_vectors;
+
+/// Folds the vectors `$v` of the slice `$x` into `$acc` by `$body`. Lanes without an element in the last
+/// vector do not change.
+macro_rules! fold_vectors {
+    ($s:ident, $start:expr, |$acc:ident, $v:ident in $x:ident| $body:expr) => {{
+        let (x, tail) = $x.as_chunks::<LANES>();
+        let mut $acc = $start;
+        for x in x {
+            let $v = $s.load_array(x);
+            $acc = $body;
+        }
+        if !tail.is_empty() {
+            let $v = $s.load_padded(tail, 0.0);
+            $acc = $s.first(tail.len(), $body, $acc);
+        }
+        $acc
+    }};
+}
+pub(super) use fold_vectors;
 
 /// `e^x`, by the operations of [`scalar::exp`].
 #[inline(always)]
@@ -45,7 +93,7 @@ pub(crate) fn softmax<S: Simd>(s: S, x: &mut [f32]) {
 #[inline(always)]
 pub(crate) fn log_softmax_entropy<S: Simd>(s: S, logits: &[f32]) -> f32 {
     let max = s.splat(max_of(s, logits));
-    let lowest = s.splat(scalar::LOWEST);
+    let lowest = s.splat(scalar::exp::LOWEST);
     let zero = s.splat(0.0);
     let sum = fold_vectors!(s, zero, |acc, v in logits| {
         s.add(acc, exp(s, s.max(lowest, s.sub(v, max))))
@@ -135,129 +183,6 @@ pub(crate) fn max_assign<S: Simd>(s: S, acc: &mut [f32], row: &[f32]) {
     for_vectors!(s, |v in acc, w in row| s.max_or_nan(w, v));
 }
 
-/// See [`crate::weighted_sum`].
-#[inline(always)]
-pub(crate) fn weighted_sum<S: Simd>(
-    s: S,
-    p: View<'_, f32>,
-    rows: StridedRows<'_>,
-    acc: &mut ViewMut<'_, f32>,
-) {
-    match rows.values {
-        FloatSlice::F32(_) => weighted_sum_of::<S, F32>(s, p, rows, acc),
-        FloatSlice::F16(_) => weighted_sum_of::<S, F16>(s, p, rows, acc),
-    }
-}
-
-#[inline(always)]
-fn weighted_sum_of<S: Simd, E: Element>(
-    s: S,
-    p: View<'_, f32>,
-    mut rows: StridedRows<'_>,
-    acc: &mut ViewMut<'_, f32>,
-) {
-    let ((m, n), d) = (p.shape(), acc.shape().1);
-    if n == 0 {
-        return;
-    }
-    let stride = rows.stride * E::BYTES;
-    let whole = d - d % LANES;
-    let mut c = 0;
-    while c < whole {
-        let vectors = match (whole - c) / LANES {
-            8.. if S::WIDE && m == 1 => 8,
-            4.. if S::WIDE || m == 1 => 4,
-            2.. => 2,
-            _ => 1,
-        };
-        let mut i = 0;
-        while i < m {
-            i += match (vectors, m - i) {
-                (8, _) => weighted_columns::<S, E, 1, 8>(s, p, i, rows, acc, c),
-                (4, 4..) if S::WIDE => weighted_columns::<S, E, 4, 4>(s, p, i, rows, acc, c),
-                (4, _) => weighted_columns::<S, E, 1, 4>(s, p, i, rows, acc, c),
-                (2, 2..) if !S::WIDE => weighted_columns::<S, E, 2, 2>(s, p, i, rows, acc, c),
-                (2, _) => weighted_columns::<S, E, 1, 2>(s, p, i, rows, acc, c),
-                _ => weighted_columns::<S, E, 1, 1>(s, p, i, rows, acc, c),
-            };
-            rows.next = FloatSlice::F32(&[]);
-        }
-        c += vectors * LANES;
-    }
-    if whole == d {
-        return;
-    }
-    let bytes = (d - whole) * E::BYTES;
-    let rows = rows.values.bytes();
-    for i in 0..m {
-        let tail = &mut acc.row(i)[whole..];
-        let mut sum = s.load_padded(tail, 0.0);
-        for (j, &p) in p.row(i, 0, n).iter().enumerate() {
-            let row = E::load_padded(s, &rows[j * stride + whole * E::BYTES..][..bytes]);
-            sum = s.fma(s.splat(p), row, sum);
-        }
-        s.store_first(tail, sum);
-    }
-}
-
-/// `VECTORS` vectors from column `c` on of `INPUTS` weighted sums from `i` on: the sums stay in registers over all
-/// the rows. Returns `INPUTS`.
-#[inline(always)]
-fn weighted_columns<S: Simd, E: Element, const INPUTS: usize, const VECTORS: usize>(
-    s: S,
-    p: View<'_, f32>,
-    i: usize,
-    rows: StridedRows<'_>,
-    acc: &mut ViewMut<'_, f32>,
-    c: usize,
-) -> usize {
-    let n = p.shape().1;
-    let (stride, next) = (rows.stride * E::BYTES, rows.next.bytes());
-    let rows = &rows.values.bytes()[c * E::BYTES..];
-    let width = VECTORS * LANES;
-    let mut sums = [[s.splat(0.0); VECTORS]; INPUTS];
-    for (m, sums) in sums.iter_mut().enumerate() {
-        let (acc, _) = acc.row(i + m)[c..c + width].as_chunks::<LANES>();
-        for (sum, acc) in sums.iter_mut().zip(acc) {
-            *sum = s.load_array(acc);
-        }
-    }
-    let weights: [&[f32]; INPUTS] = core::array::from_fn(|m| p.row(i + m, 0, n));
-    assert!(weights.iter().all(|w| w.len() == n));
-    // One sum takes whole rows without gaps as one stream, as the dot products do.
-    let is_stream = INPUTS == 1 && stride == width * E::BYTES;
-    for j in 0..n {
-        let row = &rows[j * stride..][..width * E::BYTES];
-        match is_stream {
-            true => {
-                let prefetch = prefetch_address(rows, next, j * stride);
-                for line in (0..width * E::BYTES).step_by(64) {
-                    s.prefetch_streaming(prefetch.wrapping_add(line));
-                }
-            }
-            false => prefetch_row(s, next, j * stride, acc.shape().1 * E::BYTES),
-        }
-        let mut p = [s.splat(0.0); INPUTS];
-        for (p, weights) in p.iter_mut().zip(weights) {
-            *p = s.splat(weights[j]);
-        }
-        for v in 0..VECTORS {
-            // SAFETY: the slice above holds `VECTORS` vectors.
-            let value = unsafe { E::load(s, row.as_ptr().add(v * LANES * E::BYTES)) };
-            for (sums, p) in sums.iter_mut().zip(p) {
-                sums[v] = s.fma(p, value, sums[v]);
-            }
-        }
-    }
-    for (m, sums) in sums.into_iter().enumerate() {
-        let (acc, _) = acc.row(i + m)[c..c + width].as_chunks_mut::<LANES>();
-        for (acc, sum) in acc.iter_mut().zip(sums) {
-            *acc = s.to_array(sum);
-        }
-    }
-    INPUTS
-}
-
 /// See [`crate::to_f16`].
 #[inline(always)]
 pub(crate) fn to_f16<S: Simd>(s: S, x: &[f32], out: &mut [f16]) {
@@ -278,7 +203,7 @@ pub(crate) fn add_row<S: Simd>(s: S, acc: &mut [f32], row: Weights) {
         Weights::F32(b) => add_row_of::<S, F32>(s, acc, b),
         Weights::F16(b) => add_row_of::<S, F16>(s, acc, b),
         Weights::Bf16(b) => add_row_of::<S, Bf16>(s, acc, b),
-        Weights::Bf12(_) | Weights::Blocks(..) => panic!("weights of a row depend on each other"),
+        Weights::Bf12(_) | Weights::Blocks(..) => panic!("the row is not an array of weights"),
     }
 }
 

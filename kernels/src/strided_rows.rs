@@ -1,12 +1,11 @@
-//! [`FloatSlice`]: rows that lie some distance apart, as attention keeps its keys and values.
+//! [`StridedRows`]: the keys or values of one head, as attention reads them.
 
 use std::ops::Range;
 
 use half::f16;
 
-/// Values of one of the types that keys and values are kept in.
+/// A slice of f32 or f16 values.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub enum FloatSlice<'a> {
     /// 32-bit floats.
     F32(&'a [f32]),
@@ -14,15 +13,15 @@ pub enum FloatSlice<'a> {
     F16(&'a [f16]),
 }
 
-/// Rows some distance apart: keys or values of one head.
+/// Rows at a fixed distance: the keys or values of one head.
 #[derive(Clone, Copy, Debug)]
 pub struct StridedRows<'a> {
-    /// From the first row on.
+    /// The values from the first row on.
     pub values: FloatSlice<'a>,
-    /// Values from one row to the next.
+    /// The number of values from one row to the next.
     pub stride: usize,
-    /// What is read after these rows, as far apart: it is asked for row by row meanwhile, as waiting for
-    /// memory is most of what attention does. May be empty.
+    /// The values that will be read after these rows, at the same stride. The kernels prefetch them row by
+    /// row, because attention spends most of its time waiting for memory. May be empty.
     pub next: FloatSlice<'a>,
 }
 
@@ -36,7 +35,7 @@ impl<'a> FloatSlice<'a> {
         }
     }
 
-    /// Bytes of a value.
+    /// The size of a value in bytes.
     pub fn value_bytes(self) -> usize {
         match self {
             FloatSlice::F32(_) => 4,
@@ -44,10 +43,10 @@ impl<'a> FloatSlice<'a> {
         }
     }
 
-    /// Some of the values.
+    /// The values in `range`.
     ///
     /// # Panics
-    /// If there are not that many.
+    /// If the range is out of bounds.
     pub fn slice(self, range: Range<usize>) -> Self {
         match self {
             FloatSlice::F32(x) => FloatSlice::F32(&x[range]),
@@ -55,23 +54,23 @@ impl<'a> FloatSlice<'a> {
         }
     }
 
-    /// Value `index`, widened exactly.
+    /// Value `index` as f32, exactly.
     #[inline]
-    pub(crate) fn at(self, index: usize) -> f32 {
+    pub(crate) fn get(self, index: usize) -> f32 {
         match self {
             FloatSlice::F32(x) => x[index],
             FloatSlice::F16(x) => x[index].to_f32(),
         }
     }
 
-    /// The values as they lie in memory.
+    /// The values as bytes in memory order.
     #[inline(always)]
     pub(crate) fn bytes(self) -> &'a [u8] {
         let (start, len) = match self {
             FloatSlice::F32(x) => (x.as_ptr().cast(), size_of_val(x)),
             FloatSlice::F16(x) => (x.as_ptr().cast(), size_of_val(x)),
         };
-        // SAFETY: the bytes of a slice of numbers, all of them initialised, borrowed as long.
+        // SAFETY: the bytes of an initialised slice of numbers, with the lifetime of that slice.
         unsafe { core::slice::from_raw_parts(start, len) }
     }
 }
