@@ -1,23 +1,26 @@
-//! bfloat16 in 12 bits: the exponents of neighbouring weights are much alike, so four bits tell them.
+//! bfloat16 in 12 bits: the exponents of neighbouring weights are similar, so four bits are enough for them.
 //!
 //! # Bytes
 //!
-//! A row of `cols` weights is cut into groups of 128, the last padded with zeros. It takes [`Bf12::row_bytes`]:
+//! A row of `cols` weights is split into groups of 128, and the last group is padded with zeros. A row has
+//! [`Bf12::row_bytes`] bytes:
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 192 a group | 128 bytes, sign (bit 7) and mantissa (bits 0 to 6) of a weight each; 64 bytes, the exponent codes |
-//! | 1 a group | `base` |
-//! | 4 a slot | exceptions: column (24 bits), exponent (8 bits); 0xffffffff where there is none |
+//! | 192 per group | 128 bytes: sign (bit 7) and mantissa (bits 0 to 6) of one weight each; 64 bytes: the exponent codes |
+//! | 1 per group | `base` |
+//! | 4 per slot | an exception: column (24 bits), exponent (8 bits); 0xffffffff in an empty slot |
 //!
-//! as many slots as fit before the next multiple of 64 bytes, and 8 at least. Weight `k` of a group has byte
-//! [`place`]`(k)` and the nibble of that number: the lower ones of the 64 bytes, then the upper ones. Instructions
-//! which merge the bytes of two vectors in lanes of 128 bits then give weights in order.
+//! There are at least 8 slots, and as many as fit before the next multiple of 64 bytes. Weight `k` of a group uses byte
+//! [`byte_index`]`(k)` and the nibble of the same index, where the lower nibbles of the 64 bytes come before the upper
+//! nibbles. In this order, instructions that interleave the bytes of two vectors within 128-bit lanes give the weights
+//! in sequence.
 //!
-//! Code 0 stands for exponent 0 (zero, and numbers below 2^-126), code `c` for `base + c`. A weight more than
-//! 2^14 times smaller than the largest of its group, one in some ten thousand, is an exception. Of a row
-//! with more exceptions than slots the last become the nearest that codes can say, which is off by less than
-//! 2^-14 of that largest; otherwise nothing is lost, and results are those of plain bfloat16, bit for bit.
+//! Code 0 means exponent 0 (zero, and numbers below 2^-126), and code `c` means exponent `base + c`. A weight that is
+//! more than 2^14 times smaller than the largest of its group is an exception; about one in ten thousand is. If a row
+//! has more exceptions than slots, the last exceptions are rounded to the nearest value that has a code. The error is
+//! less than 2^-14 of the largest weight of the group. Otherwise packing is lossless, and results have the same bits as
+//! with plain bfloat16.
 
 use half::bf16;
 
@@ -27,36 +30,36 @@ pub(crate) const GROUP: usize = 128;
 pub(crate) const GROUP_BYTES: usize = GROUP + GROUP / 2;
 /// Bytes of an exception.
 const SLOT: usize = 4;
-const LEAST_SLOTS: usize = 8;
-/// More columns than an exception can number: the last number is that of an empty slot.
+const MIN_SLOTS: usize = 8;
+/// The first number of columns that is too large for an exception: the last column number marks an empty slot.
 const MAX_COLS: usize = 1 << 24;
 /// Largest code.
-const CODES: u8 = 15;
+const MAX_CODE: u8 = 15;
 
-/// Packed rows, which [`crate::Weights::Bf12`] is a matrix of.
+/// The row format of [`crate::Weights::Bf12`].
 #[derive(Debug)]
 pub enum Bf12 {}
 
 impl Bf12 {
-    /// Bytes of a row of `cols` weights, a multiple of 64; `None` if that overflows, or for more columns than
-    /// exceptions can number, 2^24 and more.
+    /// The size in bytes of a row of `cols` weights, a multiple of 64. `None` for 2^24 columns or more, which exceptions
+    /// cannot number.
     pub fn row_bytes(cols: usize) -> Option<usize> {
         let groups = cols.div_ceil(GROUP);
         match cols {
             0 => Some(0),
             1..MAX_COLS => {
-                let least = groups * (GROUP_BYTES + 1) + LEAST_SLOTS * SLOT;
-                Some(least.next_multiple_of(64))
+                let min_bytes = groups * (GROUP_BYTES + 1) + MIN_SLOTS * SLOT;
+                Some(min_bytes.next_multiple_of(64))
             }
             _ => None,
         }
     }
 
-    /// Rounds a row to bfloat16, to the nearest, ties to even, and packs it; see [`crate::Weights::Bf12`] for
-    /// what may be lost.
+    /// Rounds a row to bfloat16, to nearest, ties to even, and packs it. See [`crate::Weights::Bf12`] for when this is
+    /// lossy.
     ///
     /// # Panics
-    /// If `out` does not have [`Bf12::row_bytes`].
+    /// If `out` does not have [`Bf12::row_bytes`] bytes.
     pub fn pack_row(row: &[f32], out: &mut [u8]) {
         assert_eq!(
             Some(out.len()),
@@ -67,9 +70,9 @@ impl Bf12 {
     }
 }
 
-/// Where weight `k` of a group has its byte; those of eight weights follow each other.
+/// The index of the byte of weight `k` of a group. The bytes of each eight weights are contiguous.
 #[inline(always)]
-pub(crate) fn place(k: usize) -> usize {
+pub(crate) fn byte_index(k: usize) -> usize {
     k / 64 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8
 }
 
@@ -82,48 +85,48 @@ pub(crate) fn parts(row: &[u8], cols: usize) -> (&[[u8; GROUP_BYTES]], &[u8], Ex
     (planes.as_chunks().0, bases, Exceptions(slots.as_chunks().0))
 }
 
-/// The exceptions of a row that are not yet put in, in the order of their columns.
+/// The exceptions of a row that have not been applied yet, in column order.
 #[derive(Clone, Copy)]
 pub(crate) struct Exceptions<'a>(&'a [[u8; SLOT]]);
 
 impl Exceptions<'_> {
-    /// Column and exponent of the first.
+    /// Column and exponent of the first exception.
     #[inline(always)]
     fn first(&self) -> Option<(usize, u32)> {
         let slot = u32::from_le_bytes(*self.0.first()?);
         Some(((slot & 0xff_ffff) as usize, slot >> 24))
     }
 
-    /// The column of the first, or more than any row has.
+    /// The column of the first exception, or `usize::MAX`.
     #[inline(always)]
     pub(crate) fn next(&self) -> usize {
         self.first().map_or(usize::MAX, |(column, _)| column)
     }
 
-    /// Sets the exponents of those in the columns of `weights`, which begin with `first`, and returns the
-    /// column of the next.
+    /// Sets the exponents of the exceptions among `weights`, the columns from `first` on. Returns the column of the next
+    /// exception.
     #[cold]
     #[inline(never)]
-    pub(crate) fn put_in(&mut self, first: usize, weights: &mut [f32]) -> usize {
+    pub(crate) fn apply(&mut self, first: usize, weights: &mut [f32]) -> usize {
         while let Some((column, exponent)) = self.first()
             && column < first + weights.len()
         {
             self.0 = &self.0[1..];
-            // Out of order in a file that is not ours: let alone.
-            if let Some(at) = column.checked_sub(first) {
-                let bits = weights[at].to_bits() & 0x807f_ffff;
-                weights[at] = f32::from_bits(bits | exponent << 23);
+            // A file that we did not write may have exceptions out of order. They are ignored.
+            if let Some(index) = column.checked_sub(first) {
+                let bits = weights[index].to_bits() & 0x807f_ffff;
+                weights[index] = f32::from_bits(bits | exponent << 23);
             }
         }
         self.next()
     }
 }
 
-/// The weight whose byte is at `at` in a group, exceptions apart.
+/// The weight whose byte has index `index` in a group, without exceptions.
 #[inline(always)]
-pub(crate) fn weight(group: &[u8; GROUP_BYTES], base: u8, at: usize) -> f32 {
-    let byte = u32::from(group[at]);
-    let code = group[GROUP + at % 64] >> (at / 64 * 4) & CODES;
+pub(crate) fn weight(group: &[u8; GROUP_BYTES], base: u8, index: usize) -> f32 {
+    let byte = u32::from(group[index]);
+    let code = group[GROUP + index % 64] >> (index / 64 * 4) & MAX_CODE;
     let exponent = if code == 0 {
         0
     } else {
@@ -132,16 +135,16 @@ pub(crate) fn weight(group: &[u8; GROUP_BYTES], base: u8, at: usize) -> f32 {
     f32::from_bits((byte & 0x80) << 24 | u32::from(exponent) << 23 | (byte & 0x7f) << 16)
 }
 
-/// All weights of a row (cols), by the definition.
+/// Unpacks a row (cols), by the definition.
 pub(crate) fn unpack_row(row: &[u8], out: &mut [u16]) {
     let (groups, bases, mut exceptions) = parts(row, out.len());
     for (i, out) in out.chunks_mut(GROUP / 2).enumerate() {
         let (g, first) = (i / 2, i % 2 * GROUP / 2);
         let mut values = [0.0; GROUP / 2];
         for (k, value) in values.iter_mut().enumerate() {
-            *value = weight(&groups[g], bases[g], place(first + k));
+            *value = weight(&groups[g], bases[g], byte_index(first + k));
         }
-        exceptions.put_in(i * GROUP / 2, &mut values);
+        exceptions.apply(i * GROUP / 2, &mut values);
         for (out, value) in out.iter_mut().zip(values) {
             *out = (value.to_bits() >> 16) as u16;
         }
@@ -164,7 +167,7 @@ fn pack_row(row: &[f32], out: &mut [u8]) {
             *weight = bf16::from_f32(value).to_bits();
         }
         let largest = weights.iter().map(|&w| exponent(w)).max().unwrap_or(0);
-        *base = largest.saturating_sub(CODES);
+        *base = largest.saturating_sub(MAX_CODE);
         for (k, &w) in weights.iter().enumerate() {
             let (mut byte, mut code) = ((w >> 8 & 0x80 | w & 0x7f) as u8, 0);
             match exponent(w) {
@@ -175,16 +178,16 @@ fn pack_row(row: &[f32], out: &mut [u8]) {
                         let column = (g * GROUP + k) as u32;
                         *slot = (u32::from(e) << 24 | column).to_le_bytes();
                     }
-                    // Rounded to zero, or to the smallest that has a code.
+                    // Round to zero, or to the smallest value that has a code.
                     None => {
                         byte &= 0x80;
                         code = u8::from(e == *base && w & 0x7f != 0);
                     }
                 },
             }
-            let at = place(k);
-            group[at] = byte;
-            group[GROUP + at % 64] |= code << (at / 64 * 4);
+            let index = byte_index(k);
+            group[index] = byte;
+            group[GROUP + index % 64] |= code << (index / 64 * 4);
         }
     }
 }

@@ -1,20 +1,20 @@
-//! Threads that share out the tasks of one operation after another.
+//! A thread pool for short operations that follow each other closely.
 //!
-//! Generating a byte crosses over a hundred operations of 10 to 100 us, so that calling the threads
-//! together and waiting for them has to cost about one.
+//! Generating a byte runs more than a hundred operations of 10 to 100 us each, so starting an operation on all
+//! threads and waiting for its end must cost about 1 us.
 //!
 //! ```text
-//! caller: publish the job (its number, "open"); take tasks until none is left; close it;
-//!         wait for the helpers that are inside
-//! helper: watch for an open job it has not seen; enter it; take tasks until none is left; leave
+//! caller: publish the job (its number, "open"); run tasks until none remains; close the job;
+//!         wait for the workers that are inside
+//! worker: wait for an open job with a new number; enter it; run tasks until none remains; leave
 //! ```
 //!
-//! 1. Each thread, the caller too, takes the tasks of its share in order, as neighbouring tasks read
-//!    neighbouring memory, and then what the others' shares still have. The caller waits for helpers in
-//!    the middle of a task only: one that sleeps or has lost its core delays nobody.
-//! 2. A helper without work first spins, then offers its core to others between two looks, and sleeps
-//!    after that: 200 us is longer than anything between two operations of a text being read.
-//! 3. A call that finds the pool at work for another caller, or comes out of a task, does its tasks alone.
+//! 1. Each thread, the caller included, runs the tasks of its own range in order, because neighbouring tasks read
+//!    neighbouring memory. Then it takes the remaining tasks of the other ranges. The caller only waits for workers
+//!    that are in the middle of a task: a worker that sleeps or has lost its core delays nobody.
+//! 2. An idle worker first spins, then yields its core between checks, and then sleeps. It sleeps after 200 us, which
+//!    is longer than any gap between two operations of a forward pass.
+//! 3. A call made while the pool works for another caller, or from inside a task, runs its tasks on its own thread.
 
 use core::cell::UnsafeCell;
 use core::hint::spin_loop;
@@ -29,43 +29,43 @@ use std::time::{Duration, Instant};
 
 use crate::view::ViewMut;
 
-/// Looks for work, or for the end of it, before others are let on the core: about 10 us.
+/// Checks for a new job, or for the end of one, before a thread yields its core: about 10 us.
 const SPINS: usize = 500;
 
-/// How long a helper looks before it sleeps.
+/// How long an idle worker stays awake.
 const AWAKE: Duration = Duration::from_micros(200);
 
-/// Threads, the calling one among them, that work on one job at a time.
+/// A thread pool that runs one job at a time. The calling thread takes part.
 #[derive(Debug)]
 pub struct ThreadPool {
     shared: Arc<Shared>,
-    helpers: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
-/// What helpers and caller share. The parts that are written at different times lie apart: helpers
-/// look at `state` all the time.
+/// The state shared by the caller and the workers. Fields written at different times are in separate cache lines,
+/// because idle workers poll `state`.
 #[derive(Debug)]
 struct Shared {
-    /// Whether a caller has the pool.
+    /// Whether a caller is using the pool.
     taken: AtomicBool,
-    /// Whether a helper's task panicked.
+    /// Whether a task panicked on a worker.
     panicked: AtomicBool,
-    /// Whether the threads are to end.
-    ends: AtomicBool,
-    /// Which helpers sleep, or are about to.
+    /// Whether the workers must exit.
+    exit: AtomicBool,
+    /// Which workers sleep, or are about to sleep.
     asleep: Box<[AtomicBool]>,
     state: CachePadded<AtomicU64>,
-    /// The next task of each thread's share.
+    /// The next task of each thread's range.
     next_tasks: Box<[CachePadded<AtomicUsize>]>,
     job: UnsafeCell<Job>,
 }
 
-/// A value with cache lines of its own.
+/// A value in its own cache lines.
 #[derive(Debug)]
 #[repr(align(128))]
 struct CachePadded<T>(T);
 
-// The state: the job's number, whether it may be entered, and how many helpers are inside.
+// The state: the number of the job, whether workers may enter it, and how many are inside.
 const NUMBER: u32 = 32;
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
@@ -73,31 +73,31 @@ const INSIDE: u64 = OPEN - 1;
 #[derive(Debug, Clone, Copy)]
 struct Job {
     n_tasks: usize,
-    /// The lifetime is that of the call of [`ThreadPool::run`].
+    /// Valid until the call of [`ThreadPool::run`] returns.
     work: *const (dyn Fn(usize) + Sync),
 }
 
-// SAFETY: `job` is written by the caller that has `taken` the pool, while the state says that it is
-// closed and nobody inside; helpers read it only once they are inside. What it points to is `Sync`.
+// SAFETY: `job` is written by the caller that has `taken` the pool, while the state says that the job is closed and
+// no worker is inside. Workers read it only while they are inside. Its closure is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
 impl ThreadPool {
-    /// A pool of `n_threads`, the caller included: the others are started, and named `blt-1` and so on.
+    /// Starts a pool of `n_threads`, the caller included. The workers are named `blt-1`, `blt-2` and so on.
     ///
     /// # Errors
-    /// If the system does not start so many.
+    /// If the system cannot start the threads.
     pub fn start(n_threads: usize) -> io::Result<Self> {
-        let n_helpers = n_threads.saturating_sub(1);
+        let n_workers = n_threads.saturating_sub(1);
         let mut pool = ThreadPool {
             shared: Arc::new(Shared {
                 taken: AtomicBool::new(false),
                 panicked: AtomicBool::new(false),
-                ends: AtomicBool::new(false),
-                asleep: (0..n_helpers).map(|_| AtomicBool::new(false)).collect(),
+                exit: AtomicBool::new(false),
+                asleep: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
                 state: CachePadded(AtomicU64::new(0)),
-                next_tasks: (0..n_helpers + 1)
+                next_tasks: (0..n_workers + 1)
                     .map(|_| CachePadded(AtomicUsize::new(0)))
                     .collect(),
                 job: UnsafeCell::new(Job {
@@ -105,63 +105,63 @@ impl ThreadPool {
                     work: &|_| {},
                 }),
             }),
-            helpers: Vec::with_capacity(n_helpers),
+            workers: Vec::with_capacity(n_workers),
         };
-        for helper in 0..n_helpers {
+        for worker in 0..n_workers {
             let shared = Arc::clone(&pool.shared);
-            let builder = thread::Builder::new().name(format!("blt-{}", helper + 1));
-            // If this one cannot be started, dropping the pool ends the others.
-            let handle = builder.spawn(move || shared.worker_loop(helper))?;
-            pool.helpers.push(handle);
+            let builder = thread::Builder::new().name(format!("blt-{}", worker + 1));
+            // If this thread does not start, dropping the pool ends the others.
+            let handle = builder.spawn(move || shared.worker_loop(worker))?;
+            pool.workers.push(handle);
         }
         Ok(pool)
     }
 
     /// The number of threads, the caller included.
     pub fn n_threads(&self) -> usize {
-        self.helpers.len() + 1
+        self.workers.len() + 1
     }
 
-    /// Calls `work(0)` to `work(n_tasks - 1)`, each once, on the threads.
+    /// Calls `work(0)` to `work(n_tasks - 1)` on the threads, each once.
     ///
     /// # Panics
-    /// If a task does.
+    /// If a task panics.
     pub fn run(&self, n_tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         let shared = &*self.shared;
-        if n_tasks < 2 || self.helpers.is_empty() || shared.taken.swap(true, Acquire) {
+        if n_tasks < 2 || self.workers.is_empty() || shared.taken.swap(true, Acquire) {
             return (0..n_tasks).for_each(work);
         }
-        // SAFETY: only the lifetime changes; `JobGuard` lets no helper use it after this call, even if a
-        // task panics.
+        // SAFETY: only the lifetime changes. `JobGuard` makes sure that no worker uses the closure after this call, even
+        // if a task panics.
         let work = unsafe {
             core::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(
                 work,
             )
         };
         let job = Job { n_tasks, work };
-        // SAFETY: the pool is this caller's; the state is closed and nobody inside, see `JobGuard`.
+        // SAFETY: this caller has taken the pool; the job is closed and no worker is inside, see `JobGuard`.
         unsafe { *shared.job.get() = job };
         for (thread, next) in shared.next_tasks.iter().enumerate() {
             next.0
                 .store(shared.range_of_thread(n_tasks, thread).start, Relaxed);
         }
         let number = (shared.state.0.load(Relaxed) >> NUMBER).wrapping_add(1);
-        // In one order with what a helper does before it sleeps: one of the two sees the other.
+        // Sequentially consistent with what a worker does before it sleeps: one of the two sees the other.
         shared.state.0.store(number << NUMBER | OPEN, SeqCst);
         let guard = JobGuard(shared);
-        let helpers = self.helpers.iter().zip(&shared.asleep);
-        for (helper, asleep) in helpers.take(n_tasks - 1) {
+        let workers = self.workers.iter().zip(&shared.asleep);
+        for (worker, asleep) in workers.take(n_tasks - 1) {
             if asleep.load(SeqCst) {
-                helper.thread().unpark();
+                worker.thread().unpark();
             }
         }
-        // SAFETY: this caller's job, not yet over.
+        // SAFETY: this is the caller's own job, which has not ended.
         unsafe { shared.take_tasks(job, 0) };
         drop(guard);
     }
 
-    /// Calls `work(i, row, col, part)` on the threads for parts of each of the matrices, of at most
-    /// `n_rows` and `n_cols`: `part` is what matrix `i` has from `row` and `col` on.
+    /// Splits each matrix into parts of at most (`n_rows`, `n_cols`) and calls `work(i, row, col, part)` on the threads
+    /// for each: `part` is the part of matrix `i` that starts at `row` and `col`.
     ///
     /// # Panics
     /// If `n_rows` or `n_cols` is 0, or a task panics.
@@ -172,15 +172,15 @@ impl ThreadPool {
         work: impl Fn(usize, usize, usize, ViewMut<'_, F>) + Sync,
     ) {
         let matrices = &*matrices; // shared from here on
-        let across = |m: &ViewMut<'_, F>| m.shape().1.div_ceil(n_cols);
-        let parts = |m: &ViewMut<'_, F>| m.shape().0.div_ceil(n_rows) * across(m);
+        let parts_per_row = |m: &ViewMut<'_, F>| m.shape().1.div_ceil(n_cols);
+        let parts = |m: &ViewMut<'_, F>| m.shape().0.div_ceil(n_rows) * parts_per_row(m);
         self.run(matrices.iter().map(parts).sum(), &|mut task| {
             for (i, matrix) in matrices.iter().enumerate() {
                 let n = parts(matrix);
                 if task < n {
-                    let row = task / across(matrix) * n_rows;
-                    let col = task % across(matrix) * n_cols;
-                    // SAFETY: each task runs once, so no part is lent twice.
+                    let row = task / parts_per_row(matrix) * n_rows;
+                    let col = task % parts_per_row(matrix) * n_cols;
+                    // SAFETY: each task runs once, so no part is borrowed twice.
                     let part = unsafe { matrix.part(row, n_rows, col, n_cols) };
                     return work(i, row, col, part);
                 }
@@ -190,7 +190,7 @@ impl ThreadPool {
     }
 }
 
-/// The time in which a job may be entered. Its end waits for those inside.
+/// Keeps a job open. Dropping it closes the job and waits for the workers inside.
 struct JobGuard<'a>(&'a Shared);
 
 impl Drop for JobGuard<'_> {
@@ -215,24 +215,24 @@ impl Drop for JobGuard<'_> {
 }
 
 impl Shared {
-    /// The tasks of thread `thread`.
+    /// The range of tasks that thread `thread` starts with.
     fn range_of_thread(&self, n_tasks: usize, thread: usize) -> Range<usize> {
-        let at = |thread| n_tasks * thread / self.next_tasks.len();
-        at(thread)..at(thread + 1)
+        let start = |thread| n_tasks * thread / self.next_tasks.len();
+        start(thread)..start(thread + 1)
     }
 
-    /// Does tasks of the job on thread `thread` until none is left.
+    /// Runs tasks of the job on thread `thread` until none remains.
     ///
     /// # Safety
-    /// The job's caller waits for this.
+    /// The caller of the job waits until this returns.
     unsafe fn take_tasks(&self, job: Job, thread: usize) {
         // SAFETY: the caller of the job is in `ThreadPool::run`.
         let work = unsafe { &*job.work };
         let n_threads = self.next_tasks.len();
-        for share in (thread..n_threads).chain(0..thread) {
-            let end = self.range_of_thread(job.n_tasks, share).end;
+        for range in (thread..n_threads).chain(0..thread) {
+            let end = self.range_of_thread(job.n_tasks, range).end;
             loop {
-                let task = self.next_tasks[share].0.fetch_add(1, Relaxed);
+                let task = self.next_tasks[range].0.fetch_add(1, Relaxed);
                 if task >= end {
                     break;
                 }
@@ -241,17 +241,17 @@ impl Shared {
         }
     }
 
-    /// What helper number `helper` does all its life.
-    fn worker_loop(&self, helper: usize) {
+    /// The main loop of worker `worker`.
+    fn worker_loop(&self, worker: usize) {
         let mut seen = 0;
-        while self.wait(helper, seen) {
+        while self.wait(worker, seen) {
             let Some(number) = self.enter(seen) else {
                 continue;
             };
             seen = number;
-            // SAFETY: inside an open job: its caller waits, and writes no other.
+            // SAFETY: this worker is inside an open job, so its caller waits and does not write another.
             let done = catch_unwind(AssertUnwindSafe(|| unsafe {
-                self.take_tasks(*self.job.get(), helper + 1);
+                self.take_tasks(*self.job.get(), worker + 1);
             }));
             if done.is_err() {
                 self.panicked.store(true, Relaxed);
@@ -260,12 +260,12 @@ impl Shared {
         }
     }
 
-    /// Whether there is an open job with another number than `seen`.
+    /// Whether there is an open job whose number is not `seen`.
     fn has_work(state: u64, seen: u64) -> bool {
         state & OPEN != 0 && state >> NUMBER != seen
     }
 
-    /// Enters the open job, unless that is `seen`, and returns its number.
+    /// Enters the open job, unless its number is `seen`, and returns its number.
     fn enter(&self, seen: u64) -> Option<u64> {
         let mut state = self.state.0.load(Relaxed);
         while Self::has_work(state, seen) {
@@ -277,9 +277,9 @@ impl Shared {
         None
     }
 
-    /// Waits for an open job other than `seen`; `false` at the end.
-    fn wait(&self, helper: usize, seen: u64) -> bool {
-        let asleep = &self.asleep[helper];
+    /// Waits for an open job other than `seen`. Returns `false` when the pool is dropped.
+    fn wait(&self, worker: usize, seen: u64) -> bool {
+        let asleep = &self.asleep[worker];
         loop {
             let has_work = || Self::has_work(self.state.0.load(SeqCst), seen);
             for _ in 0..SPINS {
@@ -296,11 +296,11 @@ impl Shared {
                 thread::yield_now();
             }
             asleep.store(true, SeqCst);
-            while !has_work() && !self.ends.load(SeqCst) {
+            while !has_work() && !self.exit.load(SeqCst) {
                 thread::park();
             }
             asleep.store(false, SeqCst);
-            if self.ends.load(SeqCst) {
+            if self.exit.load(SeqCst) {
                 return false;
             }
         }
@@ -308,14 +308,13 @@ impl Shared {
 }
 
 impl Drop for ThreadPool {
-    /// Waits for the threads to end: a program that unloads the library, or looks for leaks, finds none
-    /// of them.
+    /// Joins the threads, so that a program can unload the library and a leak checker finds nothing.
     fn drop(&mut self) {
-        self.shared.ends.store(true, SeqCst);
-        for helper in self.helpers.drain(..) {
-            helper.thread().unpark();
-            // A task's panic was noticed where its work was.
-            let _ = helper.join();
+        self.shared.exit.store(true, SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A panic in a task was already reported to the caller of its job.
+            let _ = worker.join();
         }
     }
 }
@@ -338,7 +337,7 @@ mod tests {
                 });
                 assert!(runs.iter().all(|runs| runs.load(Relaxed) == 1), "{round}");
                 if round % 500 == 0 {
-                    thread::sleep(2 * AWAKE); // the helpers fall asleep
+                    thread::sleep(2 * AWAKE); // the workers fall asleep
                 }
             }
         }
@@ -385,11 +384,13 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_reaches_the_caller_and_the_team_goes_on() {
+    fn a_panic_reaches_the_caller_and_the_pool_still_works() {
         let pool = ThreadPool::start(3).unwrap();
         for bad in 0..30 {
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(30, &|task| assert_ne!(task, bad, "as the test wants"));
+                pool.run(30, &|task| {
+                    assert_ne!(task, bad, "the test panics on purpose")
+                });
             }));
             assert!(result.is_err());
             let done = AtomicUsize::new(0);
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_threads_end_with_the_team() {
+    fn dropping_the_pool_ends_its_threads() {
         struct Ends(Arc<AtomicUsize>);
         impl Drop for Ends {
             fn drop(&mut self) {
@@ -413,15 +414,15 @@ mod tests {
         let n_ended = Arc::new(AtomicUsize::new(0));
         let pool = ThreadPool::start(3).unwrap();
         let here = thread::current().id();
-        let (helped, both) = (AtomicUsize::new(0), 2);
-        // Helpers come when they can; all tasks but theirs wait for them.
+        let (n_helped, n_workers) = (AtomicUsize::new(0), 2);
+        // Workers enter when they can; the other tasks wait for them.
         pool.run(3, &|_| {
             if thread::current().id() != here {
                 assert!(thread::current().name().unwrap().starts_with("blt-"));
                 ENDS.set(Some(Ends(Arc::clone(&n_ended))));
-                helped.fetch_add(1, SeqCst);
+                n_helped.fetch_add(1, SeqCst);
             }
-            while helped.load(SeqCst) < both {
+            while n_helped.load(SeqCst) < n_workers {
                 thread::yield_now();
             }
         });

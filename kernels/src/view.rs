@@ -1,9 +1,9 @@
-//! Views of slices as matrices: to be read, and to be written in parts by several threads.
+//! Matrix views of slices. Several threads can write to disjoint parts of one view.
 
 use core::marker::PhantomData;
 use core::ops::Range;
 
-/// A read-only matrix: element (i, j) is at `i * row_stride + j * col_stride`, one of which is 1.
+/// A read-only matrix. Element (i, j) is at `i * row_stride + j * col_stride`, and one of the strides is 1.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, F> {
     data: &'a [F],
@@ -13,7 +13,7 @@ pub struct View<'a, F> {
     col_stride: usize,
 }
 
-/// A matrix to be written, laid out row after row. Parts of it can be lent to several threads.
+/// A mutable row-major matrix. Several threads can borrow disjoint parts of it.
 #[derive(Debug)]
 pub struct ViewMut<'a, F> {
     start: *mut F,
@@ -23,12 +23,12 @@ pub struct ViewMut<'a, F> {
     data: PhantomData<&'a mut [F]>,
 }
 
-// SAFETY: a view stands for a mutable borrow of its elements, and of no others.
+// SAFETY: a view is a mutable borrow of its elements, and of no others.
 unsafe impl<F: Send> Send for ViewMut<'_, F> {}
-// SAFETY: nothing can be read or written through a shared view.
+// SAFETY: a shared view gives no access to the elements.
 unsafe impl<F: Sync> Sync for ViewMut<'_, F> {}
 
-/// Elements between the first and one past the last of a matrix laid out row after row.
+/// The number of elements from the first to one past the last of a row-major matrix.
 fn extent(rows: usize, cols: usize, row_stride: usize) -> Option<usize> {
     match rows == 0 || cols == 0 {
         true => Some(0),
@@ -37,7 +37,7 @@ fn extent(rows: usize, cols: usize, row_stride: usize) -> Option<usize> {
 }
 
 impl<'a, F> View<'a, F> {
-    /// `rows` rows of `cols` values, `row_stride` apart.
+    /// A view of `rows` rows of `cols` values, `row_stride` apart.
     ///
     /// # Panics
     /// If the slice is too short.
@@ -56,10 +56,10 @@ impl<'a, F> View<'a, F> {
         }
     }
 
-    /// A whole slice as (`len / cols`, `cols`).
+    /// A view of a whole slice as a (`len / cols`, `cols`) matrix.
     ///
     /// # Panics
-    /// If it is not a whole number of rows.
+    /// If the slice is not a whole number of rows.
     pub fn dense(data: &'a [F], cols: usize) -> Self {
         assert_eq!(data.len() % cols, 0, "rows");
         Self::strided(data, data.len() / cols, cols, cols)
@@ -76,32 +76,32 @@ impl<'a, F> View<'a, F> {
         }
     }
 
-    /// Rows and columns.
+    /// The number of rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
 
-    /// The first `at` rows, and the others.
+    /// Splits the matrix after the first `n` rows.
     ///
     /// # Panics
-    /// If there are not that many.
-    pub fn split_rows(self, at: usize) -> (Self, Self) {
-        assert!(at <= self.rows, "rows");
-        let rest = (at * self.row_stride).min(self.data.len());
+    /// If there are fewer than `n` rows.
+    pub fn split_rows(self, n: usize) -> (Self, Self) {
+        assert!(n <= self.rows, "rows");
+        let rest = (n * self.row_stride).min(self.data.len());
         let below = View {
             data: &self.data[rest..],
-            rows: self.rows - at,
+            rows: self.rows - n,
             ..self
         };
-        (View { rows: at, ..self }, below)
+        (View { rows: n, ..self }, below)
     }
 
-    /// Whether the values of a row follow each other.
+    /// Whether the values of a row are contiguous.
     pub(crate) fn has_dense_rows(&self) -> bool {
         self.col_stride == 1
     }
 
-    /// Where row `i` begins, and the distance between rows; the rows are dense.
+    /// The start of row `i` and the distance between rows. The rows must be dense.
     #[inline(always)]
     pub(crate) fn row_start(&self, i: usize) -> (*const F, usize) {
         debug_assert!(self.has_dense_rows() && i < self.rows);
@@ -109,20 +109,20 @@ impl<'a, F> View<'a, F> {
         (start, self.row_stride)
     }
 
-    /// Elements from one row to the next.
+    /// The number of elements from one row to the next.
     pub(crate) fn row_stride(&self) -> usize {
         self.row_stride
     }
 
-    /// Everything from column `j` of row `i` on. The rows are dense.
+    /// The slice from column `j` of row `i` to the end. The rows must be dense.
     #[inline(always)]
     pub(crate) fn rows_from(&self, i: usize, j: usize) -> &'a [F] {
         debug_assert!(self.has_dense_rows());
         &self.data[i * self.row_stride + j..]
     }
 
-    /// Up to `n` values of row `i` from column `j` on; fewer at the end of the row, none beyond it or
-    /// below the last row. The rows are dense.
+    /// Up to `n` values of row `i` from column `j` on: fewer at the end of the row, and none outside the matrix. The
+    /// rows must be dense.
     #[inline(always)]
     pub(crate) fn row(&self, i: usize, j: usize, n: usize) -> &'a [F] {
         debug_assert!(self.has_dense_rows());
@@ -141,7 +141,7 @@ impl<F: Copy> View<'_, F> {
 }
 
 impl<'a, F> ViewMut<'a, F> {
-    /// `rows` rows of `cols` values, `row_stride` apart.
+    /// A view of `rows` rows of `cols` values, `row_stride` apart.
     ///
     /// # Panics
     /// If the slice is too short or rows overlap.
@@ -161,68 +161,67 @@ impl<'a, F> ViewMut<'a, F> {
         }
     }
 
-    /// A whole slice as (`len / cols`, `cols`).
+    /// A view of a whole slice as a (`len / cols`, `cols`) matrix.
     ///
     /// # Panics
-    /// If it is not a whole number of rows.
+    /// If the slice is not a whole number of rows.
     pub fn dense(data: &'a mut [F], cols: usize) -> Self {
         assert_eq!(data.len() % cols, 0, "rows");
         let rows = data.len() / cols;
         Self::strided(data, rows, cols, cols)
     }
 
-    /// Rows and columns.
+    /// The number of rows and columns.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
 
-    /// The first `at` rows, and the others.
+    /// Splits the matrix after the first `n` rows.
     ///
     /// # Panics
-    /// If there are not that many.
-    pub fn split_rows(self, at: usize) -> (Self, Self) {
-        assert!(at <= self.rows, "rows");
+    /// If there are fewer than `n` rows.
+    pub fn split_rows(self, n: usize) -> (Self, Self) {
+        assert!(n <= self.rows, "rows");
         let below = ViewMut {
-            start: self.start.wrapping_add(at * self.row_stride),
-            rows: self.rows - at,
+            start: self.start.wrapping_add(n * self.row_stride),
+            rows: self.rows - n,
             ..self
         };
-        (ViewMut { rows: at, ..self }, below)
+        (ViewMut { rows: n, ..self }, below)
     }
 
     /// Row `i`.
     #[inline(always)]
     pub fn row(&mut self, i: usize) -> &mut [F] {
         assert!(i < self.rows, "row {i} of {}", self.rows);
-        // SAFETY: the row is inside what the view borrows, whose parts do not overlap.
+        // SAFETY: the row is inside the borrowed slice, and views of its parts do not overlap.
         unsafe {
             let start = self.start.add(i * self.row_stride);
             core::slice::from_raw_parts_mut(start, self.cols)
         }
     }
 
-    /// Some rows, while this is not used.
+    /// Reborrows the rows in `rows`.
     ///
     /// # Panics
-    /// If there are no such rows.
+    /// If the range is out of bounds.
     pub fn rows(&mut self, rows: Range<usize>) -> ViewMut<'_, F> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows");
-        // SAFETY: `self` is borrowed as long.
+        // SAFETY: `self` stays borrowed for the lifetime of the part.
         unsafe { self.part(rows.start, rows.len(), 0, self.cols) }
     }
 
-    /// `n` columns from `first` on, while this is not used.
+    /// Reborrows `n` columns from `first` on.
     ///
     /// # Panics
-    /// If there are not that many.
+    /// If the range is out of bounds.
     pub fn columns(&mut self, first: usize, n: usize) -> ViewMut<'_, F> {
         assert!(first <= self.cols && n <= self.cols - first, "columns");
-        // SAFETY: `self` is borrowed as long.
+        // SAFETY: `self` stays borrowed for the lifetime of the part.
         unsafe { self.part(0, self.rows, first, n) }
     }
 
-    /// Up to `n_rows` rows from `row` on of up to `n_cols` columns from `col` on, without giving up the
-    /// whole.
+    /// A view of up to (`n_rows`, `n_cols`) elements from `row` and `col` on, which does not borrow `self`.
     ///
     /// # Safety
     /// Parts that are used at the same time do not overlap.

@@ -1,4 +1,4 @@
-//! [`Weights`]: a matrix as it lies in a file.
+//! [`Weights`]: a weight matrix in the bytes of its file.
 
 use std::ops::Range;
 
@@ -7,11 +7,11 @@ use half::{bf16, f16};
 use crate::bf12::Bf12;
 use crate::block::{BlockFormat, TILE_ROWS};
 
-/// A row-major matrix (rows, cols) of weights: little-endian bytes at any alignment, as mapped from a
-/// file. The number of columns is not stored; every use names it.
+/// A row-major (rows, cols) matrix of weights: little-endian bytes at any alignment, as mapped from a file. The number of
+/// columns is not stored; each use passes it.
 ///
-/// Quantised matrices lie in tiles of 16 rows ([`Weights::row_multiple`]): they can be split between
-/// tiles only, and a last tile that is not full is padded.
+/// Quantised matrices are stored in tiles of 16 rows ([`Weights::row_multiple`]). They can only be split between tiles,
+/// and the last tile is padded.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Weights<'a> {
@@ -21,9 +21,9 @@ pub enum Weights<'a> {
     F16(&'a [u8]),
     /// bfloat16: the upper half of a 32-bit float.
     Bf16(&'a [u8]),
-    /// bfloat16 in 12 bits, which [`Bf12`] makes: products have the bits that they have with
-    /// [`Weights::Bf16`]. Lossless but for a row with more than 8 weights over 2^14 times smaller than the
-    /// largest of the 128 about them: of those, the last become zero or what else is near.
+    /// bfloat16 in 12 bits, packed by [`Bf12`]. Products have the same bits as with [`Weights::Bf16`]. Packing is
+    /// lossless unless a row has more than 8 weights that are over 2^14 times smaller than the largest of their group
+    /// of 128. The last of those weights are rounded to zero or to a value close to them.
     Bf12(&'a [u8]),
     /// A block format: tiles of 16 rows.
     Blocks(BlockFormat, &'a [u8]),
@@ -52,7 +52,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Rows can be split at multiples of this: 1, or 16 for block formats.
+    /// The matrix can be split at multiples of this many rows: 1, or 16 for block formats.
     pub fn row_multiple(self) -> usize {
         match self {
             Weights::Blocks(..) => TILE_ROWS,
@@ -60,7 +60,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// Bytes that one row of `cols` weights takes; in a block format, a 16th of a tile.
+    /// The size in bytes of one row of `cols` weights. In a block format this is a 16th of a tile.
     ///
     /// # Panics
     /// If the size overflows `usize`.
@@ -77,7 +77,7 @@ impl<'a> Weights<'a> {
         cols.checked_mul(width).expect("row size overflows")
     }
 
-    /// The number of rows, padding included, if a row has `cols` weights; 0 if `cols` is 0.
+    /// The number of rows of `cols` weights, padding included; 0 if `cols` is 0.
     ///
     /// # Panics
     /// If the bytes are not a whole number of rows.
@@ -94,11 +94,11 @@ impl<'a> Weights<'a> {
         len / row
     }
 
-    /// The rows `range` as a matrix of their own. In a block format it starts at a multiple of 16 and
-    /// ends at one or in the last tile.
+    /// The rows in `range` as a matrix. In a block format the range starts at a multiple of 16, and ends at a multiple of
+    /// 16 or in the last tile.
     ///
     /// # Panics
-    /// If the range does not lie inside the matrix or cuts a tile in two.
+    /// If the range is out of bounds or splits a tile.
     pub fn slice_rows(self, range: Range<usize>, cols: usize) -> Weights<'a> {
         let row = self.row_bytes(cols);
         let multiple = self.row_multiple();
@@ -116,27 +116,27 @@ impl<'a> Weights<'a> {
         self.with_bytes(&self.bytes()[range.start * row..end])
     }
 
-    /// Weight `index`, counted through the rows, widened exactly. The plain definition: the fast paths
-    /// load many at a time.
+    /// Weight `index` in row-major order as f32, exactly. The scalar definitions use this; the fast paths load many
+    /// weights at a time.
     ///
     /// # Panics
-    /// If there are not that many, or in a block format.
+    /// If the index is out of bounds, or the weights are bf12 or have a block format.
     #[inline]
     pub(crate) fn get(self, index: usize) -> f32 {
         match self {
             Weights::F32(b) => f32::from_le_bytes(array(b, index)),
             Weights::F16(b) => f16::from_le_bytes(array(b, index)).to_f32(),
             Weights::Bf16(b) => bf16::from_le_bytes(array(b, index)).to_f32(),
-            Weights::Bf12(_) => panic!("where a weight lies depends on its row"),
+            Weights::Bf12(_) => panic!("a bf12 row is not an array of weights"),
             Weights::Blocks(..) => panic!("a row of a block format is not contiguous"),
         }
     }
 }
 
-/// Bytes `index * N ..` of `bytes`.
+/// Element `index` of an array of elements of `BYTES` bytes.
 #[inline]
-fn array<const N: usize>(bytes: &[u8], index: usize) -> [u8; N] {
-    bytes[index * N..][..N].try_into().unwrap()
+fn array<const BYTES: usize>(bytes: &[u8], index: usize) -> [u8; BYTES] {
+    bytes[index * BYTES..][..BYTES].try_into().unwrap()
 }
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "whole number of rows")]
-    fn a_torn_matrix_is_refused() {
+    fn an_incomplete_row_is_rejected() {
         Weights::F32(&[0; 10]).rows(2);
     }
 

@@ -1,4 +1,4 @@
-//! Bytes in plain arrays: the compiler vectorises what it can.
+//! 8-bit integers in plain arrays: the compiler vectorises the loops where it can.
 
 use wide::f32x16;
 
@@ -21,7 +21,7 @@ impl Int8 for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const u8) -> [u8; 64] {
-        // SAFETY: the caller guarantees 64 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 64 bytes; bytes need no alignment.
         unsafe { p.cast::<[u8; 64]>().read() }
     }
     #[inline(always)]
@@ -70,12 +70,12 @@ impl Int8 for Portable {
     }
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> f32x16 {
-        // SAFETY: the caller guarantees 16 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 16 bytes; bytes need no alignment.
         f32x16::new(unsafe { p.cast::<[i8; LANES]>().read() }.map(f32::from))
     }
     #[inline(always)]
     unsafe fn load_sixes(self, p: *const u8) -> [f32x16; 4] {
-        // SAFETY: the caller guarantees 48 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 48 bytes; bytes need no alignment.
         let [a, b, c] = unsafe { p.cast::<[[u8; LANES]; 3]>().read() };
         let low = |v: [u8; LANES]| f32x16::new(v.map(|v| (v & 63) as f32));
         let top = |i: usize| (a[i] >> 6 | b[i] >> 6 << 2 | c[i] >> 6 << 4) as f32;

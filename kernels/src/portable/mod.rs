@@ -1,8 +1,8 @@
 //! 16 lanes with `wide`, for CPUs without a dedicated version.
 //!
-//! The lanes, trees and order of operations are those of the other paths, but `a * b + c` rounds twice:
-//! a fused multiply-add without an instruction for it is a library call, many times slower. Results
-//! therefore differ from the other paths by rounding, and are the same on every CPU that runs this one.
+//! The lanes, trees and order of operations are those of the other paths, but `a * b + c` rounds twice: a fused
+//! multiply-add without an instruction for it is a library call, which is many times slower. Results therefore differ
+//! from the other paths by rounding, and are the same on every CPU that runs this path.
 
 pub(crate) mod int8;
 
@@ -13,13 +13,13 @@ use crate::bf12;
 use crate::scalar::{self, LANES};
 use crate::vector::{self, Simd};
 
-/// Needs no proof: every CPU runs this.
+/// A token that needs no check: every CPU runs this path.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
 vector::entry_points!(Portable, {}, linear 2 x 2, short_rows 2, matmul 1);
 
-/// Lane by lane; the compiler vectorises what it can.
+/// Applies `f` lane by lane; the compiler vectorises the loop where it can.
 #[inline(always)]
 fn each(a: f32x16, b: f32x16, f: impl Fn(f32, f32) -> f32) -> f32x16 {
     let (a, b) = (a.to_array(), b.to_array());
@@ -45,13 +45,13 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u8) -> f32x16 {
-        // SAFETY: the caller guarantees 32 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 32 bytes; bytes need no alignment.
         let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
         f32x16::new(bytes.map(|b| f16::from_le_bytes(b).to_f32()))
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u8) -> f32x16 {
-        // SAFETY: the caller guarantees 32 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 32 bytes; bytes need no alignment.
         let bytes = unsafe { p.cast::<[[u8; 2]; LANES]>().read() };
         f32x16::new(bytes.map(|b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)))
     }
@@ -61,16 +61,16 @@ impl Simd for Portable {
         let group = unsafe { &*group.cast::<[u8; bf12::GROUP_BYTES]>() };
         let mut values = [[0.0; LANES]; 4];
         for (i, eight) in values.as_flattened_mut().chunks_exact_mut(8).enumerate() {
-            let at = bf12::place(half * bf12::GROUP / 2 + i * 8);
+            let index = bf12::byte_index(half * bf12::GROUP / 2 + i * 8);
             for (k, value) in eight.iter_mut().enumerate() {
-                *value = bf12::weight(group, base, at + k);
+                *value = bf12::weight(group, base, index + k);
             }
         }
         values.map(f32x16::new)
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u8) -> [f32x16; 2] {
-        // SAFETY: the caller guarantees 64 bytes, which have no alignment to keep.
+        // SAFETY: the caller guarantees 64 bytes; bytes need no alignment.
         let pairs = unsafe { p.cast::<[[u8; 4]; LANES]>().read() }.map(u32::from_le_bytes);
         let even = pairs.map(|pair| f32::from_bits(pair << 16));
         let odd = pairs.map(|pair| f32::from_bits(pair & 0xffff_0000));

@@ -7,30 +7,30 @@
 //! ```
 //!
 //! 1. The order of sums is that of `vector::linear`, so the bits are those of the same weights in bfloat16.
-//! 2. Two rows at a time, as the additions of one wait for each other; what comes next is asked for in the
-//!    order in which it lies, as one stream.
-//! 3. A group with an exception, one in some hundred, goes through memory, where the exponent is put in.
+//! 2. Two rows are taken at a time, because the additions of one row wait for each other. The next rows are prefetched
+//!    in memory order, as one stream.
+//! 3. A group with an exception, about one in a hundred, is stored to memory, where the exponent is replaced.
 
 use core::ops::Range;
 
-use super::Simd;
+use super::simd::Simd;
 use crate::bf12::{Bf12, Exceptions, GROUP, GROUP_BYTES, parts};
 use crate::scalar::LANES;
 use crate::view::ViewMut;
 
-/// Bytes ahead that packed weights are asked for.
+/// How far ahead packed weights are prefetched.
 const PREFETCH_BYTES: usize = 8 * 1024;
 
-/// Vectors of a half of a group.
+/// Vectors of half a group.
 const HALF: usize = GROUP / 2 / LANES;
 
-/// A row that is read from its first half of a group to its last.
+/// A row that is read half a group at a time, in order.
 #[derive(Clone, Copy)]
 struct Row<'a> {
     groups: *const u8,
     bases: *const u8,
     exceptions: Exceptions<'a>,
-    /// Column of the first of them.
+    /// The column of the next exception.
     next: usize,
 }
 
@@ -46,7 +46,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Half of group `g`, exceptions apart.
+    /// Unpacks half of group `g`, without exceptions.
     ///
     /// # Safety
     /// The row has that group, and `half` is 0 or 1.
@@ -56,7 +56,7 @@ impl<'a> Row<'a> {
         unsafe { s.unpack(self.groups.add(g * GROUP_BYTES), half, *self.bases.add(g)) }
     }
 
-    /// Half of group `g`.
+    /// Unpacks half of group `g`.
     ///
     /// # Safety
     /// The row has that group, and `half` is 0 or 1.
@@ -72,7 +72,7 @@ impl<'a> Row<'a> {
         for (values, v) in values.iter_mut().zip(v) {
             *values = s.to_array(v);
         }
-        self.next = self.exceptions.put_in(first, values.as_flattened_mut());
+        self.next = self.exceptions.apply(first, values.as_flattened_mut());
         let mut out = v;
         for (v, values) in out.iter_mut().zip(&values) {
             *v = s.load_array(values);
@@ -81,7 +81,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// See [`crate::bf12`]; `out` (cols).
+/// See [`crate::bf12`]. `out`: (cols).
 #[inline(always)]
 pub(crate) fn unpack_row<S: Simd>(s: S, row: &[u8], out: &mut [u16]) {
     let mut row = Row::new(row, out.len());
@@ -97,7 +97,7 @@ pub(crate) fn unpack_row<S: Simd>(s: S, row: &[u8], out: &mut [u16]) {
     }
 }
 
-/// Half `i` of the row's groups, of which it has as many.
+/// Unpacks half group `i`, which the row has.
 #[inline(always)]
 fn unpack_half<S: Simd>(s: S, row: &mut Row<'_>, i: usize, out: &mut [u16; GROUP / 2]) {
     if i.is_multiple_of(2) {
@@ -108,7 +108,7 @@ fn unpack_half<S: Simd>(s: S, row: &mut Row<'_>, i: usize, out: &mut [u16; GROUP
             );
         }
     }
-    // SAFETY: the caller has columns there.
+    // SAFETY: the row has columns in this half.
     let v = unsafe { row.unpack(s, i / 2, i % 2) };
     let mut values = [[0.0; LANES]; HALF];
     for (values, v) in values.iter_mut().zip(v) {
@@ -150,7 +150,7 @@ fn multiply<S: Simd, const INPUTS: usize>(
     let bytes = Bf12::row_bytes(cols).expect("columns");
     let prefetch = PREFETCH_BYTES.next_multiple_of(2 * bytes);
     let mut pairs = w.chunks_exact(2 * bytes);
-    let mut at = 0;
+    let mut row_index = 0;
     for pair in &mut pairs {
         let rows = [
             Row::new(&pair[..bytes], cols),
@@ -159,20 +159,20 @@ fn multiply<S: Simd, const INPUTS: usize>(
         let start = pair.as_ptr().wrapping_add(prefetch);
         let sums = dots(s, rows, start..start.wrapping_add(2 * bytes), x);
         for (i, sums) in sums.into_iter().enumerate() {
-            out.row(i)[at..at + 2].copy_from_slice(&sums);
+            out.row(i)[row_index..row_index + 2].copy_from_slice(&sums);
         }
-        at += 2;
+        row_index += 2;
     }
     for row in pairs.remainder().chunks_exact(bytes) {
         let row = Row::new(row, cols);
         let sums = dots(s, [row, row], w.as_ptr()..w.as_ptr(), x);
         for (i, [sum, _]) in sums.into_iter().enumerate() {
-            out.row(i)[at] = sum;
+            out.row(i)[row_index] = sum;
         }
     }
 }
 
-/// The dot products of each input with both rows, asking for the bytes `ahead` meanwhile.
+/// The dot products of each input with both rows. Prefetches the bytes in `prefetch` meanwhile.
 #[inline(always)]
 fn dots<S: Simd, const INPUTS: usize>(
     s: S,
@@ -185,7 +185,7 @@ fn dots<S: Simd, const INPUTS: usize>(
     let (mut sums_a, mut sums_b) = ([s.splat(0.0); INPUTS], [s.splat(0.0); INPUTS]);
     let mut g = 0;
     while g < groups {
-        // Groups without exceptions, in a loop that calls nothing: sums stay in registers.
+        // Groups without exceptions, in a loop without calls, so that the sums stay in registers.
         let end = groups.min(a.next.min(b.next) / GROUP);
         while g < end {
             for line in 0..2 * GROUP_BYTES / 64 {
@@ -193,7 +193,7 @@ fn dots<S: Simd, const INPUTS: usize>(
             }
             prefetch.start = prefetch.start.wrapping_add(2 * GROUP_BYTES);
             for half in 0..2 {
-                // SAFETY: the rows have the group, of which all columns are there.
+                // SAFETY: the rows have all columns of the group.
                 unsafe {
                     sums_a = add_half(s, a.plain(s, g, half), x, (g, half), sums_a);
                     sums_b = add_half(s, b.plain(s, g, half), x, (g, half), sums_b);
@@ -219,7 +219,7 @@ fn dots<S: Simd, const INPUTS: usize>(
     for half in 0..rest.div_ceil(GROUP / 2) {
         let x = x.map(|x| &x[groups * GROUP + half * GROUP / 2..]);
         for (row, sums) in [(&mut a, &mut sums_a), (&mut b, &mut sums_b)] {
-            // SAFETY: the last group, of which there are columns in this half.
+            // SAFETY: the last group has columns in this half.
             let w = unsafe { row.unpack(s, groups, half) };
             for i in 0..INPUTS {
                 for (w, x) in w.into_iter().zip(x[i].chunks(LANES)) {
@@ -232,7 +232,7 @@ fn dots<S: Simd, const INPUTS: usize>(
     core::array::from_fn(|i| [s.sum(sums_a[i]), s.sum(sums_b[i])])
 }
 
-/// `sums` and what half `half` of group `g` of a row gives, times the inputs.
+/// Adds the products of half `half` of group `g` with the inputs to `sums`.
 ///
 /// # Safety
 /// The inputs have all columns of the group.
