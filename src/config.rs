@@ -8,8 +8,8 @@ pub(crate) mod arch;
 use crate::error::{Error, Result};
 use crate::vocab::VOCAB_SIZE;
 
-/// Largest width, head count, table size and the like that is believed; far above any real model,
-/// low enough that products of three cannot overflow 64 bits.
+/// Largest width, head count or table size that is accepted; far above any real model, low enough that
+/// products of three cannot overflow 64 bits.
 const MAX_SIZE: usize = 1 << 20;
 
 /// One stack of transformer layers (paper section 3; Llama-style, pre-norm, SwiGLU, no biases).
@@ -80,7 +80,7 @@ pub struct CrossAttentionConfig {
     pub all_layers: bool,
     /// How many patches are seen, the own one included; `None`: just the own one.
     pub window: Option<usize>,
-    /// Encoder with `all_layers`: each layer pools anew and the last one counts (HF), instead of
+    /// Encoder with `all_layers`: each layer pools again and the last one counts (HF), instead of
     /// refining the same patch vectors (Meta).
     pub pool_each_layer: bool,
 }

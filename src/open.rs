@@ -71,13 +71,13 @@ impl ModelOptions {
         self
     }
 
-    /// Configuration of weights that lie apart from it.
+    /// Configuration file of the weights, if it is not beside them.
     pub fn config(mut self, path: impl Into<PathBuf>) -> Self {
         self.checkpoint.config = Some(path.into());
         self
     }
 
-    /// Entropy model that lies apart from the main model.
+    /// Entropy model, if it is not in the checkpoint or beside it.
     pub fn entropy_model(mut self, path: impl Into<PathBuf>) -> Self {
         self.checkpoint.entropy_model = Some(path.into());
         self
@@ -113,8 +113,8 @@ impl ModelOptions {
         self.open_with(path, |_, _| ControlFlow::Continue(()))
     }
 
-    /// Opens a checkpoint and tells `progress` how many of how many bytes of weights have been
-    /// read: none at first, all at last, and if they are preloaded, every few megabytes between.
+    /// Opens a checkpoint. `progress` is called with the bytes of weights read so far and in all: with 0
+    /// first, with all of them last, and every few megabytes between if they are preloaded.
     ///
     /// # Errors
     /// As [`ModelOptions::open`]; [`Error::Cancelled`] if `progress` breaks off.

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::model::patcher::{Patcher, starts_to_lengths};
-use crate::model::{DraftCounts, Model, State, Trace};
+use crate::model::{DraftCounts, MAX_BATCH, Model, State, Trace};
 use crate::vocab::{self, BOS, Id};
 
 pub use cancel::Canceller;
@@ -23,6 +23,9 @@ pub(crate) use reading::{Reading, run_together};
 pub use score::Score;
 
 use cancel::CancelFlag;
+
+/// Most bytes that a session reads in one pass. Between passes it looks at its [`Canceller`].
+pub const BYTES_PER_PASS: usize = MAX_BATCH;
 
 /// One sequence and its caches. `Clone` is a fork that shares what both have in common.
 #[derive(Debug, Clone)]

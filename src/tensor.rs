@@ -275,6 +275,19 @@ impl Tensor {
         )
     }
 
+    /// The tensor as a matrix in pieces of whole rows, in order, each with the number of its first row. A piece
+    /// has about `n_elements` elements, and at least the rows that are stored together.
+    pub fn row_pieces(&self, n_elements: usize) -> impl Iterator<Item = (usize, Tensor)> {
+        let (n_rows, cols) = (self.rows(), self.cols());
+        let matrix = (self.reshape(vec![n_rows, cols])).expect("as many elements");
+        let step = (n_elements / cols.max(1)).max(1);
+        let step = step.next_multiple_of(self.dtype.row_multiple(cols));
+        (0..n_rows).step_by(step).map(move |first| {
+            let rows = first..(first + step).min(n_rows);
+            (first, matrix.slice_rows(rows).expect("rows of the tensor"))
+        })
+    }
+
     /// The same bytes seen as another shape of as many elements.
     ///
     /// # Errors

@@ -106,7 +106,7 @@ fn dense<F: Float>(params: &Params<F>, grads: &Grads<F>, id: ParamId) -> Vec<F> 
     match &grads.list()[id.0] {
         Grad::None => vec![F::ZERO; param.n_elements()],
         Grad::Dense(values) => values.to_vec(),
-        Grad::Rows(rows) => {
+        Grad::Sparse(rows) => {
             let cols = param.shape[1];
             let mut values = vec![F::ZERO; param.n_elements()];
             for (i, &row) in rows.rows.iter().enumerate() {

@@ -11,7 +11,7 @@ use blt::{Model, Session, SessionOptions};
 
 use crate::convert::Importance;
 
-/// Bytes read before the model begins anew.
+/// Bytes that each session reads.
 const WINDOW: usize = 512;
 
 /// A column never weighs less than this share of the mean: a text of moderate length says little of

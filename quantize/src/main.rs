@@ -95,7 +95,7 @@ program_args! {
         #[argh(switch)]
         dequantize: bool,
 
-        /// with --to hf: go on if the layout cannot say all that the model's configuration does
+        /// with --to hf: write the folder even if the layout cannot express the whole configuration
         #[argh(switch)]
         allow_loss: bool,
 

@@ -5,16 +5,16 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json::{self, Object};
-use super::weights::{Weights, find_weights};
-use super::{Kind, Table, find_config, hf, meta, native};
+use super::weight_files::{WeightFiles, find_weights};
+use super::{Kind, NameTable, find_config, hf, meta, native};
 use crate::config::TransformerConfig;
 use crate::error::{Error, Result};
 
 /// An entropy model: its configuration, not validated yet, and where its tensors are.
 pub(super) struct EntropyModel {
     pub config: TransformerConfig,
-    pub weights: Weights,
-    pub table: Table,
+    pub weights: WeightFiles,
+    pub table: NameTable,
 }
 
 /// Opens the entropy model at `path`: a folder or a weights file with its configuration beside it.
@@ -23,9 +23,9 @@ pub(super) struct EntropyModel {
 /// # Errors
 /// As [`Checkpoint::open`](super::Checkpoint::open).
 pub(super) fn open(path: &Path) -> Result<EntropyModel> {
-    let mut weights = Weights::open(&find_weights(path)?)?;
+    let mut weights = WeightFiles::open(&find_weights(path)?)?;
     let (config, table) = if let Some(config) = native::read(&mut weights)? {
-        (config.entropy, Table::Native)
+        (config.entropy, NameTable::Native)
     } else {
         let config_path = find_config(weights.folder()).ok_or_else(|| {
             Error::format(
@@ -36,10 +36,10 @@ pub(super) fn open(path: &Path) -> Result<EntropyModel> {
         let value = json::read(&config_path)?;
         if Kind::of(&value) == Some(Kind::Hf) {
             let config = hf::config(&value, weights.has(hf::PATCHER_TENSOR))?;
-            (config.entropy, Table::Hf { tied: false })
+            (config.entropy, NameTable::Hf { tied: false })
         } else {
             let (config, tied_entropy) = meta_config(&config_path, &value)?;
-            (Some(config), Table::Meta { tied_entropy })
+            (Some(config), NameTable::Meta { tied_entropy })
         }
     };
     let config = config.ok_or_else(|| {

@@ -23,7 +23,7 @@ mod pth;
 mod quantized;
 mod safetensors;
 mod spec;
-mod weights;
+mod weight_files;
 mod writer;
 mod zip;
 
@@ -38,14 +38,14 @@ pub use hf_export::{HfLayout, HfTensor, hf_layout};
 pub use names::{Component, ModelTensor, Pace, Role, expected_tensors};
 pub use native::{native_file, native_metadata, write_native};
 pub use spec::{Metadata, NativeTensor, TensorSpec};
-pub use weights::FileInfo;
+pub use weight_files::FileInfo;
 pub use writer::SafetensorsWriter;
 
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};
 use crate::tensor::{Storage, Tensor};
 use json::Object;
-use weights::{Weights, find_weights};
+use weight_files::{WeightFiles, find_weights};
 
 /// Who laid the checkpoint out, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +75,8 @@ impl fmt::Display for Layout {
 /// What the path of a checkpoint alone does not tell.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Configuration of weights that lie apart from it, in the spelling of any layout; `None`:
-    /// `config.json` or `params.json` beside the weights.
+    /// Configuration file of the weights, in the spelling of any layout; `None`: `config.json` or
+    /// `params.json` beside the weights.
     pub config: Option<PathBuf>,
     /// Entropy model of its own: a folder or a weights file with its configuration beside it;
     /// `None`: the one in the checkpoint or in the folder `entropy_model` beside it.
@@ -106,8 +106,8 @@ impl Checkpoint {
     /// [`Error::Config`] for configurations that make no sense, [`Error::Tensor`] for tensors that
     /// are missing or misshapen, [`Error::Unsupported`] for variants this engine does not compute.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-        let weights = Weights::open(&find_weights(path)?)?;
-        let mut parts = Parts::find(weights, options.config.as_deref())?;
+        let weights = WeightFiles::open(&find_weights(path)?)?;
+        let mut parts = Unresolved::find(weights, options.config.as_deref())?;
         if let Some(mode) = options.patching {
             parts.config.patcher.mode = mode;
         }
@@ -116,7 +116,7 @@ impl Checkpoint {
             parts.config_path.as_deref().and_then(Path::parent),
         ];
         let entropy_path = options.entropy_model.clone().or_else(|| {
-            matches!(parts.table, Table::Meta { .. })
+            matches!(parts.table, NameTable::Meta { .. })
                 .then(|| {
                     let beside = |folder: &Path| folder.join("entropy_model");
                     folders
@@ -138,19 +138,19 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn from_native_bytes(bytes: impl Into<Storage>) -> Result<Checkpoint> {
         let path = Path::new("<memory>");
-        let mut weights = Weights::from_storage(path, bytes.into())?;
+        let mut weights = WeightFiles::from_storage(path, bytes.into())?;
         let config = native::read(&mut weights)?.ok_or_else(|| {
             Error::format(
                 path,
                 "expected a native blt file, found one without its metadata",
             )
         })?;
-        Parts {
+        Unresolved {
             weights,
             config,
             config_path: None,
             layout: Layout::Native,
-            table: Table::Native,
+            table: NameTable::Native,
         }
         .serve(None)
     }
@@ -220,7 +220,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn resolve(weights: &Weights, source: &Source, of: ModelTensor) -> Result<Entry> {
+    fn resolve(weights: &WeightFiles, source: &Source, of: ModelTensor) -> Result<Entry> {
         let shape = of.shape.clone();
         let foreign = source
             .names
@@ -303,18 +303,18 @@ impl Source {
 }
 
 /// The name table of a set of weights.
-enum Table {
+enum NameTable {
     Native,
     Hf { tied: bool },
     Meta { tied_entropy: bool },
 }
 
-impl Table {
+impl NameTable {
     fn source(&self, name: &str, config: &Config) -> Source {
         match self {
-            Table::Native => native::source(name),
-            Table::Hf { tied } => hf::source(name, config, *tied),
-            Table::Meta { tied_entropy } => meta::source(name, *tied_entropy),
+            NameTable::Native => native::source(name),
+            NameTable::Hf { tied } => hf::source(name, config, *tied),
+            NameTable::Meta { tied_entropy } => meta::source(name, *tied_entropy),
         }
     }
 }
@@ -350,16 +350,16 @@ fn find_config(folder: &Path) -> Option<PathBuf> {
 }
 
 /// A checkpoint before its entropy model and its tensors are looked up.
-struct Parts {
-    weights: Weights,
+struct Unresolved {
+    weights: WeightFiles,
     config: Config,
     config_path: Option<PathBuf>,
     layout: Layout,
-    table: Table,
+    table: NameTable,
 }
 
-impl Parts {
-    fn find(mut weights: Weights, config_path: Option<&Path>) -> Result<Parts> {
+impl Unresolved {
+    fn find(mut weights: WeightFiles, config_path: Option<&Path>) -> Result<Unresolved> {
         if let Some(config) = native::read(&mut weights)? {
             if config_path.is_some() {
                 return Err(Error::argument(
@@ -367,12 +367,12 @@ impl Parts {
                     "expected none for a native file, which carries its own configuration",
                 ));
             }
-            return Ok(Parts {
+            return Ok(Unresolved {
                 weights,
                 config,
                 config_path: None,
                 layout: Layout::Native,
-                table: Table::Native,
+                table: NameTable::Native,
             });
         }
         let config_path = match config_path {
@@ -386,7 +386,7 @@ impl Parts {
             })?,
         };
         let (layout, table, config) = translate(&config_path, |_| weights.has(hf::PATCHER_TENSOR))?;
-        if let Table::Meta { .. } = table
+        if let NameTable::Meta { .. } = table
             && let Some(name) = meta::TOKEN_PROJECTIONS.into_iter().find(|n| weights.has(n))
         {
             return Err(Error::tensor(
@@ -395,7 +395,7 @@ impl Parts {
                  dim_token, dim_token_emb); this variant is not supported",
             ));
         }
-        Ok(Parts {
+        Ok(Unresolved {
             weights,
             config,
             config_path: Some(config_path),
@@ -446,14 +446,17 @@ impl Parts {
 
 /// Reads a configuration file of any published layout. `has_patcher` tells from the file's content
 /// whether weights in HF layout hold an entropy model; Meta's have none, it is a model of its own.
-fn translate(path: &Path, has_patcher: impl Fn(&Value) -> bool) -> Result<(Layout, Table, Config)> {
+fn translate(
+    path: &Path,
+    has_patcher: impl Fn(&Value) -> bool,
+) -> Result<(Layout, NameTable, Config)> {
     let value = json::read(path)?;
     let root = Object::root(&value)?;
     match Kind::of(&value) {
         Some(Kind::Hf) => {
             let tied = hf::tied(&value)?;
             let config = hf::config(&value, has_patcher(&value))?;
-            Ok((Layout::Hf, Table::Hf { tied }, config))
+            Ok((Layout::Hf, NameTable::Hf { tied }, config))
         }
         Some(Kind::MetaHub) => {
             let train_path = path.with_file_name("train_args.json");
@@ -490,7 +493,7 @@ pub fn read_config(path: &Path, entropy_model: Option<&Path>) -> Result<Config> 
     Ok(config)
 }
 
-const META: Table = Table::Meta {
+const META: NameTable = NameTable::Meta {
     tied_entropy: false,
 };
 

@@ -17,7 +17,7 @@ use super::config_json::{CONFIG_KEY, config_from_json, config_to_json};
 use super::names::expected_tensors;
 use super::quantized::{self, BLOCK_LAYOUT_KEY, TENSORS_KEY};
 use super::spec::{ALIGNMENT, Metadata, NativeTensor, TensorSpec};
-use super::weights::Weights;
+use super::weight_files::WeightFiles;
 use super::writer::SafetensorsWriter;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -32,7 +32,7 @@ const QUANTIZED_VERSION: &str = "2";
 
 /// The configuration of a native file; `None` if the weights are of another layout. Quantised
 /// tensors are served as such from now on.
-pub(super) fn read(weights: &mut Weights) -> Result<Option<Config>> {
+pub(super) fn read(weights: &mut WeightFiles) -> Result<Option<Config>> {
     let Some(metadata) = weights.metadata() else {
         return Ok(None);
     };

@@ -69,7 +69,7 @@ impl PthFile {
         self.tensors.contains_key(name)
     }
 
-    /// The tensor of that name; `None` if there is none. Shares the file's bytes.
+    /// The tensor of that name, if the file has it. Shares the file's bytes.
     ///
     /// # Errors
     /// [`Error::Tensor`] if its type is one this engine does not read, it does not lie row by row

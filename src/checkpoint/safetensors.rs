@@ -116,7 +116,7 @@ impl SafetensorsFile {
         Tensor::view(dtype, shape.to_vec(), self.storage.clone(), start)
     }
 
-    /// The tensor of that name; `None` if there is none. Shares the file's bytes.
+    /// The tensor of that name, if the file has it. Shares the file's bytes.
     ///
     /// # Errors
     /// [`Error::Tensor`] if its type is one this engine does not read.

@@ -215,7 +215,7 @@ fn directory_entry(at: &mut Cursor) -> Option<Fallible<(String, Entry)>> {
     Some(Ok((name.to_string(), entry)))
 }
 
-/// The content of the 64-bit extra field; empty if there is none.
+/// The content of the 64-bit extra field, or nothing if the entry lacks one.
 fn zip64_field(extra: &[u8]) -> Cursor<'_> {
     let mut at = Cursor { bytes: extra };
     while let (Some(id), Some(len)) = (at.u16(), at.u16()) {

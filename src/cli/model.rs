@@ -152,7 +152,7 @@ macro_rules! program_args {
                 #[argh(option, arg_name = "nats")]
                 threshold: Option<f32>,
 
-                /// restart the entropy model every so many bytes (Meta's patcher: 8192; default: never)
+                /// restart the entropy model after this many bytes (Meta's patcher: 8192; default: never)
                 #[argh(option, arg_name = "bytes")]
                 entropy_reset: Option<usize>,
             }
@@ -222,7 +222,7 @@ pub fn parse_isa(name: &str) -> Result<Isa, String> {
     })
 }
 
-/// The model's patcher settings with another threshold; `None` if there is none.
+/// The model's patcher settings with this threshold; `None` without one.
 pub fn patcher_config(
     config: &Config,
     threshold: Option<f32>,

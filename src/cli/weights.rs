@@ -1,8 +1,7 @@
-//! What a model's weights weigh: numbers and bytes per part, and how many of them a byte of text has
-//! to be read for.
+//! Sizes of a model's weights: parameters and bytes per part, and bytes read per byte of text.
 //!
-//! The batch of one is what counts here: generating a byte reads every matrix on the byte's path
-//! once, and every matrix on the patch's path once per patch. Of an embedding table it reads a row.
+//! This counts one session: generating a byte reads every matrix on the byte's path once, every matrix on the
+//! patch's path once per patch, and one row of each embedding table.
 
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, Component, ModelTensor, Pace, Role};
@@ -24,7 +23,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// All parts, in the order a byte meets them.
+    /// All parts, in the order in which a byte passes them.
     pub const ALL: [Part; 5] = [
         Part::Entropy,
         Part::HashTables,
@@ -128,7 +127,7 @@ impl Paths {
         self.entropy + self.encoder + self.decoder
     }
 
-    /// The sum, each path taken so many `times`.
+    /// The sum, each path multiplied by its entry of `times`.
     pub fn total(&self, times: &Paths) -> f64 {
         self.entropy * times.entropy
             + self.encoder * times.encoder
@@ -170,8 +169,8 @@ impl Traffic {
     }
 }
 
-/// Bytes of keys and values that each network reads, with `context` bytes of text before it in so many
-/// patches a byte.
+/// Bytes of keys and values that each network reads per byte or patch, with `context` bytes of text before
+/// it.
 pub fn cache_traffic(config: &Config, kv: KvType, context: f64, patches_per_byte: f64) -> Paths {
     let of = |stack: &TransformerConfig, positions: f64| {
         let seen = positions.min(stack.window.map_or(f64::INFINITY, |w| w as f64));

@@ -1,5 +1,5 @@
 //! The rules that follow from a configuration: which layers have cross-attention, which patches and
-//! bytes it sees, and where a text begins anew.
+//! bytes it sees, and where a segment starts.
 //!
 //! Inference on the CPU and on a GPU, training, and the table of tensor names all ask here, so that none
 //! of them has a copy of its own. Spec sections 5 to 7.

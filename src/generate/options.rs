@@ -13,8 +13,8 @@ pub struct GenerateOptions {
     pub stop: Vec<Vec<u8>>,
     /// Bytes to draft at a time, up to [`MAX_DRAFT`](super::MAX_DRAFT); 0: none; `None`: as many as pays, up to 16.
     ///
-    /// Drafting is self-speculation (arXiv:2605.08044): the local decoder goes on by itself, and the other
-    /// networks read what it wrote at once, so that their weights come from memory once for several bytes.
+    /// Drafting is self-speculation (arXiv:2605.08044): the local decoder writes ahead on its own, and the
+    /// other networks read what it wrote at once, so that their weights come from memory once for several bytes.
     /// The bytes that the sampler would not have chosen are thrown away. The text, the logits and the
     /// session are the same bits with and without it; bytes just come in bursts. How many it pays to draft
     /// follows from the sizes of the networks and from how many drafted bytes have counted lately; none

@@ -18,8 +18,8 @@ pub mod hash;
 pub mod patcher;
 pub(crate) mod saved;
 mod state;
-mod stored;
 mod weights;
+mod weights_info;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ use draft::Costs;
 use encoder::Encoder;
 pub(crate) use entropy::EntropyModel;
 use global::Global;
-use stored::Stored;
+use weights_info::WeightsInfo;
 
 /// A loaded model. Cloning shares the weights.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub(crate) struct Weights {
     pub(crate) global: Global,
     pub(crate) decoder: Decoder,
     draft_costs: Costs,
-    stored: Stored,
+    info: WeightsInfo,
 }
 
 impl Model {
@@ -98,7 +98,7 @@ impl Model {
                 encoder,
                 global,
                 decoder,
-                stored: Stored::new(checkpoint),
+                info: WeightsInfo::new(checkpoint),
                 config,
             }),
             compute: Arc::new(compute),

@@ -10,7 +10,7 @@ pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
     /// Lets the call that is reading bytes, or else the next that does, end with
-    /// [`Error::Cancelled`](crate::Error::Cancelled) before its next batch of 256 bytes. One
+    /// [`Error::Cancelled`](crate::Error::Cancelled) before its next pass of at most [`BYTES_PER_PASS`](crate::session::BYTES_PER_PASS) bytes. One
     /// request stops one call.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);

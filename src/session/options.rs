@@ -9,7 +9,8 @@ pub enum Overflow {
     /// [`Error::ContextFull`].
     #[default]
     Error,
-    /// Begin anew with BOS and the last `keep` bytes; [`Session::n_slides`] counts it.
+    /// Restart with BOS and the last `keep` bytes; [`Session::n_slides`](super::Session::n_slides) counts
+    /// the restarts.
     Slide {
         /// Bytes kept.
         keep: usize,
@@ -21,13 +22,13 @@ pub enum Overflow {
 pub struct SessionOptions {
     /// Do not put BOS before the first byte.
     pub no_bos: bool,
-    /// Patcher settings in place of the model's own.
+    /// Patcher settings instead of the model's own.
     pub patcher: Option<PatcherConfig>,
-    /// Patch lengths to use in place of any rule; the last one lasts to the end of the text.
+    /// Patch lengths to use instead of any rule; the last patch reaches to the end of the text.
     pub patch_lengths: Option<Vec<usize>>,
     /// Run the entropy model even if the patcher does not need it.
     pub entropies: bool,
-    /// Let the entropy model begin anew every so many bytes. Meta's patcher does at 8192, the HF
+    /// Restart the entropy model after this many bytes. Meta's patcher does at 8192, the HF
     /// implementation never.
     pub entropy_reset: Option<usize>,
     /// Most byte positions (BOS included); the model's own limit if `None`.
@@ -36,7 +37,7 @@ pub struct SessionOptions {
     pub max_patches: Option<usize>,
     /// What to do at a limit.
     pub overflow: Overflow,
-    /// How keys and values are kept; as [`Model::default_kv`] says if `None`. Either way every chunking
+    /// Type of cached keys and values; [`Model::default_kv`](crate::Model::default_kv) if `None`. Either way every chunking
     /// gives the same bits; the two differ from each other by rounding.
     pub kv: Option<KvType>,
 }

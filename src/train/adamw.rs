@@ -152,7 +152,7 @@ fn update<F: Float>(
                     );
                 });
         }
-        Grad::Rows(grad) => vectorized(
+        Grad::Sparse(grad) => vectorized(
             #[inline(always)]
             || {
                 for (&row, g) in grad.rows.iter().zip(grad.values.chunks_exact(cols)) {

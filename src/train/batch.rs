@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::block::Rows;
+use super::block::AttentionRows;
 use super::float::Float;
 use crate::config::arch::{self, segment_start};
 use crate::config::{Config, TransformerConfig};
@@ -56,7 +56,7 @@ pub struct ByteBatch<F> {
     /// Ids to be predicted, (n).
     pub targets: Vec<Id>,
     /// The rows as the byte model sees them.
-    pub rows: Rows<F>,
+    pub rows: AttentionRows<F>,
 }
 
 impl<F: Float> ByteBatch<F> {
@@ -77,7 +77,7 @@ impl<F: Float> ByteBatch<F> {
         ByteBatch {
             inputs,
             targets,
-            rows: Rows::new(config, &lengths, |s, i| segment_start(&eos[s], i)),
+            rows: AttentionRows::new(config, &lengths, |s, i| segment_start(&eos[s], i)),
         }
     }
 }
@@ -103,11 +103,11 @@ pub struct Batch<F> {
     /// Rows of the hash tables, (tables, n).
     pub hash_rows: Vec<Vec<usize>>,
     /// The bytes as the local encoder sees them.
-    pub encoder_rows: Rows<F>,
+    pub encoder_rows: AttentionRows<F>,
     /// The patches as the global transformer sees them.
-    pub global_rows: Rows<F>,
+    pub global_rows: AttentionRows<F>,
     /// The bytes as the local decoder sees them.
-    pub decoder_rows: Rows<F>,
+    pub decoder_rows: AttentionRows<F>,
     /// The bytes of each patch, (m).
     pub patch_bytes: Vec<Range<usize>>,
     /// The bytes each of a patch's k queries sees, (m * k).
@@ -131,7 +131,7 @@ impl<F: Float> Batch<F> {
             let eos: Vec<Vec<usize>> = (sequences.iter())
                 .map(|s| eos_positions(c, &s.ids))
                 .collect();
-            Rows::new(c, &lengths, |s, i| segment_start(&eos[s], i))
+            AttentionRows::new(c, &lengths, |s, i| segment_start(&eos[s], i))
         };
         let eos_patches: Vec<Vec<usize>> = (sequences.iter())
             .map(|s| arch::eos_patches(&eos_positions(&config.global, &s.ids), &s.starts))
@@ -142,7 +142,7 @@ impl<F: Float> Batch<F> {
             n_counted: n,
             hash_rows: vec![Vec::with_capacity(n); config.hash.n_tables()],
             encoder_rows: byte_rows(&config.encoder),
-            global_rows: Rows::new(&config.global, &patches, |s, p| {
+            global_rows: AttentionRows::new(&config.global, &patches, |s, p| {
                 segment_start(&eos_patches[s], p)
             }),
             decoder_rows: byte_rows(&config.decoder),

@@ -16,7 +16,7 @@ use crate::ops::Heads;
 
 /// The rows of some sequences, one after the other, as a stack sees them.
 #[derive(Debug)]
-pub struct Rows<F> {
+pub struct AttentionRows<F> {
     /// The rows of each sequence.
     pub sequences: Vec<Range<usize>>,
     positions: Vec<u32>,      // of each row, within its sequence
@@ -24,7 +24,7 @@ pub struct Rows<F> {
     angles: Angles<F>,
 }
 
-impl<F: Float> Rows<F> {
+impl<F: Float> AttentionRows<F> {
     /// Sequences of these lengths. Row `i` of sequence `s` sees back to the window's edge or to row
     /// `barrier(s, i)` of its sequence, whichever is later.
     pub fn new(
@@ -33,7 +33,7 @@ impl<F: Float> Rows<F> {
         barrier: impl Fn(usize, usize) -> usize,
     ) -> Self {
         let window = config.window.unwrap_or(usize::MAX);
-        let mut rows = Rows {
+        let mut rows = AttentionRows {
             sequences: Vec::with_capacity(lengths.len()),
             positions: Vec::new(),
             visible_from: Vec::new(),
@@ -143,7 +143,7 @@ impl Stack {
         self.blocks.len()
     }
 
-    fn attention<'a, F>(&self, options: MatmulOptions, rows: &'a Rows<F>) -> Causal<'a> {
+    fn attention<'a, F>(&self, options: MatmulOptions, rows: &'a AttentionRows<F>) -> Causal<'a> {
         Causal {
             heads: Heads {
                 n_heads: self.config.n_heads,
@@ -162,7 +162,7 @@ impl Stack {
         &self,
         pass: Pass<'_, F>,
         layer: usize,
-        rows: &Rows<F>,
+        rows: &AttentionRows<F>,
         x: Buffer<F>,
     ) -> (Buffer<F>, BlockTape<F>) {
         let b = &self.blocks[layer];
@@ -215,7 +215,7 @@ impl Stack {
         &self,
         pass: Pass<'_, F>,
         layer: usize,
-        rows: &Rows<F>,
+        rows: &AttentionRows<F>,
         tape: BlockTape<F>,
         d: &mut [F],
         grads: &mut Grads<F>,

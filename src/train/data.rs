@@ -1,6 +1,6 @@
 //! Text to train on: files, folders, JSONL or standard input, cut into documents and pieces.
 //!
-//! A document is what stands between two separator lines (a whole file if there is none), or the
+//! A document is what stands between two separator lines (a whole file without one), or the
 //! `text` of one JSONL line, whatever is in it. It becomes BOS, its bytes, EOS; if that is longer
 //! than the longest sequence allowed, it is cut into pieces. Pieces are drawn in an order that the
 //! seed and the epoch determine.
@@ -155,7 +155,7 @@ impl Corpus {
         self.pieces.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no documents.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }

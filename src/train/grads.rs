@@ -14,7 +14,7 @@ pub enum Grad<F: Float> {
     /// Every element.
     Dense(Buffer<F>),
     /// Some rows.
-    Rows(RowGrad<F>),
+    Sparse(RowGrad<F>),
 }
 
 /// The rows of a table that have a gradient.
@@ -72,7 +72,7 @@ impl<F: Float> Grads<F> {
             rows: touched,
             values,
         };
-        self.list[id.0].add(Grad::Rows(new), cols);
+        self.list[id.0].add(Grad::Sparse(new), cols);
     }
 
     /// Adds all of `other`, tensor by tensor.
@@ -99,7 +99,7 @@ impl<F: Float> Grads<F> {
                 let values = match g {
                     Grad::None => &[][..],
                     Grad::Dense(v) => v,
-                    Grad::Rows(r) => &r.values,
+                    Grad::Sparse(r) => &r.values,
                 };
                 vectorized(
                     #[inline(always)]
@@ -122,7 +122,7 @@ impl<F: Float> Grad<F> {
             (_, Grad::None) => {}
             (Grad::None, other) => *self = other,
             (Grad::Dense(a), Grad::Dense(b)) => add_assign(a, &b),
-            (Grad::Rows(a), Grad::Rows(b)) => *a = merged(a, &b, cols),
+            (Grad::Sparse(a), Grad::Sparse(b)) => *a = merged(a, &b, cols),
             _ => panic!("a dense and a sparse gradient of one tensor"),
         }
     }

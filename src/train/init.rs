@@ -1,4 +1,4 @@
-//! The numbers a model starts from.
+//! Initial weights of a new model.
 
 use super::params::{Params, Value};
 use crate::checkpoint::{Component, ModelTensor, Role};
@@ -9,8 +9,8 @@ use crate::random::SplitMix64;
 /// Random weights for the tensors that `wanted` accepts: norms 1; the vectors behind lambda normal
 /// with deviation 0.1 (differential attention, arXiv 2410.05258); matrices normal with deviation
 /// 1 / sqrt(in), those that end a residual branch less by the depth of their stack, so that the sum
-/// of all branches does not grow with it; hash tables nearly 0, because most rows are met seldom and
-/// what they start from is noise to the rest.
+/// of all branches does not grow with it; hash tables nearly 0, because most rows are looked up
+/// rarely and their initial values are noise to the rest.
 pub fn random(
     config: &Config,
     wanted: impl Fn(&ModelTensor) -> bool,

@@ -1,7 +1,7 @@
-//! The numbers that are trained: tensors under their checkpoint names.
+//! The parameters of a model in training, under their checkpoint names.
 //!
-//! A tensor is either held in the training precision or frozen, as it lies in a mapped file, and
-//! then widened whenever it is used. A low-rank adapter (LoRA) on a matrix is two more tensors.
+//! A tensor is either held in the training precision, or frozen: left in the mapped file and widened whenever
+//! it is used. A low-rank adapter (LoRA) on a matrix is two more tensors.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -85,13 +85,8 @@ impl<F: Float> Value<F> {
             Value::Frozen(tensor) => tensor,
         };
         let mut wide = Buffer::any(tensor.n_elements());
-        let (n_rows, cols) = (tensor.rows(), tensor.cols().max(1));
-        let tensor = (tensor.reshape(vec![n_rows, cols])).expect("as many elements");
-        let step = (WIDENED / cols).max(1);
-        let step = step.next_multiple_of(tensor.dtype().row_multiple(cols));
-        for (i, wide) in wide.chunks_mut(step * cols).enumerate() {
-            let rows = i * step..((i + 1) * step).min(n_rows);
-            let rows = tensor.slice_rows(rows).expect("rows of the tensor");
+        for (first, rows) in tensor.row_pieces(WIDENED) {
+            let wide = &mut wide[first * rows.cols()..];
             for (wide, x) in wide.iter_mut().zip(rows.to_f32_vec()) {
                 *wide = F::of(x.into());
             }
@@ -161,7 +156,7 @@ impl<F: Float> Params<F> {
     /// The tensor of that name, which the configuration calls for.
     ///
     /// # Panics
-    /// If there is none.
+    /// If the model lacks it.
     pub fn id(&self, name: &str) -> ParamId {
         match self.find(self.real_name(name)) {
             Some(id) => id,
@@ -207,7 +202,7 @@ impl<F: Float> Params<F> {
         self.list.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no tensors.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -320,7 +315,7 @@ impl<F: Float> Params<F> {
         Ok(n)
     }
 
-    /// Rows (n, cols) of a table, added to `x`: each `shares` times, or once if there are none.
+    /// Adds rows (n, cols) of a table to `x`, each multiplied by its entry of `shares` if given.
     pub fn add_rows(
         &self,
         table: ParamId,

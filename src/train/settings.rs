@@ -1,5 +1,5 @@
-//! Every setting of a training run, by one name: a flag of the program and a key of a TOML or JSON
-//! file.
+//! The settings of a training run. Each has one name, as a flag of the program and as a key of a TOML or
+//! JSON file.
 
 use std::path::Path;
 
@@ -129,7 +129,7 @@ macro_rules! settings {
             /// Sets the one of this name; `-` and `_` are the same.
             ///
             /// # Errors
-            /// [`Error::Config`] for a name that is none, or a text that is no value of it.
+            /// [`Error::Config`] for an unknown name or a text that is not a value of that setting.
             pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
                 let name = name.replace('-', "_");
                 match name.as_str() {
@@ -139,7 +139,7 @@ macro_rules! settings {
                             Error::config(&name, format!("expected {expected}, found \"{text}\""))
                         })?;
                     })*
-                    _ => return Err(Error::config(&name, "expected a setting, found no such one")),
+                    _ => return Err(Error::config(&name, "expected the name of a setting, found an unknown name")),
                 }
                 Ok(())
             }
@@ -176,10 +176,11 @@ settings! {
     seed: u64 = 1;
     /// Threads; none: all of the machine.
     threads: Option<usize> = None;
-    /// Parts a batch is computed in, at least one a thread; results depend on it, not on threads.
+    /// Number of parts that a batch is computed in; at most this many threads work. Results depend on it, not
+    /// on the number of threads.
     shards: usize = 2;
-    /// Of matrix products in training: f32, or bf16 (factors rounded, sums in f32; about 1.6 times as
-    /// fast, needs AVX-512 BF16). Weights, validation and patching stay in f32.
+    /// Precision of matrix products in training: f32, or bf16 (factors rounded, sums in f32; faster, needs
+    /// AVX-512 BF16). Weights, validation and patching stay in f32.
     precision: Precision = Precision::F32;
     /// Steps of the optimiser.
     steps: u64 = 1000;
@@ -211,7 +212,7 @@ settings! {
     clip: f64 = 1.0;
     /// Dropout of embeddings and residual branches.
     dropout: f64 = 0.0;
-    /// Share of positions that go without their n-gram embeddings, which else learn texts by heart.
+    /// Share of positions whose n-gram embeddings are dropped, so that the tables do not memorise the text.
     hash_dropout: f64 = 0.0;
     /// One tensor for byte embedding and output.
     tied: bool = false;
@@ -223,7 +224,7 @@ settings! {
     valid_bytes: usize = 131_072;
     /// Steps between checkpoints.
     save_every: u64 = 250;
-    /// Stop after so many validations without a better one; 0: never.
+    /// Stop after this many validations in a row without a better one; 0: never.
     patience: u64 = 0;
     /// Element type of the model files: bf16 or f32.
     dtype: String = "bf16".into();
@@ -299,7 +300,7 @@ impl Settings {
     /// Takes the keys of a JSON object: numbers, texts, flags, lists of them.
     ///
     /// # Errors
-    /// [`Error::Config`] for a key that is no setting or a value that is none of it.
+    /// [`Error::Config`] for an unknown key or a value that does not fit it.
     pub fn set_json(&mut self, text: &str) -> Result<()> {
         let map = serde_json::from_str(text).map_err(|e| {
             let what = format!("expected a JSON object, found a fault: {e}");
@@ -346,7 +347,7 @@ impl Settings {
     /// The learning rates.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a decay that is none.
+    /// [`Error::Argument`] for an unknown decay.
     pub fn schedule(&self) -> Result<Schedule> {
         Ok(Schedule {
             peak: self.lr,
@@ -426,7 +427,7 @@ impl Settings {
     /// The architecture: the preset's, changed by the settings.
     ///
     /// # Errors
-    /// [`Error::Config`] for a preset that is none or sizes that do not fit together.
+    /// [`Error::Config`] for an unknown preset or sizes that do not fit together.
     pub fn architecture(&self) -> Result<Config> {
         let mut c = preset(&self.preset)?;
         let local_dim = self.local_dim.unwrap_or(c.encoder.dim);
@@ -520,7 +521,7 @@ impl Settings {
     /// Changes how patches are cut as far as the settings say.
     ///
     /// # Errors
-    /// [`Error::Config`] for a mode that is none.
+    /// [`Error::Config`] for an unknown mode.
     pub fn patching_into(&self, patcher: &mut PatcherConfig) -> Result<()> {
         if let Some(mode) = &self.patching {
             patcher.mode = mode.parse()?;

@@ -1,4 +1,4 @@
-//! Checkpoints of a run: all that is needed to go on as if nothing had happened.
+//! Checkpoints of a run: everything needed to resume it with the same results.
 //!
 //! One safetensors file: `param.*`, `mean.*`, `square.*`, and in the metadata the configuration, the
 //! settings and the counters. It replaces the one before it only when it is complete and on disk.
@@ -131,7 +131,7 @@ impl Saved {
     /// Opens a state file.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Format`] if it cannot be read or is none.
+    /// [`Error::Io`] and [`Error::Format`] if it cannot be read or is not a training state.
     pub fn open(path: &Path) -> Result<Saved> {
         let file = MappedFile::open(path)?;
         let fault = |what: String| Error::format(path, what);

@@ -354,7 +354,7 @@ impl Trainer {
         self.settings.patience > 0 && self.position.stale >= self.settings.patience
     }
 
-    /// Writes the state from which [`Trainer::resume`] goes on.
+    /// Writes the state that [`Trainer::resume`] reads.
     ///
     /// # Errors
     /// [`Error::Io`]; the state of before is then intact.

@@ -1,4 +1,4 @@
-//! Reads every weight of a checkpoint once, to find those that are no number.
+//! Reads every weight of a checkpoint once, to find those that are not finite.
 
 use blt::Result;
 use blt::checkpoint::Checkpoint;
@@ -25,13 +25,7 @@ pub fn all_finite(checkpoint: &Checkpoint, quiet: bool) -> std::result::Result<u
     let mut n_bytes = 0;
     let mut n_weights = 0;
     for (name, tensor) in checkpoint.tensors() {
-        let rows = tensor.reshape(vec![tensor.rows(), tensor.cols()])?;
-        let multiple = tensor.dtype().row_multiple(tensor.cols());
-        let step = (PIECE / tensor.cols().max(1))
-            .max(1)
-            .next_multiple_of(multiple);
-        for first in (0..tensor.rows()).step_by(step) {
-            let piece = rows.slice_rows(first..(first + step).min(tensor.rows()))?;
+        for (first, piece) in tensor.row_pieces(PIECE) {
             check_piece(name, first, &piece)?;
             n_bytes += piece.bytes().len() as u64;
             progress.set(n_bytes);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use blt::session::BYTES_PER_PASS;
 use blt::{FinishReason, GenerateOptions, Overflow, Session};
 
 use super::Args;
@@ -9,9 +10,6 @@ use blt::cli::args::Failure;
 use blt::cli::output::TextOut;
 use blt::cli::progress::Progress;
 use blt::cli::{interrupt, terminal};
-
-/// Bytes of the prompt between two looks at Ctrl-C: as many as the engine reads in one pass.
-const PIECE: usize = 256;
 
 /// A session and where its text goes.
 #[derive(Debug)]
@@ -81,7 +79,8 @@ impl Runner {
         let mut result = self.session.begin();
         let first = self.session.len();
         result = result.and_then(|()| self.check_room(prompt.len()));
-        for piece in prompt.chunks(PIECE) {
+        // Ctrl-C is looked at between passes.
+        for piece in prompt.chunks(BYTES_PER_PASS) {
             if result.is_err() || interrupt::requested() {
                 break;
             }

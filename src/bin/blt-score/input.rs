@@ -4,12 +4,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use blt::session::BYTES_PER_PASS;
 use blt::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
 use blt::cli::args::Failure;
-
-/// Bytes read at once, and between two looks at Ctrl-C: as many as the engine reads in one pass.
-const BLOCK: usize = 256;
 
 /// The ids to score, block by block.
 pub struct Input {
@@ -72,10 +70,13 @@ impl Input {
     /// The next block; empty at the end.
     pub fn next_block(&mut self) -> Result<Vec<Id>, Failure> {
         match &mut self.source {
-            Source::Ids(ids) => Ok(ids.by_ref().take(BLOCK).collect()),
+            Source::Ids(ids) => Ok(ids.by_ref().take(BYTES_PER_PASS).collect()),
             Source::Bytes(source) => {
-                let mut bytes = Vec::with_capacity(BLOCK);
-                let read = source.by_ref().take(BLOCK as u64).read_to_end(&mut bytes);
+                let mut bytes = Vec::with_capacity(BYTES_PER_PASS);
+                let read = source
+                    .by_ref()
+                    .take(BYTES_PER_PASS as u64)
+                    .read_to_end(&mut bytes);
                 read.map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
                 Ok(bytes.into_iter().map(byte_to_id).collect())
             }

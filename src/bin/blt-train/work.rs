@@ -70,7 +70,7 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
             trainer.save(&args.stage)?;
         }
         if stop {
-            log.say(&format!("stopped at step {step}; go on with --resume"));
+            log.say(&format!("stopped at step {step}; continue with --resume"));
             draw(args, &log)?;
             return Ok(());
         }

@@ -120,41 +120,41 @@ fn looks_like_safetensors(bytes: &[u8]) -> bool {
 
 /// Open weights: one container, or shards and the map that tells which tensor is in which.
 #[derive(Debug)]
-pub struct Weights {
+pub struct WeightFiles {
     files: Vec<(FileInfo, Container)>,
     shard_of: Option<HashMap<String, usize>>,
     /// Tensors whose type and shape the file's container cannot express.
     declared: Declared,
 }
 
-impl Weights {
+impl WeightFiles {
     /// Maps the file at `path` and reads its table of contents; no tensor is touched.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if the file cannot be read or is damaged.
-    pub fn open(path: &Path) -> Result<Weights> {
+    pub fn open(path: &Path) -> Result<WeightFiles> {
         if path
             .file_name()
             .is_some_and(|n| n.to_string_lossy().ends_with(".index.json"))
         {
-            return Weights::open_shards(path);
+            return WeightFiles::open_shards(path);
         }
-        Weights::from_storage(path, Arc::new(MappedFile::open(path)?).into())
+        WeightFiles::from_storage(path, Arc::new(MappedFile::open(path)?).into())
     }
 
     /// The same for bytes that are in memory or mapped already; `path` is for messages.
     ///
     /// # Errors
     /// [`Error::Format`] if the bytes are no weights or damaged.
-    pub fn from_storage(path: &Path, storage: Storage) -> Result<Weights> {
-        Ok(Weights {
+    pub fn from_storage(path: &Path, storage: Storage) -> Result<WeightFiles> {
+        Ok(WeightFiles {
             files: vec![container(path, storage)?],
             shard_of: None,
             declared: Declared::new(),
         })
     }
 
-    fn open_shards(index: &Path) -> Result<Weights> {
+    fn open_shards(index: &Path) -> Result<WeightFiles> {
         let value = json::read(index)?;
         let root = json::Object::root(&value)?;
         let map = root.required_object("weight_map")?;
@@ -182,7 +182,7 @@ impl Weights {
                 "expected shards, found an empty weight_map",
             ));
         }
-        Ok(Weights {
+        Ok(WeightFiles {
             files,
             shard_of: Some(shard_of),
             declared: Declared::new(),
@@ -212,7 +212,7 @@ impl Weights {
         }
     }
 
-    /// The tensor of that name; `None` if there is none. Shares the file's bytes.
+    /// The tensor of that name, if the file has it. Shares the file's bytes.
     ///
     /// # Errors
     /// [`Error::Tensor`] if it is of a type or in a form this engine does not read.

@@ -1,4 +1,5 @@
-//! The weights as they are stored: how many, of which model, and whether they are in memory.
+//! Facts about the weights as stored: their number, their size, a fingerprint; and reading all of them into
+//! memory.
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
@@ -11,23 +12,23 @@ use crate::wire::Checksum;
 
 /// All tensors of a model.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct WeightsInfo {
     tensors: Vec<(String, Tensor)>,
     fingerprint: OnceLock<u64>,
 }
 
-impl Stored {
+impl WeightsInfo {
     /// The tensors of a checkpoint; shares their bytes.
     pub fn new(checkpoint: &Checkpoint) -> Self {
         let own = |(name, tensor): (&str, &Tensor)| (name.to_string(), tensor.clone());
-        Stored {
+        WeightsInfo {
             tensors: checkpoint.tensors().map(own).collect(),
             fingerprint: OnceLock::new(),
         }
     }
 
-    /// A number that differs between models: of the configuration (but for the patcher's settings
-    /// and the limits), of all names, types and shapes, and of a sample of each tensor's bytes.
+    /// A checksum that tells models apart: of the configuration without the patcher's settings and the
+    /// limits, of all names, types and shapes, and of a sample of each tensor's bytes.
     fn fingerprint(&self, config: &Config) -> u64 {
         let mut sum = Checksum::default();
         let architecture = Config {
@@ -58,38 +59,38 @@ impl Stored {
 }
 
 impl Model {
-    /// A number that tells models apart: of the configuration (but for the patcher's settings and
-    /// the limits), of all tensors' names, types and shapes, and of a sample of their bytes. Not a
-    /// protection against somebody who wants two models to have the same.
+    /// A checksum that tells models apart: of the configuration without the patcher's settings and the
+    /// limits, of all tensors' names, types and shapes, and of a sample of their bytes. It does not protect
+    /// against somebody who wants two models to have the same one.
     pub fn fingerprint(&self) -> u64 {
-        let stored = &self.weights.stored;
-        *stored
+        let info = &self.weights.info;
+        *info
             .fingerprint
-            .get_or_init(|| stored.fingerprint(self.config()))
+            .get_or_init(|| info.fingerprint(self.config()))
     }
 
     /// Number of weights, tables and the entropy model included.
     pub fn n_parameters(&self) -> usize {
-        let tensors = self.weights.stored.tensors.iter();
+        let tensors = self.weights.info.tensors.iter();
         tensors.map(|(_, tensor)| tensor.n_elements()).sum()
     }
 
     /// Bytes of the weights as stored.
     pub fn weight_bytes(&self) -> usize {
-        let tensors = self.weights.stored.tensors.iter();
+        let tensors = self.weights.info.tensors.iter();
         tensors.map(|(_, tensor)| tensor.bytes().len()).sum()
     }
 
     /// Reads all weights into memory, so that the first bytes do not wait for the disk. Without
     /// this, weights are read when they are first used (of the hash tables, only the rows used).
     ///
-    /// `progress` is told after each piece of at most 8 MiB how many bytes of
-    /// [`Model::weight_bytes`] have been read, and can stop the reading. Says whether it did.
+    /// `progress` is called after each piece of at most 8 MiB with the bytes of
+    /// [`Model::weight_bytes`] read so far, and can stop the reading. Returns whether it did.
     pub fn preload(&self, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
         const PIECE: usize = 8 << 20;
         const PAGE: usize = 4096;
         let mut n_read = 0;
-        for (_, tensor) in &self.weights.stored.tensors {
+        for (_, tensor) in &self.weights.info.tensors {
             for piece in tensor.bytes().chunks(PIECE) {
                 // One byte of each page: the system fetches the rest.
                 let touched = piece.iter().step_by(PAGE).fold(0u8, |sum, &b| sum ^ b);
