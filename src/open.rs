@@ -130,36 +130,13 @@ impl ModelOptions {
     /// kept by the model. `progress` as in [`ModelOptions::open_with`].
     ///
     /// # Errors
-    /// As [`Checkpoint::from_native_bytes`] and [`ModelOptions::open_with`]; [`Error::Argument`] if
-    /// the options name another file.
+    /// As [`Checkpoint::from_bytes`] and [`ModelOptions::open_with`].
     pub fn open_bytes(
         &self,
         bytes: impl Into<Storage>,
         progress: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Model> {
-        let OpenOptions {
-            config,
-            entropy_model,
-            patching,
-        } = &self.checkpoint;
-        for (name, path) in [("config", config), ("entropy_model", entropy_model)] {
-            if let Some(path) = path {
-                let found = path.display();
-                return Err(Error::argument(
-                    name,
-                    format!("expected none with a model in memory, found {found}"),
-                ));
-            }
-        }
-        if let Some(mode) = patching {
-            return Err(Error::argument(
-                "patching",
-                format!(
-                    "expected none with a model in memory, found {mode}; set it on the session"
-                ),
-            ));
-        }
-        self.load_with(&Checkpoint::from_native_bytes(bytes)?, progress)
+        self.load_with(&Checkpoint::from_bytes(bytes, &self.checkpoint)?, progress)
     }
 
     /// Opens a checkpoint without taking its weights: to look at it, or to [`ModelOptions::load`] it.
@@ -168,6 +145,14 @@ impl ModelOptions {
     /// As [`Checkpoint::open`].
     pub fn open_checkpoint(&self, path: impl Into<PathBuf>) -> Result<Checkpoint> {
         Checkpoint::open(&path.into(), &self.checkpoint)
+    }
+
+    /// The same for a native file in memory.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_bytes`].
+    pub fn open_checkpoint_bytes(&self, bytes: impl Into<Storage>) -> Result<Checkpoint> {
+        Checkpoint::from_bytes(bytes, &self.checkpoint)
     }
 
     /// The model in an open checkpoint, whose bytes it shares. Options about files count for nothing here.

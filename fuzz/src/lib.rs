@@ -79,7 +79,7 @@ pub fn layouts(input: &[u8]) -> bool {
             folder.write_weights("native.safetensors", next());
             let path = folder.path().join("native.safetensors");
             let bytes = std::fs::read(path).expect("just written");
-            return run(Checkpoint::from_native_bytes(bytes));
+            return run(Checkpoint::from_bytes(bytes, &OpenOptions::default()));
         }
     }
     run(Checkpoint::open(folder.path(), &OpenOptions::default()))

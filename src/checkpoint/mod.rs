@@ -107,52 +107,24 @@ impl Checkpoint {
     /// are missing or misshapen, [`Error::Unsupported`] for variants this engine does not compute.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         let weights = WeightFiles::open(&find_weights(path)?)?;
-        let mut parts = Unresolved::find(weights, options.config.as_deref())?;
-        if let Some(mode) = options.patching {
-            parts.config.patcher.mode = mode;
-        }
-        let folders = [
-            Some(parts.weights.folder()),
-            parts.config_path.as_deref().and_then(Path::parent),
-        ];
-        let entropy_path = options.entropy_model.clone().or_else(|| {
-            matches!(parts.table, NameTable::Meta { .. })
-                .then(|| {
-                    let beside = |folder: &Path| folder.join("entropy_model");
-                    folders
-                        .into_iter()
-                        .flatten()
-                        .map(beside)
-                        .find(|p| p.exists())
-                })
-                .flatten()
-        });
-        let apart = entropy_path.as_deref().map(entropy::open).transpose()?;
-        parts.serve(apart)
+        Unresolved::find(weights, options.config.as_deref())?.open(options)
     }
 
     /// Opens a native file that is in memory: a model embedded in the program, or one that a
     /// caller read.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
-    pub fn from_native_bytes(bytes: impl Into<Storage>) -> Result<Checkpoint> {
+    /// As [`Checkpoint::open`]; [`Error::Format`] if the bytes are in another layout.
+    pub fn from_bytes(bytes: impl Into<Storage>, options: &OpenOptions) -> Result<Checkpoint> {
         let path = Path::new("<memory>");
         let mut weights = WeightFiles::from_storage(path, bytes.into())?;
-        let config = native::read(&mut weights)?.ok_or_else(|| {
+        let config = own_config(&mut weights, options.config.as_deref())?.ok_or_else(|| {
             Error::format(
                 path,
                 "expected a native blt file, found one without its metadata",
             )
         })?;
-        Unresolved {
-            weights,
-            config,
-            config_path: None,
-            layout: Layout::Native,
-            table: NameTable::Native,
-        }
-        .serve(None)
+        Unresolved::native(weights, config).open(options)
     }
 
     /// The model's configuration; it is valid.
@@ -349,6 +321,18 @@ fn find_config(folder: &Path) -> Option<PathBuf> {
         .find(|p| p.exists())
 }
 
+/// The configuration that a native file carries; `None` if the weights are in another layout.
+fn own_config(weights: &mut WeightFiles, config_path: Option<&Path>) -> Result<Option<Config>> {
+    let config = native::read(weights)?;
+    if config.is_some() && config_path.is_some() {
+        return Err(Error::argument(
+            "config",
+            "expected none for a native file, which carries its own configuration",
+        ));
+    }
+    Ok(config)
+}
+
 /// A checkpoint before its entropy model and its tensors are looked up.
 struct Unresolved {
     weights: WeightFiles,
@@ -359,21 +343,19 @@ struct Unresolved {
 }
 
 impl Unresolved {
+    fn native(weights: WeightFiles, config: Config) -> Unresolved {
+        Unresolved {
+            weights,
+            config,
+            config_path: None,
+            layout: Layout::Native,
+            table: NameTable::Native,
+        }
+    }
+
     fn find(mut weights: WeightFiles, config_path: Option<&Path>) -> Result<Unresolved> {
-        if let Some(config) = native::read(&mut weights)? {
-            if config_path.is_some() {
-                return Err(Error::argument(
-                    "config",
-                    "expected none for a native file, which carries its own configuration",
-                ));
-            }
-            return Ok(Unresolved {
-                weights,
-                config,
-                config_path: None,
-                layout: Layout::Native,
-                table: NameTable::Native,
-            });
+        if let Some(config) = own_config(&mut weights, config_path)? {
+            return Ok(Unresolved::native(weights, config));
         }
         let config_path = match config_path {
             Some(path) => path.to_path_buf(),
@@ -402,6 +384,23 @@ impl Unresolved {
             layout,
             table,
         })
+    }
+
+    /// Opens the entropy model if it is separate, then looks up every tensor.
+    fn open(mut self, options: &OpenOptions) -> Result<Checkpoint> {
+        if let Some(mode) = options.patching {
+            self.config.patcher.mode = mode;
+        }
+        let is_meta = matches!(self.table, NameTable::Meta { .. });
+        let entropy_path = options.entropy_model.clone().or_else(|| {
+            let config_folder = self.config_path.as_deref().and_then(Path::parent);
+            let folders = [Some(self.weights.folder()), config_folder];
+            let beside = |folder: &Path| folder.join("entropy_model");
+            let mut found = folders.into_iter().flatten().map(beside);
+            found.find(|path| is_meta && path.exists())
+        });
+        let apart = entropy_path.as_deref().map(entropy::open).transpose()?;
+        self.serve(apart)
     }
 
     /// Looks every tensor up. `apart`: an entropy model that replaces the one inside, if any.

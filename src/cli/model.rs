@@ -1,6 +1,7 @@
 //! Arguments that programs share, and opening the model that they name.
 
 use std::path::{Path, PathBuf};
+use std::{env, fmt};
 
 pub use blt_kernels::Isa;
 
@@ -162,7 +163,10 @@ macro_rules! program_args {
 
 /// Opens the checkpoint at `path`, or the default model.
 pub fn open(options: &ModelOptions, path: Option<&Path>) -> Result<Checkpoint, Failure> {
-    Ok(options.open_checkpoint(path_or_default(path)?)?)
+    Ok(match source_or_default(path)? {
+        Source::Path(path) => options.open_checkpoint(path)?,
+        Source::BuiltIn(bytes) => options.open_checkpoint_bytes(bytes)?,
+    })
 }
 
 /// Loads the model in a checkpoint. With [`Device::Auto`] standard error says which device it is on.
@@ -188,26 +192,64 @@ pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Fa
 }
 
 /// `path`, or where the default model is.
-pub fn path_or_default(path: Option<&Path>) -> Result<PathBuf, Failure> {
+pub fn source_or_default(path: Option<&Path>) -> Result<Source, Failure> {
     match path {
-        Some(path) => Ok(path.to_path_buf()),
+        Some(path) => Ok(Source::Path(path.to_path_buf())),
         None => default_model(),
     }
 }
 
-/// The model used when none is named: the one that comes with the source, or the tiny one of the
-/// tests.
-fn default_model() -> Result<PathBuf, Failure> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let places = ["models/default.safetensors", "tests/data/hf-gqa/model"];
-    (places
-        .iter()
-        .map(|place| root.join(place))
-        .find(|path| path.exists()))
-    .ok_or_else(|| {
-        Failure::usage("MODEL: expected a file or folder, found no default model either")
+/// Where a model comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// A file or folder.
+    Path(PathBuf),
+    /// The program itself: the bytes of a native file.
+    BuiltIn(&'static [u8]),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Path(path) => path.display().fmt(f),
+            Source::BuiltIn(_) => f.write_str("the built-in model"),
+        }
+    }
+}
+
+/// The model used when none is named: `BLT_MODEL`, else `blt/default` in the user's data folder, else
+/// the one that is part of the program.
+fn default_model() -> Result<Source, Failure> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(path) = variable("BLT_MODEL") {
+        return Ok(Source::Path(path.into()));
+    }
+    let data = variable("XDG_DATA_HOME").map(PathBuf::from);
+    let data = data.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".local/share")));
+    if let Some(path) = data.map(|folder| folder.join("blt/default"))
+        && path.exists()
+    {
+        return Ok(Source::Path(path));
+    }
+    BUILT_IN.map(Source::BuiltIn).ok_or_else(|| {
+        Failure::usage(
+            "MODEL: expected a file or folder, found none; this program was built without a default \
+             model (feature \"default-model\")",
+        )
     })
 }
+
+#[cfg(not(feature = "default-model"))]
+const BUILT_IN: Option<&[u8]> = None;
+
+#[cfg(feature = "default-model")]
+static BUILT_IN: Option<&[u8]> = {
+    /// Puts a file where its tensors, which begin at multiples of 64 bytes of it, are aligned as well.
+    #[repr(C, align(64))]
+    struct Aligned<T: ?Sized>(T);
+    static FILE: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/default.safetensors"));
+    Some(&FILE.0)
+};
 
 /// The names of the instruction sets this machine has, fastest first.
 pub fn isa_names() -> Vec<&'static str> {

@@ -29,12 +29,12 @@ fn header_end(bytes: &[u8]) -> usize {
 #[test]
 fn a_native_file_cut_short_anywhere_is_refused() {
     let bytes = native_bytes();
-    assert!(Checkpoint::from_native_bytes(bytes).is_ok());
+    assert!(Checkpoint::from_bytes(bytes, &OpenOptions::default()).is_ok());
     let ends = (0..header_end(bytes)).chain((header_end(bytes)..bytes.len()).step_by(64));
     for n in ends.chain([bytes.len() - 1]) {
         error(
             &format!("{n} bytes"),
-            Checkpoint::from_native_bytes(&bytes[..n]),
+            Checkpoint::from_bytes(&bytes[..n], &OpenOptions::default()),
         );
     }
 }
@@ -47,7 +47,7 @@ fn a_damaged_header_never_panics() {
         let mut damaged = bytes.to_vec();
         damaged[at] = [b'9', b'"', b'{', 0xff][at / 3 % 4];
         // Some damage is harmless (a longer window, say); the rest is an error.
-        if let Err(e) = Checkpoint::from_native_bytes(damaged) {
+        if let Err(e) = Checkpoint::from_bytes(damaged, &OpenOptions::default()) {
             assert!(!e.to_string().is_empty());
         }
     }
@@ -93,7 +93,7 @@ fn rewrite(
 
 #[test]
 fn missing_and_misshapen_tensors_are_named_with_their_file() {
-    let source = Checkpoint::from_native_bytes(native_bytes()).unwrap();
+    let source = Checkpoint::from_bytes(native_bytes(), &OpenOptions::default()).unwrap();
     let folder = Folder::new("misshapen");
     let file = folder.path("model.blt");
     for tensor in expected_tensors(source.config()) {
@@ -156,7 +156,7 @@ fn foreign_names_are_in_the_message() {
 
 #[test]
 fn native_files_of_other_versions_and_hostile_configurations_are_refused() {
-    let source = Checkpoint::from_native_bytes(native_bytes()).unwrap();
+    let source = Checkpoint::from_bytes(native_bytes(), &OpenOptions::default()).unwrap();
     let good = config_to_json(source.config());
     let with = |pointer: &str, text: &str| {
         let mut value: serde_json::Value = serde_json::from_str(&good).unwrap();
@@ -265,7 +265,7 @@ fn native_files_of_other_versions_and_hostile_configurations_are_refused() {
 fn quantised_tensors_are_exactly_what_the_file_says_or_refused() {
     use blt_kernels::BlockFormat;
     const VICTIM: &str = "global.layers.0.w1";
-    let source = Checkpoint::from_native_bytes(native_bytes()).unwrap();
+    let source = Checkpoint::from_bytes(native_bytes(), &OpenOptions::default()).unwrap();
     let tensors = source.tensors().map(|(name, t)| {
         let dtype = match name == VICTIM {
             true => DType::Tiles(BlockFormat::Q8_0),

@@ -62,7 +62,7 @@ fn a_native_copy_has_the_same_configuration_and_bits() {
 
         let bytes = std::fs::read(&file).unwrap();
         let start = bytes.as_ptr() as usize;
-        for (tensor, t) in Checkpoint::from_native_bytes(bytes.clone())
+        for (tensor, t) in Checkpoint::from_bytes(bytes.clone(), &OpenOptions::default())
             .unwrap()
             .tensors()
         {
@@ -74,7 +74,7 @@ fn a_native_copy_has_the_same_configuration_and_bits() {
         }
         // In a file that is a multiple of 64 bytes into memory, so is every tensor whose size is.
         let bytes: &'static [u8] = bytes.leak();
-        let in_memory = Checkpoint::from_native_bytes(bytes).unwrap();
+        let in_memory = Checkpoint::from_bytes(bytes, &OpenOptions::default()).unwrap();
         for (tensor, t) in in_memory
             .tensors()
             .filter(|(_, t)| t.bytes().len() % 64 == 0)

@@ -235,7 +235,7 @@ pub fn native(config: &Config, tensors: Vec<(String, Tensor)>) -> Checkpoint {
     write_native(&path, config, tensors).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    Checkpoint::from_native_bytes(bytes).unwrap()
+    Checkpoint::from_bytes(bytes, &OpenOptions::default()).unwrap()
 }
 
 /// Everything a session gave while it read ids.

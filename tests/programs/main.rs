@@ -5,6 +5,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "default-model")]
+mod default_model;
 mod run;
 mod score;
 

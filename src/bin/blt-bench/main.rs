@@ -132,9 +132,9 @@ fn run(args: Args) -> Result<(), Failure> {
     });
     interrupt::watch()?;
     let checkpoint = model::open(&options, source)?;
-    let path = match &synthetic {
-        Some(synthetic) => PathBuf::from(&synthetic.name),
-        None => model::path_or_default(source)?,
+    let name = match &synthetic {
+        Some(synthetic) => synthetic.name.clone(),
+        None => model::source_or_default(source)?.to_string(),
     };
     let model = model::load(&options, &checkpoint)?;
     let kv = args.kv.unwrap_or(model.default_kv());
@@ -161,7 +161,7 @@ fn run(args: Args) -> Result<(), Failure> {
     });
     let report = Report {
         peak_memory,
-        path,
+        name,
         isa: (model.gpu_name())
             .unwrap_or(model.compute().isa().name())
             .to_owned(),

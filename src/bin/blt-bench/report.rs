@@ -1,7 +1,6 @@
 //! The figures as a table, as CSV and as JSON.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 
 use blt::{KvType, Profile};
 use serde_json::{Value, json};
@@ -12,7 +11,8 @@ use blt::cli::weights::{Paths, Traffic};
 
 /// All that was measured.
 pub struct Report {
-    pub path: PathBuf,
+    /// The model.
+    pub name: String,
     pub isa: String,
     pub n_threads: usize,
     pub n_sessions: usize,
@@ -79,12 +79,7 @@ impl Report {
     pub fn table(&self) -> String {
         let mut s = format!(
             "{}, {}, {} threads, {} arithmetic, {} caches, sessions at once: {}\n\n",
-            self.path.display(),
-            self.isa,
-            self.n_threads,
-            self.profile,
-            self.kv,
-            self.n_sessions
+            self.name, self.isa, self.n_threads, self.profile, self.kv, self.n_sessions
         );
         let _ = writeln!(
             s,
@@ -179,10 +174,10 @@ impl Report {
                 ("prompt", Some(operations)) => format!("{operations:.0}"),
                 _ => String::new(),
             };
-            let path = self.path.display().to_string().replace('"', "\"\"");
+            let model = self.name.replace('"', "\"\"");
             let _ = writeln!(
                 s,
-                "\"{path}\",{},{},{},{},{name},{},{},{},{median:.3},{slowest:.3},{fastest:.3},{length},\
+                "\"{model}\",{},{},{},{},{name},{},{},{},{median:.3},{slowest:.3},{fastest:.3},{length},\
                  {per_byte},{per_second},{:.0},{},{operations}",
                 self.isa,
                 self.n_threads,
@@ -202,7 +197,7 @@ impl Report {
     pub fn json(&self) -> String {
         let reading = self.reading();
         let record = json!({
-            "model": self.path,
+            "model": self.name,
             "isa": self.isa,
             "threads": self.n_threads,
             "sessions": self.n_sessions,
