@@ -1,7 +1,6 @@
-//! Agreement with the public implementations, on whatever reference cases are there.
+//! Agreement with the public implementations, on every reference case (tests/data/README.md).
 //!
-//! A case is a folder with an `expected.json`; its models are the folders in it, in whatever layout
-//! they are. Nothing here knows a case by name, so further cases in the same format run too.
+//! Nothing here knows a case by name, so further cases in the same format run too.
 
 mod common;
 
@@ -11,7 +10,7 @@ use blt::{Model, SessionOptions};
 use common::{Case, Prompt};
 
 /// Largest absolute difference of any stage. The references' own rounding noise (float32 against
-/// float64) is 1.1e-5; an epsilon of 1e-5 in place of 1e-6 in one norm moves logits by 1.3e-4.
+/// float64) is 1.1e-5; an epsilon of 1e-5 instead of 1e-6 in one norm moves logits by 1.3e-4.
 const STAGE_TOLERANCE: f32 = 5e-5;
 /// The same for entropies in nats: their noise is 5e-6.
 const ENTROPY_TOLERANCE: f32 = 2e-5;
@@ -211,16 +210,42 @@ fn check_given_lengths(case: &Case, layout: &str, model: &Model) {
 
 #[test]
 fn fixture_cases_agree_with_their_references() {
-    let mut n_prompts = 0;
-    for case in common::cases() {
-        for (layout, model) in case.models() {
-            for prompt in case.prompts() {
-                check_prompt(&case, &layout, &model, &prompt);
-                n_prompts += 1;
-            }
-            check_given_lengths(&case, &layout, &model);
-        }
+    let cases = common::cases();
+    let models = cases.iter().flat_map(|case| {
+        let layouts = case.models().into_iter();
+        layouts.map(move |(layout, model)| (case, layout, model))
+    });
+    let checks = models.flat_map(|(case, layout, model)| {
+        let prompts = case.prompts().into_iter().map(Some).chain([None]);
+        prompts.map(move |prompt| {
+            let what = prompt.as_ref().map_or("given patch lengths", Prompt::name);
+            let name = format!("{}, {what}", case.folder.join(&layout).display());
+            (name, (case, layout.clone(), model.clone(), prompt))
+        })
+    });
+    common::check_all(checks, |_, (case, layout, model, prompt)| match prompt {
+        Some(prompt) => check_prompt(case, &layout, &model, &prompt),
+        None => check_given_lengths(case, &layout, &model),
+    });
+}
+
+#[test]
+fn every_kind_of_reference_number_is_in_the_repository() {
+    let cases = common::cases();
+    let tensors = ["logits", "prefix_last_logits", "entropies"];
+    let stages = [
+        "input_embeds",
+        "encoder_hidden",
+        "encoder_cross",
+        "global_out",
+    ];
+    for what in tensors.into_iter().chain(stages) {
+        let has = |case: &Case| {
+            let mut prompts = case.prompts().into_iter();
+            prompts.any(|p| case.tensor(&format!("{}/{what}", p.name())).is_some())
+        };
+        assert!(cases.iter().any(has), "no case with {what}");
     }
-    assert!(n_prompts > 0);
-    println!("{n_prompts} prompts");
+    let given = |case: &Case| case.expected["explicit_patch_lengths"].is_array();
+    assert!(cases.iter().any(given), "no case with given patch lengths");
 }

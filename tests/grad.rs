@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blt::checkpoint::{Checkpoint, Component, ModelTensor, OpenOptions, Role};
 use blt::config::{
@@ -24,7 +24,6 @@ use blt::train::ops::Dropout;
 use blt::train::params::{ParamId, Params, Value};
 use blt::train::pass::Pass;
 use blt::vocab::{EOS, Id};
-use serde_json::Value as Json;
 
 /// The reference in f32 differs from itself in f64 by 8e-7.
 const LOSS_TOLERANCE: f64 = 1e-5;
@@ -39,22 +38,6 @@ fn pass<F>(params: &Params<F>) -> Pass<'_, F> {
         options: MatmulOptions::default(),
         dropout: None,
     }
-}
-
-/// A training case on disk: folders with an `expected.json` that has an optimiser's settings.
-fn cases() -> Vec<(PathBuf, Json)> {
-    let mut cases: Vec<(PathBuf, Json)> = std::fs::read_dir(common::root())
-        .unwrap()
-        .filter_map(|entry| {
-            let folder = entry.unwrap().path();
-            let text = std::fs::read(folder.join("expected.json")).ok()?;
-            let json: Json = serde_json::from_slice(&text).unwrap();
-            json.get("adamw")?;
-            Some((folder, json))
-        })
-        .collect();
-    cases.sort_by(|a, b| a.0.cmp(&b.0));
-    cases
 }
 
 /// The tensors `{prefix}*` of a case under our names: what opening the case's model gives when they
@@ -127,22 +110,32 @@ fn worst_difference(found: &[f32], expected: &[f32]) -> f64 {
     differences.fold(0.0, f64::max)
 }
 
+/// Whether the case trains the entropy model or all the rest: it has gradients of what it trains.
+fn trains_entropy(folder: &Path) -> bool {
+    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+    let recorded = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    (recorded.names().iter()).all(|name| name.contains("model.patcher."))
+}
+
 #[test]
 fn grad_and_steps_are_those_of_the_reference() {
-    let cases = cases();
-    for (folder, expected) in &cases {
-        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+    // The repository has a case for the entropy model and one for all the rest.
+    let cases = common::folders_with("adamw");
+    let n_entropy = cases.iter().filter(|(f, _)| trains_entropy(f)).count();
+    assert!(
+        0 < n_entropy && n_entropy < cases.len(),
+        "a case is missing"
+    );
+    let named = cases
+        .into_iter()
+        .map(|(folder, expected)| (folder.display().to_string(), (folder, expected)));
+    common::check_all(named, |name, (folder, expected)| {
+        let folder = &folder;
         let checkpoint = Checkpoint::open(&folder.join("model"), &OpenOptions::default()).unwrap();
         let config = checkpoint.config().clone();
         let starts = recorded(folder, "grad/");
         let after = recorded(folder, "after/");
-        // The case trains what it has gradients of: the byte model, or all the rest.
-        let recorded_bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
-        let entropy = safetensors::SafeTensors::deserialize(&recorded_bytes)
-            .unwrap()
-            .names()
-            .iter()
-            .all(|n| n.contains("model.patcher."));
+        let entropy = trains_entropy(folder);
         let mut params = params_of(&checkpoint, entropy);
         for param in params.list_mut() {
             // The recorded run spared whatever has "embed" in transformers' name for it.
@@ -238,14 +231,7 @@ fn grad_and_steps_are_those_of_the_reference() {
                 param.name
             );
         }
-    }
-    if common::root().ends_with("fixtures") {
-        assert!(
-            cases.len() >= 2,
-            "expected training cases in {}",
-            common::root().display()
-        );
-    }
+    });
 }
 
 fn stack(dim: usize, n_layers: usize, n_heads: usize, n_kv_heads: usize) -> TransformerConfig {

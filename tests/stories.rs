@@ -1,11 +1,11 @@
 //! The trained checkpoint: text, patches and bits per byte as transformers computed them.
 //!
 //! Random weights cannot show that text comes out as text. The checkpoint (24 MB) and the texts are
-//! not in the repository: they are looked for in `BLT_MODELS`, else beside the project.
+//! not in the repository: `BLT_MODELS` and `BLT_TEXT` name them, see [`folder`] and [`scored_text`].
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use blt::sampler::SamplerConfig;
 use blt::vocab::{self, BOS, VOCAB_SIZE};
@@ -15,29 +15,29 @@ use serde_json::Value;
 /// Largest difference in bits per byte.
 const BITS_TOLERANCE: f64 = 1e-4;
 
-fn folder() -> Option<PathBuf> {
-    let folder = match std::env::var_os("BLT_MODELS") {
-        Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models"),
-    };
-    let found = folder.join("stories/expected.json").is_file();
-    if !found {
-        println!("skipped: no trained checkpoint in {}", folder.display());
-    }
-    found.then_some(folder)
+/// The folder of the checkpoint: `stories` in `BLT_MODELS`.
+fn folder() -> PathBuf {
+    let models = std::env::var_os("BLT_MODELS").expect("BLT_MODELS names a folder with stories");
+    PathBuf::from(models).join("stories")
 }
 
-fn open(folder: &Path) -> (Model, Value) {
-    let stories = folder.join("stories");
+/// The text that was scored: `BLT_TEXT` names it.
+fn scored_text() -> Vec<u8> {
+    let path = std::env::var_os("BLT_TEXT").expect("BLT_TEXT names the validation text");
+    std::fs::read(path).unwrap()
+}
+
+fn open() -> (Model, Value) {
+    let stories = folder();
     let expected = std::fs::read(stories.join("expected.json")).unwrap();
     let model = Model::open(&stories).unwrap();
     (model, serde_json::from_slice(&expected).unwrap())
 }
 
 #[test]
+#[ignore = "needs the trained checkpoint: BLT_MODELS=FOLDER BLT_TEXT=FILE cargo test -- --ignored"]
 fn greedy_texts_are_reproduced_byte_for_byte() {
-    let Some(folder) = folder() else { return };
-    let (model, expected) = open(&folder);
+    let (model, expected) = open();
     let texts = expected["greedy"].as_array().unwrap();
     assert!(!texts.is_empty());
     for text in texts {
@@ -58,13 +58,12 @@ fn greedy_texts_are_reproduced_byte_for_byte() {
 }
 
 #[test]
+#[ignore = "needs the trained checkpoint: BLT_MODELS=FOLDER BLT_TEXT=FILE cargo test -- --ignored"]
 fn scores_and_patches_are_reproduced() {
-    let Some(folder) = folder() else { return };
-    let (model, expected) = open(&folder);
+    let (model, expected) = open();
     for piece in expected["score"].as_array().unwrap() {
         let at = |key: &str| piece[key].as_u64().unwrap() as usize;
-        let file = folder.join("..").join(piece["file"].as_str().unwrap());
-        let text = std::fs::read(&file).unwrap();
+        let text = scored_text();
         let text = &text[at("offset")..at("offset") + at("bytes")];
 
         let mut session = Session::new(&model, SessionOptions::default()).unwrap();

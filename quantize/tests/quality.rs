@@ -1,7 +1,7 @@
 //! What quantising costs trained models, held to what is promised of it.
 //!
-//! The default model reads what it has written itself. A second model (24 MB) and its text are not in the
-//! repository: they are looked for in `BLT_MODELS` and `BLT_TEXT`, else beside the project.
+//! The default model reads its own stories. A second model (24 MB) and its text are not in the
+//! repository: `BLT_MODELS` names a folder with the model `stories`, `BLT_TEXT` the text.
 
 use std::path::{Path, PathBuf};
 
@@ -82,23 +82,11 @@ fn the_default_model_keeps_its_quality() {
 }
 
 #[test]
+#[ignore = "needs a trained checkpoint: BLT_MODELS=FOLDER BLT_TEXT=FILE cargo test -- --ignored"]
 fn the_stories_model_keeps_its_quality() {
-    let found = |variable: &str, beside: &str| -> Option<PathBuf> {
-        let path = match std::env::var_os(variable) {
-            Some(path) => path.into(),
-            None => Path::new(env!("CARGO_MANIFEST_DIR")).join(beside),
-        };
-        let found = path.exists();
-        if !found {
-            println!("skipped: {} is not there", path.display());
-        }
-        found.then_some(path)
-    };
-    let model = found("BLT_MODELS", "../../shared/models").map(|folder| folder.join("stories"));
-    let text = found("BLT_TEXT", "../../shared/data/tinystories.valid.txt");
-    if let (Some(model), Some(text)) = (model, text) {
-        let text = std::fs::read(text).unwrap();
-        // More would take too long for a test.
-        keeps_its_promises(&model, &text[..text.len().min(6144)]);
-    }
+    let variable = |name: &str| PathBuf::from(std::env::var_os(name).expect(name));
+    let text = std::fs::read(variable("BLT_TEXT")).unwrap();
+    // More would take too long for a test.
+    let text = &text[..text.len().min(6144)];
+    keeps_its_promises(&variable("BLT_MODELS").join("stories"), text);
 }

@@ -1,6 +1,8 @@
 //! Checkpoints through the public interface: every published layout opens and serves the same
 //! tensors under our names (`layouts`), and whatever is damaged or hostile is refused (`hostile`).
 
+#[path = "../common/mod.rs"]
+mod common;
 mod hostile;
 mod layouts;
 mod support;

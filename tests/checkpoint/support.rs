@@ -1,48 +1,22 @@
-//! The fixtures and what the tests ask of them.
+//! The checkpoints of the reference cases, and what the tests do with them.
 
 use std::path::{Path, PathBuf};
 
 use blt::checkpoint::{Checkpoint, OpenOptions};
 
-/// The fixtures: what the environment says, the workspace's, or the subset in this repository.
-pub fn fixtures() -> PathBuf {
-    if let Some(path) = std::env::var_os("BLT_FIXTURES") {
-        return path.into();
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let shared = root.join("../shared/fixtures");
-    if shared.is_dir() {
-        return shared;
-    }
-    root.join("tests/data")
-}
+use crate::common;
 
-/// Every checkpoint among the fixtures, with the entropy model that lies apart from it.
+/// Every checkpoint of the reference cases, with the options that open it.
 pub fn cases() -> Vec<(String, PathBuf, OpenOptions)> {
-    let mut cases = Vec::new();
-    for case in std::fs::read_dir(fixtures()).expect("fixtures") {
-        let case = case.unwrap().path();
-        for form in ["model", "hub", "consolidated"] {
-            let folder = case.join(form);
-            if !folder.is_dir() {
-                continue;
-            }
-            let apart = case.join("entropy_hub");
-            let options = OpenOptions {
-                entropy_model: apart.is_dir().then_some(apart),
-                ..Default::default()
-            };
-            let name = format!("{}/{form}", case.file_name().unwrap().to_string_lossy());
-            cases.push((name, folder, options));
-        }
-    }
-    cases.sort_by(|a, b| a.0.cmp(&b.0));
-    assert!(
-        !cases.is_empty(),
-        "no checkpoints in {}",
-        fixtures().display()
-    );
+    let cases = common::cases().into_iter();
     cases
+        .flat_map(|case| {
+            let layouts = case.layouts().into_iter();
+            layouts.map(move |(layout, path, options)| {
+                (format!("{}/{layout}", case.name), path, options)
+            })
+        })
+        .collect()
 }
 
 /// A folder that is removed with what is in it.
@@ -81,15 +55,15 @@ impl Drop for Folder {
     }
 }
 
-/// The first case of that form for which `wanted` holds, if the fixtures at hand have one.
+/// The first case of that form for which `wanted` holds. The repository has one of each kind.
 pub fn case_with(
     form: &str,
     wanted: impl Fn(&Checkpoint) -> bool,
-) -> Option<(String, PathBuf, OpenOptions)> {
-    cases()
-        .into_iter()
-        .filter(|(name, ..)| name.ends_with(form))
-        .find(|(name, path, options)| wanted(&open(name, path, options)))
+) -> (String, PathBuf, OpenOptions) {
+    let mut cases = cases().into_iter();
+    let found = cases
+        .find(|(name, path, options)| name.ends_with(form) && wanted(&open(name, path, options)));
+    found.expect("a case of this kind")
 }
 
 pub fn assert_same(name: &str, a: &Checkpoint, b: &Checkpoint) {

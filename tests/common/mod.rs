@@ -1,6 +1,9 @@
-//! Reference cases on disk: where they lie, what they hold.
+//! Reference cases on disk: where they are, what they hold.
 #![allow(dead_code)] // each test program uses its part
 
+mod random;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use blt::checkpoint::{Checkpoint, ModelTensor, OpenOptions, expected_tensors, write_native};
@@ -10,23 +13,61 @@ use blt::tensor::{DType, Tensor};
 use blt::vocab::Id;
 use blt::{Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
+pub use random::Random;
 use serde_json::Value;
 
-/// The folder of reference cases: `BLT_FIXTURES`, else the full set if it lies beside the project,
-/// else the subset that comes with it.
-pub fn root() -> PathBuf {
-    if let Some(root) = std::env::var_os("BLT_FIXTURES") {
-        return root.into();
-    }
-    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let beside = project.join("../shared/fixtures");
-    match beside.is_dir() {
-        true => beside,
-        false => project.join("tests/data"),
-    }
+/// The folders of reference cases: the one in the repository, then the one that `BLT_FIXTURES` names.
+/// A test program that was copied to another machine has the latter alone.
+pub fn roots() -> Vec<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let more = std::env::var_os("BLT_FIXTURES").map(PathBuf::from);
+    let has_own = more.is_none() || own.is_dir();
+    has_own.then_some(own).into_iter().chain(more).collect()
 }
 
-/// One folder with an `expected.json` that has prompts.
+/// Folders of cases with an `expected.json` that has `key`, and its content: those of each root in
+/// order of name. What a case holds decides what it is for. A root without any is an error.
+pub fn folders_with(key: &str) -> Vec<(PathBuf, Value)> {
+    let in_root = |root: PathBuf| {
+        let entries = std::fs::read_dir(&root)
+            .unwrap_or_else(|e| panic!("reference cases in {}: {e}", root.display()));
+        let mut found: Vec<(PathBuf, Value)> = entries
+            .map(|entry| entry.unwrap().path())
+            .filter_map(|folder| {
+                let text = std::fs::read(folder.join("expected.json")).ok()?;
+                let expected: Value = serde_json::from_slice(&text).unwrap();
+                expected.get(key)?;
+                Some((folder, expected))
+            })
+            .collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        assert!(
+            !found.is_empty(),
+            "no case with {key} in {}",
+            root.display()
+        );
+        found
+    };
+    roots().into_iter().flat_map(in_root).collect()
+}
+
+/// Checks every item, and fails at the end with the names of all that failed: one failure hides no
+/// other.
+pub fn check_all<T>(items: impl IntoIterator<Item = (String, T)>, check: impl Fn(&str, T)) {
+    let (mut n_items, mut failed) = (0, Vec::new());
+    for (name, item) in items {
+        n_items += 1;
+        let result = catch_unwind(AssertUnwindSafe(|| check(&name, item)));
+        if result.is_err() {
+            failed.push(name); // its message has been printed
+        }
+    }
+    assert!(n_items > 0, "nothing to check");
+    let n_failed = failed.len();
+    assert!(n_failed == 0, "{n_failed} of {n_items} failed: {failed:#?}");
+}
+
+/// An inference case: one folder with an `expected.json` that has prompts.
 pub struct Case {
     pub name: String,
     pub folder: PathBuf,
@@ -34,32 +75,22 @@ pub struct Case {
     tensors: Vec<u8>,
 }
 
-/// All cases under [`root`], in order of name.
+/// All inference cases.
 pub fn cases() -> Vec<Case> {
-    let root = root();
-    let entries = std::fs::read_dir(&root)
-        .unwrap_or_else(|e| panic!("reference cases in {}: {e}", root.display()));
-    let mut cases: Vec<Case> = entries
-        .map(|entry| entry.unwrap().path())
-        .filter_map(Case::open)
-        .collect();
-    cases.sort_by(|a, b| a.name.cmp(&b.name));
-    assert!(!cases.is_empty(), "no reference case in {}", root.display());
-    cases
+    let folders = folders_with("prompts").into_iter();
+    folders
+        .map(|(f, expected)| Case::new(f, expected))
+        .collect()
 }
 
 impl Case {
-    /// The case in `folder`; `None` if it holds no prompts to compare (training cases, bare data).
-    fn open(folder: PathBuf) -> Option<Case> {
-        let text = std::fs::read(folder.join("expected.json")).ok()?;
-        let expected: Value = serde_json::from_slice(&text).unwrap();
-        expected.get("prompts")?;
-        Some(Case {
+    fn new(folder: PathBuf, expected: Value) -> Case {
+        Case {
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             tensors: std::fs::read(folder.join("expected.safetensors")).unwrap(),
             folder,
             expected,
-        })
+        }
     }
 
     /// The model in every layout the case holds, with the layout's folder.
@@ -70,28 +101,37 @@ impl Case {
             .collect()
     }
 
-    /// Every folder of the case that holds a model, opened.
+    /// Every checkpoint of the case, opened, with the name of its folder.
     pub fn checkpoints(&self) -> Vec<(String, Checkpoint)> {
-        let separate = self.folder.join("entropy_hub");
-        let mut opened = Vec::new();
-        for entry in std::fs::read_dir(&self.folder).unwrap() {
-            let path = entry.unwrap().path();
-            if !path.is_dir() || path == separate {
-                continue;
-            }
-            let beside = path.join("entropy_model").is_dir();
-            let options = OpenOptions {
-                entropy_model: (separate.is_dir() && !beside).then(|| separate.clone()),
-                ..OpenOptions::default()
-            };
-            let layout = path.file_name().unwrap().to_string_lossy().into_owned();
+        let open = |(layout, path, options): (String, PathBuf, OpenOptions)| {
             let checkpoint = Checkpoint::open(&path, &options)
                 .unwrap_or_else(|e| panic!("{}/{layout}: {e}", self.name));
-            opened.push((layout, checkpoint));
-        }
-        assert!(!opened.is_empty(), "{}: no model folder", self.name);
-        opened.sort_by(|a, b| a.0.cmp(&b.0));
-        opened
+            (layout, checkpoint)
+        };
+        self.layouts().into_iter().map(open).collect()
+    }
+
+    /// Every folder of the case that holds a checkpoint: its name, its path, and the options that open
+    /// it.
+    pub fn layouts(&self) -> Vec<(String, PathBuf, OpenOptions)> {
+        let separate = self.folder.join("entropy_hub");
+        let entries = std::fs::read_dir(&self.folder).unwrap();
+        let mut layouts: Vec<_> = entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_dir() && *path != separate)
+            .map(|path| {
+                let beside = path.join("entropy_model").is_dir();
+                let options = OpenOptions {
+                    entropy_model: (separate.is_dir() && !beside).then(|| separate.clone()),
+                    ..OpenOptions::default()
+                };
+                let layout = path.file_name().unwrap().to_string_lossy().into_owned();
+                (layout, path, options)
+            })
+            .collect();
+        assert!(!layouts.is_empty(), "{}: no model folder", self.name);
+        layouts.sort_by(|a, b| a.0.cmp(&b.0));
+        layouts
     }
 
     /// The prompts.
@@ -179,8 +219,8 @@ pub fn converted(checkpoint: &Checkpoint, matrix: DType, table: DType) -> Checkp
 }
 
 /// The checkpoint of the case `hf-gqa` (an entropy model, hash tables, fewer heads for keys than for
-/// queries) with differential attention in every part: same matrices, random vectors. Which of
-/// entropy model, encoder, global transformer and decoder have the head-wise norm is given.
+/// queries) with differential attention in every part: same matrices, random vectors. `head_norms` says
+/// which of entropy model, encoder, global transformer and decoder have the head-wise norm.
 pub fn differential(head_norms: [bool; 4]) -> Checkpoint {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf-gqa/model");
     let plain = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
@@ -215,9 +255,11 @@ pub fn differential(head_norms: [bool; 4]) -> Checkpoint {
     native(&config, tensors.collect())
 }
 
-/// The case of that name, and the model in its first layout.
+/// The case of that name in the repository, and the model in its first layout.
 pub fn case(name: &str) -> (Case, Model) {
-    let case = cases().into_iter().find(|c| c.name == name).unwrap();
+    let folder = roots().remove(0).join(name);
+    let expected = std::fs::read(folder.join("expected.json")).unwrap();
+    let case = Case::new(folder, serde_json::from_slice(&expected).unwrap());
     let (_, model) = case.models().remove(0);
     (case, model)
 }
@@ -265,21 +307,4 @@ pub fn feed(session: &mut Session, ids: &[Id], logits: &mut Vec<f32>) {
 /// Bits of floats, for exact comparison.
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
-}
-
-/// SplitMix64: the same numbers everywhere for a seed.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
 }

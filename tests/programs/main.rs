@@ -1,7 +1,6 @@
 //! The programs as a user runs them: exit codes, what goes to which stream, files left behind.
 //!
-//! Behaviour is tested on the small model in tests/data; figures are compared with whatever
-//! reference cases there are.
+//! Behaviour is tested on one small model in tests/data, figures on all reference cases.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -24,8 +23,8 @@ const BENCH: &str = env!("CARGO_BIN_EXE_blt-bench");
 
 /// The small model: entropy patching, entropy model inside.
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/hf-gqa/model");
-/// A model whose entropy model lies apart.
-const APART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/meta-threshadd");
+/// A model whose entropy model is separate.
+const SEPARATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/meta-threshadd");
 
 fn call(program: &str, args: &[&str], stdin: &[u8]) -> Output {
     let mut child = Command::new(program)
@@ -77,7 +76,7 @@ fn errors_are_one_line_with_the_right_code() {
     let empty = file("empty.safetensors", b"");
     let not_ids = file("not-ids.json", b"[1, 300]");
     let no_ids = file("no-ids.json", b"[]");
-    let hub = format!("{APART}/hub");
+    let hub = format!("{SEPARATE}/hub");
     let long = "x".repeat(3000);
     let cases: &[(&str, &[&str], i32, &str)] = &[
         (RUN, &["--nonsense"], 2, "unrecognized argument: --nonsense"),
@@ -170,17 +169,14 @@ fn help_and_version_go_to_standard_output() {
     }
 }
 
-/// Folders of a case that hold a model, with the further arguments it needs.
+/// The checkpoints of a case, each with the further arguments that it needs.
 fn models(case: &Case) -> Vec<(String, Vec<String>)> {
-    let apart = case.folder.join("entropy_hub");
     let text = |path: &Path| path.to_str().unwrap().to_string();
-    let folders = ["model", "hub", "consolidated"].map(|name| case.folder.join(name));
-    (folders.iter().filter(|f| f.is_dir()))
-        .map(|folder| {
-            let needs = apart.is_dir() && !folder.join("entropy_model").is_dir();
-            let more = match needs {
-                true => vec!["--entropy-model".into(), text(&apart)],
-                false => vec![],
+    (case.layouts().iter())
+        .map(|(_, folder, options)| {
+            let more = match &options.entropy_model {
+                Some(path) => vec!["--entropy-model".into(), text(path)],
+                None => vec![],
             };
             (text(folder), more)
         })

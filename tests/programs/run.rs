@@ -15,12 +15,12 @@ fn continued(model: &str, prompt: &[u8], more: &[&str]) -> Vec<u8> {
     output(RUN, &args, prompt)
 }
 
-/// Every reference case through `blt-run`, as bytes: most of these texts are no UTF-8.
+/// Every reference case through `blt-run`, as bytes: most of these texts are not UTF-8.
 #[test]
 fn greedy_text_equals_the_reference_byte_for_byte() {
-    let mut n = 0;
+    let mut checks = Vec::new();
     for case in common::cases() {
-        // transformers' last-position quirk (the fixtures' README); we follow Meta.
+        // The last-position quirk of transformers (tests/data/README.md).
         if case.expected["max_patch_length"].is_number() {
             continue;
         }
@@ -30,23 +30,29 @@ fn greedy_text_equals_the_reference_byte_for_byte() {
             .take(2)
             .collect();
         for (model, more) in models(&case) {
-            let more: Vec<&str> = more.iter().map(String::as_str).collect();
             for prompt in &greedy {
                 let ids = common::ids(prompt.list("greedy_ids"));
                 let expected: Vec<_> = ids
                     .into_iter()
                     .take_while(|&id| id_to_byte(id).is_some())
                     .collect();
-                let expected = decode(&expected);
-                let count = expected.len().to_string();
-                let args = [&["-n", &count], &more[..]].concat();
-                let text = continued(&model, &decode(&prompt.ids()), &args);
-                assert_eq!(text, expected, "{} {}", case.name, prompt.name());
-                n += 1;
+                let name = format!("{model}, {}", prompt.name());
+                let check = (model.clone(), more.clone(), prompt.ids(), expected);
+                checks.push((name, check));
             }
         }
     }
-    assert!(n > 0, "no reference case has greedy text");
+    common::check_all(checks, |name, (model, more, prompt, expected)| {
+        let expected = decode(&expected);
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let count = expected.len().to_string();
+        let args = [&["-n", &count], &more[..]].concat();
+        assert_eq!(
+            continued(&model, &decode(&prompt), &args),
+            expected,
+            "{name}"
+        );
+    });
 }
 
 #[test]
