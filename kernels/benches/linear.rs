@@ -8,6 +8,9 @@
 //! words: types (`bf16`), shapes (`2048x2048`), `n=1`, `threads=2`, instruction sets (`avx2`; by default
 //! only the best is run).
 
+#[path = "../../tests/common/random.rs"]
+mod random;
+
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -18,6 +21,7 @@ use blt_kernels::{
     round_activations,
 };
 use half::{bf16, f16};
+use random::Random;
 
 /// (rows, cols)
 const SHAPES: [(usize, usize); 7] = [
@@ -119,14 +123,8 @@ fn encode(values: &[f32], f: impl Fn(f32) -> [u8; 2]) -> Vec<u8> {
 }
 
 fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
+    let mut random = Random(seed);
+    (0..n).map(|_| random.uniform()).collect()
 }
 
 /// A barrier that spins: sleeping and waking would cost as much as a small matrix.

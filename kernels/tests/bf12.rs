@@ -159,12 +159,9 @@ fn rows_are_sliced_and_added() {
 fn any_bytes_are_weights() {
     let cols = 300;
     let row_bytes = Bf12::row_bytes(cols).unwrap();
-    let mut seed = 1u32;
+    let mut random = Random(1);
     let mut bytes: Vec<u8> = (0..4 * row_bytes)
-        .map(|_| {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (seed >> 24) as u8
-        })
+        .map(|_| random.below(256) as u8)
         .collect();
     // Columns of which many are in the row.
     let slots = 3 * 193;

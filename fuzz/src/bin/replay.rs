@@ -4,23 +4,17 @@
 //! Not a fuzzer: it does not see what code an input reaches. The numbers come from the seed, so a
 //! finding can be had again; the input is written to `finding-TARGET` before it is run.
 
+#[path = "../../../tests/common/random.rs"]
+mod random;
+
 use std::time::{Duration, Instant};
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
-}
+use random::Random;
 
 /// Half of the mutations are of the first `n_sound` inputs, which the target accepts.
 fn mutate(random: &mut Random, corpus: &[Vec<u8>], n_sound: usize) -> Vec<u8> {
     let n = [n_sound, corpus.len()][random.below(2)];
-    let mut input = corpus[random.below(n)].clone();
+    let mut input = corpus[random.below(n.max(1))].clone();
     for _ in 0..1 + random.below(6) {
         let at = random.below(input.len() + 1);
         let scale = random.below(9);

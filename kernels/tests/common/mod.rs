@@ -1,19 +1,16 @@
 //! Seeded inputs and comparisons for the kernel tests.
 #![allow(dead_code)]
 
-use half::{bf16, f16};
+#[path = "../../../tests/common/random.rs"]
+mod random;
 
-/// Values in -1..1 from a fixed linear congruence.
+use half::{bf16, f16};
+pub use random::Random;
+
+/// Random values in -1..1.
 pub fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..n)
-        .map(|_| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    let mut random = Random(seed);
+    (0..n).map(|_| random.uniform()).collect()
 }
 
 /// `values` as little-endian bytes of a type, `offset` bytes into the buffer.
