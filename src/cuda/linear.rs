@@ -355,8 +355,9 @@ mod tests {
 
     /// Products of every type, of few and of many rows, with sizes on and off every edge.
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn products_are_those_of_the_weights_values() {
-        let Some(gpu) = device() else { return };
+        let gpu = device();
         let split_sums = SplitSums::new(&gpu).unwrap();
         let types = (DType::FLOATS.into_iter()).chain(BlockFormat::ALL.map(DType::Tiles));
         for dtype in types {
@@ -379,8 +380,9 @@ mod tests {
     /// Norm and gate on the way, against both done apart in double precision, and the same bits for a row
     /// whatever rows come with it.
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn products_norm_and_gate_on_the_way() {
-        let Some(gpu) = device() else { return };
+        let gpu = device();
         // As above, for terms of up to four times the size: normed.
         const TOLERANCE: f64 = 300.0 / 65536.0 / 4.0;
         let types = (DType::FLOATS.into_iter()).chain(BlockFormat::ALL.map(DType::Tiles));

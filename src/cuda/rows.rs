@@ -49,8 +49,9 @@ mod tests {
 
     /// Norm, gate and entropy of rows of fewer and more columns than a block has threads.
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn rows_by_themselves_are_as_defined() {
-        let Some(gpu) = device() else { return };
+        let gpu = device();
         let ops = Ops::new(&gpu).unwrap();
         for (n, dim) in [(1, 1), (3, 33), (2, 256), (5, 1000)] {
             let out = gpu.alloc(n * dim * 4).unwrap();

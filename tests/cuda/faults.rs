@@ -1,7 +1,6 @@
 //! What goes wrong with GPUs, as far as the emulated driver can be told to: each time one sentence that
 //! names the thing, what was expected and what was found, and the CPU only where it was asked for.
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 use blt::{Device, Session, SessionOptions};
@@ -12,20 +11,13 @@ const RUN: &str = env!("CARGO_BIN_EXE_blt-run");
 const INFO: &str = env!("CARGO_BIN_EXE_blt-info");
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/hf-gqa/model");
 
-/// What the emulated driver is told by variables of the environment.
+/// A variable of the environment that the emulated driver reads, and its value.
 type Setting<'a> = (&'a str, &'a str);
 
-fn is_emulated() -> bool {
-    let devices = blt::devices().unwrap_or_default();
-    let found = devices
-        .first()
-        .is_some_and(|d| d.name.contains("emulation"));
-    if !found {
-        eprintln!("skipped: the driver is not the emulated one");
-    }
-    // Where the tests were carried to another machine, the programs did not come along.
-    found && Path::new(RUN).exists()
-}
+/// The driver loses the device at the n-th launch.
+const LOST: &str = "BLT_EMULATED_LOST";
+/// The n-th allocation fails.
+const ALLOCATION: &str = "BLT_EMULATED_ALLOCATION";
 
 fn call(program: &str, args: &[&str], settings: &[Setting]) -> Output {
     let mut command = Command::new(program);
@@ -114,10 +106,8 @@ const CASES: &[Case] = &[
 ];
 
 #[test]
+#[ignore = "needs the emulated CUDA driver"]
 fn faults_from_the_start_are_told_and_auto_takes_the_cpu() {
-    if !is_emulated() {
-        return;
-    }
     let expected = generate("cpu", &[("BLT_EMULATED_DEVICES", "0")]);
     assert!(expected.status.success(), "{}", text(&expected.stderr));
     for Case { settings, says } in CASES {
@@ -163,10 +153,8 @@ fn faults_from_the_start_are_told_and_auto_takes_the_cpu() {
 }
 
 #[test]
+#[ignore = "needs the emulated CUDA driver"]
 fn devices_are_listed_or_their_absence_is_told() {
-    if !is_emulated() {
-        return;
-    }
     let list = |settings: &[Setting]| {
         let output = call(INFO, &["--devices"], settings);
         (
@@ -194,7 +182,7 @@ fn devices_are_listed_or_their_absence_is_told() {
     assert!(message.contains("found one for 11.8"), "{message}");
 }
 
-/// Runs an ignored test of this program in a process of its own, which the driver is told about.
+/// Runs a test of this program again in a process of its own, with settings of the driver.
 fn in_own_process(test: &str, settings: &[Setting]) -> String {
     let program = std::env::current_exe().unwrap();
     let name = format!("faults::{test}");
@@ -207,17 +195,17 @@ fn in_own_process(test: &str, settings: &[Setting]) -> String {
 }
 
 #[test]
+#[ignore = "needs the emulated CUDA driver"]
 fn a_device_lost_on_the_way_is_an_error_from_then_on() {
-    if !is_emulated() {
-        return;
+    if std::env::var_os(LOST).is_some() {
+        return lost_device();
     }
     for nth in ["1", "2", "3", "4", "9", "16"] {
-        in_own_process("lost_device", &[("BLT_EMULATED_LOST", nth)]);
+        let test = "a_device_lost_on_the_way_is_an_error_from_then_on";
+        in_own_process(test, &[(LOST, nth)]);
     }
 }
 
-#[test]
-#[ignore = "run by a_device_lost_on_the_way_is_an_error_from_then_on"]
 fn lost_device() {
     let told = |result: Result<(), blt::Error>| {
         let message = result.unwrap_err().to_string();
@@ -258,21 +246,21 @@ fn lost_device() {
 /// Single allocations find no memory: of the weights, of scratch, of caches, of a fork, of a cache that
 /// grows.
 #[test]
+#[ignore = "needs the emulated CUDA driver"]
 fn no_memory_is_an_error_and_the_session_stays_as_it_was() {
-    if !is_emulated() {
-        return;
+    if std::env::var_os(ALLOCATION).is_some() {
+        return failed_allocation();
     }
     let places = ["1", "60", "130", "150", "170", "180", "190"];
     let refused = |nth: &&'static str| {
-        let out = in_own_process("failed_allocation", &[("BLT_EMULATED_ALLOCATION", nth)]);
+        let test = "no_memory_is_an_error_and_the_session_stays_as_it_was";
+        let out = in_own_process(test, &[(ALLOCATION, nth)]);
         out.contains("refused: memory")
     };
     // How many allocations there are is the model's business, but not that these few are among them.
     assert!(places.iter().filter(|nth| refused(nth)).count() >= 4);
 }
 
-#[test]
-#[ignore = "run by no_memory_is_an_error_and_the_session_stays_as_it_was"]
 fn failed_allocation() {
     let told = |error: blt::Error| {
         let message = error.to_string();

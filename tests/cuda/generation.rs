@@ -6,7 +6,7 @@ use blt::tensor::DType;
 use blt::{Device, GpuOptions, KvType, Model, Session, SessionOptions, TablePlace, batch};
 use blt_kernels::BlockFormat;
 
-use super::{assert_close, common, compare, have_device, on_gpu, read};
+use super::{assert_close, common, compare, on_gpu, read};
 
 /// The text that a session goes on with, where each id is what a sampler on the CPU makes of the GPU's own
 /// logits.
@@ -41,10 +41,8 @@ fn default_model() -> Model {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn the_gpu_chooses_bytes_as_the_sampler_does() {
-    if !have_device() {
-        return;
-    }
     let cpu = default_model();
     let settings = [
         SamplerConfig {
@@ -113,10 +111,8 @@ fn kernels(config: &Config) -> (usize, usize) {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn as_many_kernels_are_started_as_a_model_has_steps() {
-    if !have_device() {
-        return;
-    }
     // What README.md says.
     let published = blt::cli::synthetic::config("1b").unwrap();
     assert_eq!(kernels(&published), (158, 149));
@@ -154,10 +150,8 @@ fn as_many_kernels_are_started_as_a_model_has_steps() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn sessions_that_read_together_agree_with_the_cpu() {
-    if !have_device() {
-        return;
-    }
     let cpu = default_model();
     let gpu = on_gpu(&cpu);
     let texts = [
@@ -207,10 +201,8 @@ fn sessions_that_read_together_agree_with_the_cpu() {
 
 /// Tables in every type, looked up by the device and by the host.
 #[test]
+#[ignore = "needs a CUDA device"]
 fn tables_on_the_gpu_are_those_of_the_host() {
-    if !have_device() {
-        return;
-    }
     let case = common::cases()
         .into_iter()
         .find(|c| c.name == "hf-gqa")

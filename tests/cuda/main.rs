@@ -1,8 +1,9 @@
 //! The GPU against the recorded numbers of the reference cases and against the CPU: every case, every
 //! format, every way to feed a text.
 //!
-//! Without a device the tests say "skipped: no CUDA device". On a machine without one they can run
-//! against kernels/cuda/emulate, which executes the kernels on the CPU; the tests of faults need it.
+//! The tests are ignored, since they need a device: `cargo test --features cuda --test cuda -- --ignored`.
+//! On a machine without one they can run against kernels/cuda/emulate, which executes the kernels on the
+//! CPU; the tests of faults run only there (`--skip faults::`).
 #![cfg(feature = "cuda")]
 
 #[path = "../common/mod.rs"]
@@ -31,15 +32,7 @@ const ENTROPY_TOLERANCE: f32 = 1e-3;
 /// apart; rounding all of them moves an entropy of these texts by 2.4e-3 (the CPU's halves beside its floats).
 const HALF_ENTROPY_TOLERANCE: f32 = 3e-3;
 
-fn have_device() -> bool {
-    let found = blt::devices().is_ok_and(|devices| !devices.is_empty());
-    if !found {
-        eprintln!("skipped: no CUDA device");
-    }
-    found
-}
-
-/// Whether to leave out most of a long list: on the emulated driver, unless BLT_CUDA is 1.
+/// Whether to shorten long lists: on the emulated driver, unless BLT_CUDA is 1.
 fn brief() -> bool {
     let devices = blt::devices().unwrap_or_default();
     let emulated = devices.iter().any(|d| d.name.contains("emulation"));
@@ -192,10 +185,8 @@ fn check_recorded(case: &Case, layout: &str, gpu: &Model, prompt: &Prompt<'_>) -
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn reference_cases_are_as_recorded() {
-    if !have_device() {
-        return;
-    }
     let cases = common::cases();
     let mut models = Vec::new();
     for case in &cases {
@@ -226,10 +217,8 @@ fn reference_cases_are_as_recorded() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn given_patch_lengths_are_as_recorded() {
-    if !have_device() {
-        return;
-    }
     for case in common::cases() {
         let runs = case.expected["explicit_patch_lengths"].as_array();
         for run in runs.into_iter().flatten() {
@@ -257,10 +246,8 @@ fn widened(checkpoint: &Checkpoint) -> Checkpoint {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn every_block_format_agrees_with_its_values() {
-    if !have_device() {
-        return;
-    }
     let (case, _) = common::case("meta-bf16");
     let (_, checkpoint) = case.checkpoints().remove(0);
     let ids = case.prompts()[0].ids();
@@ -276,10 +263,8 @@ fn every_block_format_agrees_with_its_values() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn half_precision_agrees_with_the_cpu() {
-    if !have_device() {
-        return;
-    }
     let (case, _) = common::case("hf-gqa");
     let (_, checkpoint) = case.checkpoints().remove(0);
     let ids = case.prompts()[0].ids();
@@ -296,10 +281,8 @@ fn half_precision_agrees_with_the_cpu() {
 /// A text longer than windows and scratch, going back near and far, forks that part; keys and values in floats
 /// and in halves.
 #[test]
+#[ignore = "needs a CUDA device"]
 fn pieces_rewinds_and_forks_agree_with_one_reading() {
-    if !have_device() {
-        return;
-    }
     let (_, model) = common::case("hf-gqa");
     let gpu = on_gpu(&model);
     let mut random = common::Random(7);
@@ -338,10 +321,8 @@ fn pieces_rewinds_and_forks_agree_with_one_reading() {
 
 /// A patch for each byte, so that the global transformer sees more than a block attends to by itself.
 #[test]
+#[ignore = "needs a CUDA device"]
 fn long_contexts_agree_with_the_cpu() {
-    if !have_device() {
-        return;
-    }
     let (_, model) = common::case("hf-gqa");
     let options = |kv| SessionOptions {
         patcher: Some(PatcherConfig {
@@ -365,10 +346,8 @@ fn long_contexts_agree_with_the_cpu() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device"]
 fn greedy_continuations_are_the_cpus() {
-    if !have_device() {
-        return;
-    }
     // Set where the tests were carried to another machine.
     let path = std::env::var("BLT_DEFAULT_MODEL").unwrap_or_else(|_| {
         concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.safetensors").into()
