@@ -142,6 +142,38 @@ fn a_tiny_model_memorises_4_kb_and_inference_agrees() {
 }
 
 #[test]
+fn accumulated_documents_count_as_in_one_batch() {
+    let temp = Temp::new("accumulate");
+    // 31 and 1,000 positions.
+    let (short, long) = (text(30), text(999));
+    let both = [&short[..], b"\n<|endoftext|>\n", &long[..]].concat();
+    let data = temp.file("text.txt", &both);
+    let run = |batch: &str, accumulate: &str| {
+        let settings = settings(
+            &temp,
+            &[
+                ("data", &data),
+                ("seq-len", "2000"),
+                ("batch", batch),
+                ("accumulate", accumulate),
+                ("shards", "1"),
+            ],
+        );
+        let mut trainer = main_stage(&settings);
+        let report = trainer.step().unwrap();
+        assert_eq!(report.score.n, 1031);
+        (report.score.loss(), report.norm)
+    };
+    let (whole, parts) = (run("1031", "1"), run("1", "2"));
+    /// Rounding of sums in another order.
+    const TOLERANCE: f64 = 1e-5;
+    for (whole, parts) in [(whole.0, parts.0), (whole.1, parts.1)] {
+        let relative = (whole / parts - 1.0).abs();
+        assert!(relative < TOLERANCE, "{whole} at once, {parts} in two");
+    }
+}
+
+#[test]
 fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
     let temp = Temp::new("resume");
     let data = temp.file("text.txt", &text(6000));

@@ -175,6 +175,12 @@ impl Corpus {
             .collect()
     }
 
+    /// The positions of a piece: one less than its ids.
+    pub fn n_positions(&self, piece: usize) -> usize {
+        let p = &self.pieces[piece];
+        usize::from(p.bos) + (p.end - p.start) + usize::from(p.eos) - 1
+    }
+
     /// The order of the pieces in an epoch.
     pub fn order(&self, seed: u64, epoch: u64) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.pieces.len() as u32).collect();
@@ -323,6 +329,7 @@ mod tests {
             for piece in 1..corpus.len() {
                 let more = corpus.ids(piece);
                 assert!((2..=max_ids).contains(&more.len()), "{max_ids}");
+                assert_eq!(corpus.n_positions(piece), more.len() - 1, "{max_ids}");
                 assert_eq!(ids.last(), more.first(), "{max_ids}");
                 ids.extend(&more[1..]);
             }

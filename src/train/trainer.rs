@@ -231,8 +231,8 @@ impl Trainer {
         (self.train.n_bytes(), self.valid.n_bytes())
     }
 
-    /// Pieces for about `settings.batch` ids.
-    fn draw(&mut self) -> Vec<u32> {
+    /// Pieces for about `settings.batch` ids, and the number of positions in them.
+    fn draw(&mut self) -> (Vec<u32>, usize) {
         let (mut pieces, mut n) = (Vec::new(), 0);
         while n < self.settings.batch {
             if self.position.cursor == self.order.len() {
@@ -242,10 +242,10 @@ impl Trainer {
             }
             let piece = self.order[self.position.cursor];
             self.position.cursor += 1;
-            n += self.train.ids(piece as usize).len() - 1;
+            n += self.train.n_positions(piece as usize);
             pieces.push(piece);
         }
-        pieces
+        (pieces, n)
     }
 
     /// One step of the optimiser.
@@ -260,11 +260,14 @@ impl Trainer {
         let mut score = Score::default();
         let mut sum = None;
         let mut patching = 0.0;
-        for micro in 0..self.settings.accumulate {
-            let pieces = self.draw();
+        let (micro_batches, sizes): (Vec<Vec<u32>>, Vec<usize>) =
+            (0..self.settings.accumulate).map(|_| self.draw()).unzip();
+        // Every position of the step counts the same, whichever micro-batch it is in.
+        let n_positions = sizes.iter().sum();
+        for (micro, pieces) in micro_batches.iter().enumerate() {
             let (config, train) = (&self.config, &self.train);
             let before = Instant::now();
-            let sequences = (self.cutter).sequences(self.stage, config, train, false, &pieces)?;
+            let sequences = (self.cutter).sequences(self.stage, config, train, false, pieces)?;
             patching += before.elapsed().as_secs_f64();
             let (p, hash) = (self.settings.dropout, self.settings.hash_dropout);
             let dropout = (p > 0.0 || hash > 0.0).then(|| Dropout {
@@ -279,7 +282,7 @@ impl Trainer {
                 &sequences,
                 shards,
                 self.settings.precision,
-                1.0 / self.settings.accumulate as f64,
+                n_positions,
                 dropout,
             )?;
             score.add(&part);
