@@ -174,6 +174,35 @@ fn accumulated_documents_count_as_in_one_batch() {
 }
 
 #[test]
+fn a_step_reads_the_ids_asked_for() {
+    let temp = Temp::new("batch");
+    let documents: Vec<Vec<u8>> = (0..60).map(|i| text(100 + i * 37 % 900)).collect();
+    let data = temp.file("text.txt", &documents.join(&b"\n<|endoftext|>\n"[..]));
+    let batch = 1024;
+    let settings = settings(
+        &temp,
+        &[
+            ("data", &data),
+            ("seq-len", "1024"),
+            ("batch", &batch.to_string()),
+            ("patching", "space"),
+        ],
+    );
+    let mut trainer = main_stage(&settings);
+    let sizes: Vec<usize> = (0..24).map(|_| trainer.step().unwrap().score.n).collect();
+    for n in &sizes {
+        assert!(n.abs_diff(batch) <= 1024, "{sizes:?}");
+    }
+    // Within one document in all.
+    let sum: usize = sizes.iter().sum();
+    assert!(sum.abs_diff(24 * batch) <= 1024, "{sum}: {sizes:?}");
+    assert!(
+        sizes.iter().any(|&n| n < batch) && sizes.iter().any(|&n| n > batch),
+        "{sizes:?}"
+    );
+}
+
+#[test]
 fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
     let temp = Temp::new("resume");
     let data = temp.file("text.txt", &text(6000));

@@ -184,7 +184,7 @@ settings! {
     precision: Precision = Precision::F32;
     /// Steps of the optimiser.
     steps: u64 = 1000;
-    /// Ids read per step (and micro-batch, see accumulate).
+    /// Ids read per micro-batch (one per step, see accumulate): on average, and within one document each time.
     batch: usize = 8192;
     /// Longest sequence, in ids.
     seq_len: usize = 1024;

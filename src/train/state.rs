@@ -25,6 +25,8 @@ pub struct Position {
     pub epoch: u64,
     /// Pieces drawn in the current one.
     pub cursor: usize,
+    /// Ids read beyond the steps' batches, which the next batch reads less.
+    pub surplus: usize,
     /// Lowest validation loss so far, in nats; infinite before the first.
     pub best: f64,
     /// Validations since then.
@@ -42,6 +44,7 @@ impl Position {
             step: 0,
             epoch: 0,
             cursor: 0,
+            surplus: 0,
             best: f64::INFINITY,
             stale: 0,
             seconds: 0.0,
@@ -85,6 +88,7 @@ pub fn save(
         "step": position.step,
         "epoch": position.epoch,
         "cursor": position.cursor,
+        "surplus": position.surplus,
         // As bits: infinity is no JSON, and resuming is exact.
         "best": position.best.to_bits(),
         "stale": position.stale,
@@ -158,6 +162,8 @@ impl Saved {
                 step: number("step")?,
                 epoch: number("epoch")?,
                 cursor: number("cursor")? as usize,
+                // States of earlier versions have none.
+                surplus: about["surplus"].as_u64().unwrap_or(0) as usize,
                 best: f64::from_bits(number("best")?),
                 stale: number("stale")?,
                 seconds: about["seconds"].as_f64().unwrap_or(0.0),

@@ -231,10 +231,14 @@ impl Trainer {
         (self.train.n_bytes(), self.valid.n_bytes())
     }
 
-    /// Pieces for about `settings.batch` ids, and the number of positions in them.
+    /// Pieces for `settings.batch` ids, and the number of positions in them. Pieces are read whole, so a batch
+    /// can be up to one piece longer; the next is shorter by as much, so that batches have the size asked for on
+    /// average.
     fn draw(&mut self) -> (Vec<u32>, usize) {
+        let batch = self.settings.batch;
+        let wanted = batch.saturating_sub(self.position.surplus);
         let (mut pieces, mut n) = (Vec::new(), 0);
-        while n < self.settings.batch {
+        while pieces.is_empty() || n < wanted {
             if self.position.cursor == self.order.len() {
                 self.position.epoch += 1;
                 self.position.cursor = 0;
@@ -245,6 +249,8 @@ impl Trainer {
             n += self.train.n_positions(piece as usize);
             pieces.push(piece);
         }
+        // Pieces longer than a batch leave a debt that no batch can pay back: at most one batch of it counts.
+        self.position.surplus = (self.position.surplus + n).saturating_sub(batch).min(batch);
         (pieces, n)
     }
 
