@@ -342,6 +342,8 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
         (("lora-rank", "4000"), "lora-rank"),
         (("dtype", "q4"), "dtype"),
         (("decay", "never"), "decay"),
+        (("keep", "all"), "keep: expected best or last"),
+        (("patience", "3"), "patience: expected text to validate on"),
     ] {
         let good = temp.file("good.txt", b"some text");
         let mut settings = settings(&temp, &[("data", &good)]);

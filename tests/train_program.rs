@@ -333,6 +333,53 @@ fn a_run_that_gets_no_better_stops() {
 }
 
 #[test]
+fn the_model_is_the_best_on_validation_unless_the_last_is_asked_for() {
+    let temp = Temp::new("best");
+    // Good steps, then a learning rate at which everything that was learned is lost again.
+    let good = ["--steps", "12", "--valid-every", "6", "--lr", "1e-2"];
+    let bad = |keep| ["--resume", "--steps", "18", "--lr", "2", "--keep", keep];
+    for keep in ["best", "last"] {
+        let entropy = format!("entropy-{keep}");
+        succeed(program(&temp, &["entropy"], &entropy, &good));
+        succeed(program(&temp, &["entropy"], &entropy, &bad(keep)));
+        let weights = |name: &str| {
+            let saved = Saved::open(&temp.path(&entropy).join(name)).unwrap();
+            let shape = [260, saved.config.entropy.as_ref().unwrap().dim];
+            saved.param("entropy.output", &shape).unwrap()
+        };
+        let (chosen, best) = (weights("entropy.safetensors"), weights("best.safetensors"));
+        assert_eq!(chosen == best, keep == "best");
+        assert!(weights("state.safetensors") != best);
+
+        let patching = ["--patching", "entropy", "--entropy-model", &entropy];
+        let run = |more: &[&str]| {
+            let more = [&patching, more].concat();
+            succeed(program(&temp, &["main"], keep, &more));
+        };
+        run(&good);
+        run(&[&bad(keep)[..], &["--hf", &format!("hf-{keep}")]].concat());
+        let losses = logged(&temp, keep, "valid_loss");
+        let saved = Saved::open(&temp.path(keep).join("state.safetensors")).unwrap();
+        assert!(*losses.last().unwrap() > saved.position.best, "{losses:?}");
+        let of = |name: &str| std::fs::read(temp.path(keep).join(name)).unwrap();
+        let is_best = of("best.safetensors") == of("model.safetensors");
+        assert_eq!(is_best, keep == "best");
+        // The folder for transformers holds the same weights.
+        let open = |path: &Path| Checkpoint::open(path, &OpenOptions::default()).unwrap();
+        let native = open(&temp.path(keep).join("model.safetensors"));
+        let hf = open(&temp.path(&format!("hf-{keep}")));
+        let mut n_same = 0;
+        for ((name, a), (_, b)) in native.tensors().zip(hf.tensors()) {
+            if a.dtype() == b.dtype() {
+                assert!(a.bytes() == b.bytes(), "{name}");
+                n_same += 1;
+            }
+        }
+        assert!(n_same > 20, "{n_same} matrices");
+    }
+}
+
+#[test]
 fn a_full_disk_leaves_the_last_checkpoint_as_it_was() {
     let temp = Temp::new("full");
     let more = ["--steps", "4", "--valid-every", "2"];

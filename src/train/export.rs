@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::params::Params;
 use crate::checkpoint::{
-    HfLayout, ModelTensor, SafetensorsWriter, TensorSpec, expected_tensors, hf_layout, native_file,
+    Checkpoint, HfLayout, ModelTensor, OpenOptions, SafetensorsWriter, TensorSpec,
+    expected_tensors, hf_layout, native_file,
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -78,6 +79,32 @@ pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
 /// # Errors
 /// As [`hf_layout_of`] and [`native`].
 pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
+    hf_with(folder, config, dtype, |name, shape| {
+        saved(name, shape, sources, dtype)
+    })
+}
+
+/// The same for a model that was written as a native file.
+///
+/// # Errors
+/// As [`hf`] and [`Checkpoint::open`].
+pub fn hf_of_native(folder: &Path, native: &Path, dtype: DType) -> Result<()> {
+    let checkpoint = Checkpoint::open(native, &OpenOptions::default())?;
+    hf_with(folder, checkpoint.config(), dtype, |name, shape| {
+        let tensor = checkpoint.tensor(name, shape)?;
+        match tensor.dtype() == dtype {
+            true => Ok(tensor),
+            false => Tensor::from_values(dtype, shape.to_vec(), &tensor.to_f32_vec()),
+        }
+    })
+}
+
+fn hf_with(
+    folder: &Path,
+    config: &Config,
+    dtype: DType,
+    tensor_of: impl Fn(&str, &[usize]) -> Result<Tensor>,
+) -> Result<()> {
     let layout = hf_layout_of(config, dtype)?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let shapes: HashMap<String, Vec<usize>> = (expected_tensors(config).into_iter())
@@ -91,8 +118,7 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
     let mut writer = SafetensorsWriter::create(&path, &metadata, specs)?;
     for tensor in &layout.tensors {
         for part in &tensor.parts {
-            let saved = saved(part, &shapes[part], sources, dtype)?;
-            writer.write(&tensor.name, saved.bytes())?;
+            writer.write(&tensor.name, tensor_of(part, &shapes[part])?.bytes())?;
         }
     }
     writer.finish()?;
@@ -103,7 +129,6 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Checkpoint, OpenOptions};
     use crate::config::{DifferentialConfig, PatchingMode};
     use crate::train::init::random;
     use crate::train::presets::preset;

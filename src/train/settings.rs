@@ -226,6 +226,8 @@ settings! {
     save_every: u64 = 250;
     /// Stop after this many validations in a row without a better one; 0: never.
     patience: u64 = 0;
+    /// Weights of the model files: best (lowest loss on validation text, if there is any) or last.
+    keep: String = "best".into();
     /// Element type of the model files: bf16 or f32.
     dtype: String = "bf16".into();
     /// Adapters instead of full fine-tuning: their rank; 0: none.
@@ -411,6 +413,12 @@ impl Settings {
             return Err(Error::config(
                 "dtype",
                 format!("expected bf16 or f32, found \"{}\"", self.dtype),
+            ));
+        }
+        if !["best", "last"].contains(&self.keep.as_str()) {
+            return Err(Error::config(
+                "keep",
+                format!("expected best or last, found \"{}\"", self.keep),
             ));
         }
         self.schedule().map(|_| ())

@@ -212,14 +212,27 @@ impl Saved {
             })
     }
 
+    /// Puts values where they were, without the optimiser's moments.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if one is missing or misshapen.
+    pub fn restore_params(&self, params: &mut Params<f32>) -> Result<()> {
+        for param in params.list_mut() {
+            if let Value::Owned(values) = &mut param.value {
+                *values = self.param(&param.name, &param.shape)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts values and moments where they were.
     ///
     /// # Errors
     /// [`Error::Tensor`] if one is missing or misshapen.
     pub fn restore(&self, params: &mut Params<f32>, optimiser: &mut AdamW<f32>) -> Result<()> {
-        for (param, moments) in params.list_mut().iter_mut().zip(&mut optimiser.moments) {
-            if let Value::Owned(values) = &mut param.value {
-                *values = self.param(&param.name, &param.shape)?;
+        self.restore_params(params)?;
+        for (param, moments) in params.list().iter().zip(&mut optimiser.moments) {
+            if let Value::Owned(_) = &param.value {
                 let get = |kind: &str| self.tensor(&format!("{kind}.{}", param.name), &param.shape);
                 if let (Some(mean), Some(square)) = (get("mean")?, get("square")?) {
                     (moments.mean, moments.square) = (mean, square);

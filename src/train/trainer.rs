@@ -22,6 +22,13 @@ use crate::random::mix;
 use crate::tensor::DType;
 use crate::vocab::Id;
 
+/// The best weights so far, in the folder of a run.
+const BEST: &str = "best.safetensors";
+
+/// What a finished entropy stage hands to the main stage, in the folder of its run: a state file with the weights
+/// to be used and their threshold.
+pub const ENTROPY_FILE: &str = "entropy.safetensors";
+
 /// Which part is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -156,6 +163,12 @@ impl Trainer {
             return Err(Error::argument(
                 "data",
                 "expected text to train on, found none left",
+            ));
+        }
+        if settings.patience > 0 && valid.is_empty() {
+            return Err(Error::argument(
+                "patience",
+                "expected text to validate on, found none; give --valid or a larger --valid-share",
             ));
         }
         if settings.tied && stage == Stage::Main {
@@ -368,8 +381,29 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`]; the state of before is then intact.
     pub fn save(&self, stage: &str) -> Result<()> {
+        self.save_as("state.safetensors", stage)
+    }
+
+    /// Keeps the weights of now as the best: a model, or in the entropy stage a state.
+    ///
+    /// # Errors
+    /// As [`Trainer::save`].
+    pub fn keep_as_best(&self, stage: &str) -> Result<()> {
+        match self.stage {
+            Stage::Entropy => self.save_as(BEST, stage),
+            Stage::Main => self.export(&self.path(BEST)),
+        }
+    }
+
+    /// The file of the best weights, if those are to be handed out rather than the last.
+    fn best(&self) -> Option<PathBuf> {
+        let wanted = self.settings.keep == "best" && self.position.best.is_finite();
+        Some(self.path(BEST)).filter(|path| wanted && path.is_file())
+    }
+
+    fn save_as(&self, name: &str, stage: &str) -> Result<()> {
         save(
-            &self.path("state.safetensors"),
+            &self.path(name),
             &self.config,
             stage,
             &self.settings.to_json(),
@@ -379,6 +413,54 @@ impl Trainer {
         )
     }
 
+    /// Ends a run of the main stage: writes the model as `model.safetensors` and, for transformers, to the folder
+    /// `hf`. It is the best on validation or the last, as the settings say. Returns the path of the file and
+    /// whether it is the best.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written; as [`export::hf`].
+    pub fn finish(&self, hf: Option<&Path>) -> Result<(PathBuf, bool)> {
+        let path = self.path("model.safetensors");
+        let best = self.best();
+        match &best {
+            None => self.export(&path)?,
+            Some(best) => {
+                // A name beside it and a rename: whoever reads the old file has all of it.
+                let copy = self.path(".model.safetensors.unfinished");
+                std::fs::copy(best, &copy).map_err(|e| Error::io(&copy, e))?;
+                std::fs::rename(&copy, &path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        if let Some(folder) = hf {
+            export::hf_of_native(folder, &path, self.exported().2)?;
+        }
+        Ok((path, best.is_some()))
+    }
+
+    /// Ends a run of the entropy stage: chooses the threshold for the weights to be used, the best on validation
+    /// or the last, and writes both to [`ENTROPY_FILE`]. Returns what [`Trainer::choose_threshold`] does.
+    ///
+    /// # Errors
+    /// As [`Trainer::choose_threshold`] and [`Trainer::save`].
+    pub fn finish_entropy(&mut self, stage: &str) -> Result<(f32, f64)> {
+        let last = match self.best() {
+            None => None,
+            Some(best) => {
+                let mut params = self.params.clone();
+                Saved::open(&best)?.restore_params(&mut params)?;
+                Some(std::mem::replace(&mut self.params, params))
+            }
+        };
+        let result = self.choose_threshold();
+        let result = result.and_then(|found| self.save_as(ENTROPY_FILE, stage).map(|()| found));
+        if let Some(last) = last {
+            self.params = last;
+        }
+        let found = result?;
+        self.save(stage)?;
+        Ok(found)
+    }
+
     /// Writes the model as a native file (main stage).
     ///
     /// # Errors
@@ -386,15 +468,6 @@ impl Trainer {
     pub fn export(&self, path: &Path) -> Result<()> {
         let (config, sources, dtype) = self.exported();
         export::native(path, &config, &sources, dtype)
-    }
-
-    /// Writes the model in the layout of transformers (main stage).
-    ///
-    /// # Errors
-    /// As [`export::hf`].
-    pub fn export_hf(&self, folder: &Path) -> Result<()> {
-        let (config, sources, dtype) = self.exported();
-        export::hf(folder, &config, &sources, dtype)
     }
 
     fn exported(&self) -> (Config, Vec<&Params<f32>>, DType) {

@@ -8,7 +8,7 @@ use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
 use blt::train::state::Saved;
-use blt::train::trainer::{Stage, Trainer};
+use blt::train::trainer::{ENTROPY_FILE, Stage, Trainer};
 
 use super::args::Args;
 use blt::cli::args::Failure;
@@ -40,9 +40,11 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
 
 /// A frozen entropy model and what it was trained for.
 fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
-    let state = path.join("state.safetensors");
-    if path.is_dir() && state.is_file() && !path.join("config.json").exists() {
-        let saved = Saved::open(&state)?;
+    // A run: finished, or interrupted.
+    let states = [ENTROPY_FILE, "state.safetensors"].map(|name| path.join(name));
+    let state = states.iter().find(|state| state.is_file());
+    if let Some(state) = state.filter(|_| !path.join("config.json").exists()) {
+        let saved = Saved::open(state)?;
         let config = saved.config.clone();
         let params = Params::new(&config, of_entropy, |t| {
             Ok(Value::Owned(saved.param(&t.name, &t.shape)?))

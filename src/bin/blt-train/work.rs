@@ -1,7 +1,7 @@
 //! The loop: step, log, validate, save, until the steps are done or Ctrl-C is pressed.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use blt::Error;
@@ -90,8 +90,8 @@ fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Re
         return Ok(());
     }
     log.validation(trainer, &score)?;
-    if trainer.note(score.loss()) && args.stage != "entropy" {
-        trainer.export(&trainer.path("best.safetensors"))?;
+    if trainer.note(score.loss()) {
+        trainer.keep_as_best(&args.stage)?;
     }
     if last {
         let all = trainer.validate(usize::MAX)?;
@@ -104,8 +104,7 @@ fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Re
 
 fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failure> {
     if args.stage == "entropy" {
-        let (threshold, length) = trainer.choose_threshold()?;
-        trainer.save(&args.stage)?;
+        let (threshold, length) = trainer.finish_entropy(&args.stage)?;
         log.say(&format!(
             "threshold {threshold:.4} nats: {length:.2} bytes a patch; train the rest with \
              blt-train main --entropy-model {}",
@@ -113,11 +112,13 @@ fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failu
         ));
         return Ok(());
     }
-    let path = trainer.path("model.safetensors");
-    trainer.export(&path)?;
-    log.say(&format!("wrote {}", path.display()));
+    let (path, is_best) = trainer.finish(args.hf.as_deref().map(Path::new))?;
+    let which = match is_best {
+        true => format!("best on validation, loss {:.4}", trainer.position.best),
+        false => "last weights".into(),
+    };
+    log.say(&format!("wrote {} ({which})", path.display()));
     if let Some(folder) = &args.hf {
-        trainer.export_hf(folder.as_ref())?;
         log.say(&format!("wrote {folder} for transformers"));
     }
     Ok(())
