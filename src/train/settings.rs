@@ -162,7 +162,7 @@ settings! {
     data: Vec<String> = Vec::new();
     /// Texts to validate on.
     valid: Vec<String> = Vec::new();
-    /// Share of the data held out for validation if there is no --valid.
+    /// Share of the data held out for validation if there is no --valid: whole documents, drawn by the seed.
     valid_share: f64 = 0.05;
     /// Line that separates documents.
     separator: String = super::data::SEPARATOR.into();
@@ -220,7 +220,7 @@ settings! {
     log_every: u64 = 20;
     /// Steps between validations.
     valid_every: u64 = 250;
-    /// Most bytes per validation.
+    /// Bytes per validation: a random sample of the validation text, the same each time.
     valid_bytes: usize = 131_072;
     /// Steps between checkpoints.
     save_every: u64 = 250;

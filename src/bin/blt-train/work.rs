@@ -82,8 +82,8 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     draw(args, &log)
 }
 
-/// Validates on the first bytes, always the same; at the very end on all there are, too, which is
-/// for the record and no measure of which weights are best.
+/// Validates on a sample, always the same; at the very end also on all the text there is, which is for the record
+/// and does not decide which weights are best.
 fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Result<(), Failure> {
     let score = trainer.validate(trainer.settings.valid_bytes)?;
     if score.n == 0 {
