@@ -342,7 +342,23 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
         (("lora-rank", "4000"), "lora-rank"),
         (("dtype", "q4"), "dtype"),
         (("decay", "never"), "decay"),
-        (("keep", "all"), "keep: expected best or last"),
+        (("lr", "-1"), "key \"lr\": expected 0 to 10, found -1"),
+        (
+            ("lr-floor", "2"),
+            "key \"lr_floor\": expected 0 to 1, found 2",
+        ),
+        (
+            ("clip", "-1"),
+            "key \"clip\": expected at least 0, found -1",
+        ),
+        (("adam-eps", "0"), "key \"adam_eps\": expected more than 0"),
+        (("weight-decay", "-0.1"), "weight_decay"),
+        (("patch-length", "0"), "key \"patch_length\": expected 1 to"),
+        (
+            ("warmup", "1001"),
+            "key \"warmup\": expected at most --steps 1000, found 1001",
+        ),
+        (("keep", "all"), "key \"keep\": expected best or last"),
         (("patience", "3"), "patience: expected text to validate on"),
     ] {
         let good = temp.file("good.txt", b"some text");

@@ -41,16 +41,7 @@ fn program(temp: &Temp, stage: &[&str], out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
     command.args(stage).current_dir(&temp.0);
     command.args(["--data", "text.txt", "--patching", "space", "--out", out]);
-    command.args([
-        "--seq-len",
-        "256",
-        "--batch",
-        "512",
-        "--warmup",
-        "2",
-        "--threads",
-        "2",
-    ]);
+    command.args(["--seq-len", "256", "--batch", "512", "--threads", "2"]);
     if stage[0] != "finetune" {
         command.args(["--preset", "toy"]);
     }
@@ -217,6 +208,39 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
         "again",
         &space,
     ));
+}
+
+#[test]
+fn a_tied_model_stays_tied_and_adapters_are_for_finetune() {
+    let temp = Temp::new("tied");
+    let main = ["--steps", "3", "--tied", "true", "--dtype", "f32"];
+    succeed(program(&temp, &["main"], "main", &main));
+    let tune = ["finetune", "main/model.safetensors"];
+    let more = ["--steps", "3", "--dtype", "f32", "--lr", "1e-3"];
+    succeed(program(&temp, &tune, "tuned", &more));
+    let embedding = |run: &str, name: &str| {
+        let path = temp.path(run).join("model.safetensors");
+        let checkpoint = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
+        let shape = [260, checkpoint.config().encoder.dim];
+        checkpoint.tensor(name, &shape).unwrap().to_f32_vec()
+    };
+    for run in ["main", "tuned"] {
+        assert!(
+            embedding(run, "encoder.tok_embeddings") == embedding(run, "decoder.output"),
+            "{run}"
+        );
+    }
+    assert!(embedding("main", "decoder.output") != embedding("tuned", "decoder.output"));
+
+    let lora = program(&temp, &["main"], "lora", &["--lora-rank", "2"])
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&lora.stderr);
+    assert!(
+        message.contains("--lora-rank: expected it with finetune"),
+        "{message}"
+    );
+    assert_eq!(lora.status.code(), Some(2));
 }
 
 #[test]

@@ -194,8 +194,8 @@ settings! {
     lr: f64 = 2e-3;
     /// Last learning rate, as a share of the highest.
     lr_floor: f64 = 0.05;
-    /// Steps over which the learning rate rises.
-    warmup: u64 = 100;
+    /// Steps over which the learning rate rises; none: 100, but at most a tenth of the steps.
+    warmup: Option<u64> = None;
     /// How the learning rate falls: cosine, linear, trapezoid or constant.
     decay: String = "cosine".into();
     /// Share of the steps over which a trapezoid falls.
@@ -354,7 +354,7 @@ impl Settings {
         Ok(Schedule {
             peak: self.lr,
             floor: self.lr_floor,
-            warmup: self.warmup,
+            warmup: self.warmup.unwrap_or((self.steps / 10).min(100)),
             steps: self.steps,
             cooldown: self.cooldown,
             decay: self.decay.parse::<Decay>()?,
@@ -402,6 +402,35 @@ impl Settings {
                     format!("expected 0 to below 1, found {value}"),
                 ));
             }
+        }
+        for (name, value, lowest, highest) in [
+            ("lr", self.lr, 0.0, 10.0),
+            ("lr_floor", self.lr_floor, 0.0, 1.0),
+            ("cooldown", self.cooldown, 0.0, 1.0),
+            ("weight_decay", self.weight_decay, 0.0, 1e3),
+            ("clip", self.clip, 0.0, f64::INFINITY),
+            ("adam_eps", self.adam_eps, f64::MIN_POSITIVE, 1.0),
+            ("lora_alpha", self.lora_alpha, f64::MIN_POSITIVE, 1e6),
+            ("patch_length", self.patch_length, 1.0, 1e6),
+        ] {
+            if !(lowest..=highest).contains(&value) {
+                return Err(Error::config(
+                    name,
+                    match (lowest, highest) {
+                        (l, h) if l == f64::MIN_POSITIVE => {
+                            format!("expected more than 0 and at most {h}, found {value}")
+                        }
+                        (l, f64::INFINITY) => format!("expected at least {l}, found {value}"),
+                        (l, h) => format!("expected {l} to {h}, found {value}"),
+                    },
+                ));
+            }
+        }
+        if let Some(warmup) = self.warmup.filter(|&warmup| warmup > self.steps) {
+            return Err(Error::config(
+                "warmup",
+                format!("expected at most --steps {}, found {warmup}", self.steps),
+            ));
         }
         if !self.precision.is_available(Isa::detect()) {
             return Err(Error::config(

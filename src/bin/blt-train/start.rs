@@ -12,6 +12,7 @@ use blt::train::trainer::{ENTROPY_FILE, Stage, Trainer};
 
 use super::args::Args;
 use blt::cli::args::Failure;
+use blt::vocab::VOCAB_SIZE;
 
 /// The settings: those of the run to be resumed, then files, then flags.
 pub fn settings(args: &Args) -> Result<Settings, Failure> {
@@ -87,6 +88,11 @@ fn frozen(mut params: Params<f32>) -> Params<f32> {
 
 /// Makes the run that the arguments ask for.
 pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
+    if settings.lora_rank > 0 && args.stage != "finetune" {
+        return Err(Failure::usage(
+            "--lora-rank: expected it with finetune; a new model has no weights to adapt",
+        ));
+    }
     let mut trainer = match args.stage.as_str() {
         "entropy" => {
             let config = settings.architecture()?;
@@ -128,6 +134,13 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
     Ok(trainer)
 }
 
+/// Whether byte embedding and output of a checkpoint are one tensor, or two of the same values.
+fn is_tied(checkpoint: &Checkpoint) -> blt::Result<bool> {
+    let shape = [VOCAB_SIZE, checkpoint.config().encoder.dim];
+    let values = |name: &str| checkpoint.tensor(name, &shape).map(|t| t.to_f32_vec());
+    Ok(values("encoder.tok_embeddings")? == values("decoder.output")?)
+}
+
 fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
     if let Some(name) = settings.changed_shape() {
         return Err(Failure::usage(format!(
@@ -158,6 +171,8 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
             tensor.dtype()
         )));
     }
+    // What is one tensor in the checkpoint stays one.
+    settings.tied |= is_tied(&checkpoint)?;
     let lora = settings.lora_rank > 0;
     let params = Params::new(
         &config,
