@@ -193,12 +193,29 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
     assert!(model.has_entropy_model());
 
     // Adapters on the HF layout, merged into a normal file of the same shape.
-    let lora = ["--steps", "5", "--patching", "entropy", "--lora-rank", "2"];
+    let lora = [
+        "--steps",
+        "5",
+        "--patching",
+        "entropy",
+        "--lora-rank",
+        "2",
+        "--lr",
+        "2e-3",
+    ];
     succeed(program(&temp, &["finetune", "hf"], "tuned", &lora));
     let tuned = Model::open(temp.path("tuned/model.safetensors")).unwrap();
     assert_eq!(tuned.config(), model.config());
     let of = |run: &str| std::fs::read(temp.path(run).join("model.safetensors")).unwrap();
     assert!(of("main") != of("tuned"));
+
+    // The checkpoint was validated before the first step.
+    let log = std::fs::read_to_string(temp.path("tuned/log.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!(
+        first["step"] == 0 && first["valid_loss"].is_f64(),
+        "{first}"
+    );
 
     // All weights, cut another way.
     let space = ["--steps", "2", "--patching", "space"];
@@ -302,6 +319,8 @@ fn differential_attention_learns_and_goes_on() {
     let norms = stacks.map(|stack| stack.differential.as_ref().unwrap().head_norm);
     assert_eq!(norms, [true, true, false, false]);
     let tune = [
+        "--lr",
+        "2e-3",
         "--steps",
         "10",
         "--patching",

@@ -190,11 +190,12 @@ settings! {
     seq_len: usize = 1024;
     /// Micro-batches per step.
     accumulate: usize = 1;
-    /// Highest learning rate.
-    lr: f64 = 2e-3;
+    /// Highest learning rate; none: 2e-3, for finetune 1e-4, from 100 M parameters on 2e-5, with adapters 2e-4.
+    lr: Option<f64> = None;
     /// Last learning rate, as a share of the highest.
     lr_floor: f64 = 0.05;
-    /// Steps over which the learning rate rises; none: 100, but at most a tenth of the steps.
+    /// Steps over which the learning rate rises; none: 100, but at most a tenth of the steps, for finetune a
+    /// twentieth.
     warmup: Option<u64> = None;
     /// How the learning rate falls: cosine, linear, trapezoid or constant.
     decay: String = "cosine".into();
@@ -206,8 +207,8 @@ settings! {
     beta2: f64 = 0.95;
     /// AdamW: added to the root of the mean square.
     adam_eps: f64 = 1e-8;
-    /// AdamW: weight decay of matrices; norms and embeddings have none.
-    weight_decay: f64 = 0.1;
+    /// AdamW: weight decay of matrices (norms and embeddings have none); none: 0.1, for finetune 0.01.
+    weight_decay: Option<f64> = None;
     /// Largest global norm of the gradient; 0: no limit.
     clip: f64 = 1.0;
     /// Dropout of embeddings and residual branches.
@@ -336,12 +337,25 @@ impl Settings {
         Ok(())
     }
 
+    /// Gives rate, decay and warm-up that were not set the values for fine-tuning a model of that many parameters:
+    /// it has been trained already, and a rate for new weights would destroy that.
+    pub fn fill_for_finetune(&mut self, n_parameters: usize) {
+        let lr = match (self.lora_rank > 0, n_parameters < 100_000_000) {
+            (true, _) => 2e-4,
+            (false, true) => 1e-4,
+            (false, false) => 2e-5,
+        };
+        self.lr.get_or_insert(lr);
+        self.weight_decay.get_or_insert(0.01);
+        self.warmup.get_or_insert((self.steps / 20).min(100));
+    }
+
     /// The optimiser's settings.
     pub fn adam(&self) -> AdamConfig {
         AdamConfig {
             betas: (self.beta1, self.beta2),
             eps: self.adam_eps,
-            weight_decay: self.weight_decay,
+            weight_decay: self.weight_decay.unwrap_or(0.1),
             clip: self.clip,
         }
     }
@@ -352,7 +366,7 @@ impl Settings {
     /// [`Error::Argument`] for an unknown decay.
     pub fn schedule(&self) -> Result<Schedule> {
         Ok(Schedule {
-            peak: self.lr,
+            peak: self.lr.unwrap_or(2e-3),
             floor: self.lr_floor,
             warmup: self.warmup.unwrap_or((self.steps / 10).min(100)),
             steps: self.steps,
@@ -404,10 +418,10 @@ impl Settings {
             }
         }
         for (name, value, lowest, highest) in [
-            ("lr", self.lr, 0.0, 10.0),
+            ("lr", self.lr.unwrap_or(0.0), 0.0, 10.0),
             ("lr_floor", self.lr_floor, 0.0, 1.0),
             ("cooldown", self.cooldown, 0.0, 1.0),
-            ("weight_decay", self.weight_decay, 0.0, 1e3),
+            ("weight_decay", self.weight_decay.unwrap_or(0.0), 0.0, 1e3),
             ("clip", self.clip, 0.0, f64::INFINITY),
             ("adam_eps", self.adam_eps, f64::MIN_POSITIVE, 1.0),
             ("lora_alpha", self.lora_alpha, f64::MIN_POSITIVE, 1e6),
@@ -641,6 +655,25 @@ mod tests {
         for (name, text) in [("seq-len", "x"), ("nonsense", "1"), ("lr", "nan")] {
             assert!(a.set(name, text).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn finetune_has_its_own_defaults_and_leaves_what_was_set() {
+        let of = |n: usize, set: &[(&str, &str)]| {
+            let mut s = Settings::default();
+            set.iter()
+                .for_each(|(name, text)| s.set(name, text).unwrap());
+            s.fill_for_finetune(n);
+            let schedule = s.schedule().unwrap();
+            (schedule.peak, schedule.warmup, s.adam().weight_decay)
+        };
+        assert_eq!(of(7_000_000, &[]), (1e-4, 50, 0.01));
+        assert_eq!(of(500_000_000, &[]), (2e-5, 50, 0.01));
+        assert_eq!(of(500_000_000, &[("lora-rank", "8")]), (2e-4, 50, 0.01));
+        let set = [("lr", "0.5"), ("warmup", "3"), ("weight-decay", "0.2")];
+        assert_eq!(of(7_000_000, &set), (0.5, 3, 0.2));
+        let schedule = Settings::default().schedule().unwrap();
+        assert_eq!((schedule.peak, schedule.warmup), (2e-3, 100));
     }
 
     #[test]

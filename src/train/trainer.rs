@@ -239,6 +239,11 @@ impl Trainer {
         self.out.join(name)
     }
 
+    /// The learning rates.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
     /// Bytes of text to train and to validate on.
     pub fn data_bytes(&self) -> (usize, usize) {
         (self.train.n_bytes(), self.valid.n_bytes())

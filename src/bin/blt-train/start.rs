@@ -185,6 +185,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
             })
         },
     )?;
+    settings.fill_for_finetune(params.iter().map(|(_, p)| p.n_elements()).sum());
     let entropy = (config.entropy.is_some())
         .then(|| widened_entropy_model(&checkpoint))
         .transpose()?;

@@ -43,6 +43,10 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     };
     let mut log = Log::open(log_path, args.resume, args.quiet)?;
     log.begin(&trainer);
+    if args.stage == "finetune" && trainer.position.step == 0 {
+        // What the checkpoint is worth: the measure of everything after it.
+        validate(args, &mut trainer, &mut log, false)?;
+    }
 
     let mut since = Window::default();
     let mut finished = false;
@@ -232,11 +236,16 @@ impl Log {
         }
         let (train, valid) = trainer.data_bytes();
         self.say(&format!(
-            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on",
+            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on; {} ids a step; lr \
+             {}, warm-up {} steps, decay {}",
             all as f64 / 1e6,
             trained as f64 / 1e6,
             train as f64 / 1e6,
             valid as f64 / 1e6,
+            trainer.settings.batch * trainer.settings.accumulate,
+            trainer.schedule().peak,
+            trainer.schedule().warmup,
+            trainer.settings.adam().weight_decay,
         ));
     }
 
