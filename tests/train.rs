@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use blt::checkpoint::Component;
+use blt::tensor::DType;
 use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
@@ -327,6 +328,9 @@ fn the_entropy_stage_gives_the_patch_length_asked_for() {
     let (threshold, length) = trainer.choose_threshold().unwrap();
     assert!((3.0..4.0).contains(&length), "{length} at {threshold}");
     assert_eq!(trainer.config.patcher.threshold, threshold);
+    // Of the weights as they are stored: rounding them first changes nothing.
+    blt::train::export::round_as_saved(&mut trainer.params, DType::Bf16);
+    assert_eq!(trainer.choose_threshold().unwrap(), (threshold, length));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::params::Params;
+use super::params::{Params, Value};
 use crate::checkpoint::{
-    Checkpoint, HfLayout, ModelTensor, OpenOptions, SafetensorsWriter, TensorSpec,
+    Checkpoint, HfLayout, ModelTensor, OpenOptions, Role, SafetensorsWriter, TensorSpec,
     expected_tensors, hf_layout, native_file,
 };
 use crate::config::Config;
@@ -32,18 +32,34 @@ pub fn saved(
     Tensor::from_values(dtype, shape.to_vec(), &values.ok_or_else(missing)?)
 }
 
+/// The type that a tensor of this role is saved in: vectors stay f32.
+fn saved_dtype(role: Role, dtype: DType) -> DType {
+    match role.is_vector() {
+        true => DType::F32,
+        false => dtype,
+    }
+}
+
+/// Gives the weights the values they have once they are saved in this type.
+pub fn round_as_saved(params: &mut Params<f32>, dtype: DType) {
+    for param in params.list_mut() {
+        let dtype = saved_dtype(param.role, dtype);
+        if let Value::Owned(values) = &mut param.value
+            && dtype != DType::F32
+        {
+            let saved = Tensor::from_values(dtype, vec![values.len()], values);
+            *values = saved.expect("a plain type holds any shape").to_f32_vec();
+        }
+    }
+}
+
 /// Writes the native file, tensor by tensor; norms stay f32.
 ///
 /// # Errors
 /// As [`native_file`], [`saved`] and [`SafetensorsWriter`].
 pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
-    let typed = |tensor: ModelTensor| {
-        let dtype = match tensor.role.is_vector() {
-            true => DType::F32,
-            false => dtype,
-        };
-        (tensor.name, (dtype, tensor.shape))
-    };
+    let typed =
+        |tensor: ModelTensor| (tensor.name, (saved_dtype(tensor.role, dtype), tensor.shape));
     let types: HashMap<_, _> = expected_tensors(config).into_iter().map(typed).collect();
     let list = types
         .iter()
@@ -129,6 +145,25 @@ fn hf_with(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounded_weights_are_those_of_the_file() {
+        let mut config = preset("toy").unwrap();
+        config.patcher.mode = PatchingMode::Entropy;
+        let mut params = random(&config, |_| true, 1).unwrap();
+        let path = std::env::temp_dir().join(format!("blt-rounded-{}", std::process::id()));
+        native(&path, &config, &[&params], DType::Bf16).unwrap();
+        let found = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
+        let values = |params: &Params<f32>, name: &str| params.saved_values(name).unwrap().to_vec();
+        let wq = "entropy.layers.0.wq";
+        let before = values(&params, wq);
+        round_as_saved(&mut params, DType::Bf16);
+        assert!(values(&params, wq) != before);
+        for (name, tensor) in found.tensors() {
+            assert!(tensor.to_f32_vec() == values(&params, name), "{name}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
     use crate::config::{DifferentialConfig, PatchingMode};
     use crate::train::init::random;
     use crate::train::presets::preset;

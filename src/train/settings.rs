@@ -12,6 +12,7 @@ use super::presets::{hidden_of, preset};
 use super::schedule::{Decay, Schedule};
 use crate::config::{Config, DifferentialConfig, PatcherConfig, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 /// A value that can be read from text and shown as text.
 trait Field: Sized {
@@ -348,6 +349,14 @@ impl Settings {
         self.lr.get_or_insert(lr);
         self.weight_decay.get_or_insert(0.01);
         self.warmup.get_or_insert((self.steps / 20).min(100));
+    }
+
+    /// Element type of the model files.
+    pub fn dtype(&self) -> DType {
+        match self.dtype.as_str() {
+            "f32" => DType::F32,
+            _ => DType::Bf16,
+        }
     }
 
     /// The optimiser's settings.

@@ -140,9 +140,13 @@ impl Trainer {
         settings: Settings,
         config: Config,
         mut params: Params<f32>,
-        entropy: Option<Params<f32>>,
+        mut entropy: Option<Params<f32>>,
     ) -> Result<Trainer> {
         settings.validate()?;
+        if let Some(entropy) = &mut entropy {
+            // Patches are cut in training as they will be with the model file.
+            export::round_as_saved(entropy, settings.dtype());
+        }
         let paths = |list: &[String]| list.iter().map(PathBuf::from).collect::<Vec<_>>();
         if settings.data.is_empty() {
             return Err(Error::argument(
@@ -475,10 +479,7 @@ impl Trainer {
     }
 
     fn exported(&self) -> (Config, Vec<&Params<f32>>, DType) {
-        let dtype = match self.settings.dtype.as_str() {
-            "f32" => DType::F32,
-            _ => DType::Bf16,
-        };
+        let dtype = self.settings.dtype();
         let entropy = self.cutter.entropy.as_ref();
         let mut config = self.config.clone();
         if entropy.is_none() {
@@ -489,8 +490,9 @@ impl Trainer {
     }
 
     /// Entropy stage: chooses the threshold that cuts validation text into patches of
-    /// `settings.patch_length` bytes on average, and stores it in the configuration. Returns it and
-    /// the mean length it gives.
+    /// `settings.patch_length` bytes on average, and stores it in the configuration. Entropies are those of the
+    /// weights as they are stored, which will cut the patches. Returns the threshold and the mean length it
+    /// gives.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -503,16 +505,13 @@ impl Trainer {
         } else {
             &self.valid
         };
-        let mut texts = Vec::new();
-        let mut n = 0;
-        for piece in 0..corpus.len() {
-            texts.push(corpus.ids(piece));
-            n += texts[piece].len() - 1;
-            if n > 1 << 20 {
-                break;
-            }
-        }
-        let entropies = entropies(model, &self.config, &self.params, &texts);
+        let texts: Vec<Vec<Id>> = (corpus.sample(1 << 20, self.settings.seed).into_iter())
+            .map(|piece| corpus.ids(piece as usize))
+            .collect();
+        let n: usize = texts.iter().map(|ids| ids.len() - 1).sum();
+        let mut stored = self.params.clone();
+        export::round_as_saved(&mut stored, self.settings.dtype());
+        let entropies = entropies(model, &self.config, &stored, &texts);
         let mut sorted: Vec<f32> = entropies.iter().flatten().copied().collect();
         sorted.sort_by(f32::total_cmp);
         if sorted.is_empty() {
