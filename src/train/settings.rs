@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::adamw::AdamConfig;
 use super::matmul::Precision;
-use super::presets::{hidden_of, preset};
+use super::presets::{hidden_of, is_tied, preset};
 use super::schedule::{Decay, Schedule};
 use crate::config::{Config, DifferentialConfig, PatcherConfig, TransformerConfig};
 use crate::error::{Error, Result};
@@ -216,8 +216,8 @@ settings! {
     dropout: f64 = 0.0;
     /// Share of positions whose n-gram embeddings are dropped, so that the tables do not memorise the text.
     hash_dropout: f64 = 0.0;
-    /// One tensor for byte embedding and output.
-    tied: bool = false;
+    /// One tensor for byte embedding and output; none: as the preset, or for finetune the checkpoint, has it.
+    tied: Option<bool> = None;
     /// Steps between lines of the log.
     log_every: u64 = 20;
     /// Steps between validations.
@@ -349,6 +349,11 @@ impl Settings {
         self.lr.get_or_insert(lr);
         self.weight_decay.get_or_insert(0.01);
         self.warmup.get_or_insert((self.steps / 20).min(100));
+    }
+
+    /// Whether byte embedding and output are one tensor.
+    pub fn is_tied(&self) -> bool {
+        self.tied.unwrap_or(is_tied(&self.preset))
     }
 
     /// Element type of the model files.
@@ -627,6 +632,7 @@ fn resize(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::{Component, ModelTensor, Role};
 
     #[test]
     fn flags_and_files_set_the_same() {
@@ -724,6 +730,23 @@ mod tests {
             assert!(s.architecture().is_err());
         }
         assert!(preset("huge").is_err());
+    }
+
+    #[test]
+    fn the_preset_55m_has_the_size_of_its_name() {
+        let mut s = Settings::default();
+        assert!(!s.is_tied());
+        s.set("preset", "55m").unwrap();
+        let config = s.architecture().unwrap();
+        let n = |of_entropy: bool| -> usize {
+            let all = crate::checkpoint::expected_tensors(&config).into_iter();
+            let tied = |t: &ModelTensor| t.component == Component::Decoder && t.role == Role::Head;
+            all.filter(|t| (t.component == Component::Entropy) == of_entropy && !tied(t))
+                .map(|t| t.shape.iter().product::<usize>())
+                .sum()
+        };
+        assert!(s.is_tied() && config.cross_attn_k == 3 && !config.has_global_projection());
+        assert_eq!((n(false), n(true)), (55_404_288, 1_740_032));
     }
 
     #[test]

@@ -175,7 +175,7 @@ impl Trainer {
                 "expected text to validate on, found none; give --valid or a larger --valid-share",
             ));
         }
-        if settings.tied && stage == Stage::Main {
+        if settings.is_tied() && stage == Stage::Main {
             params.tie_embeddings();
         }
         if settings.lora_rank > 0 {

@@ -172,7 +172,9 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
         )));
     }
     // What is one tensor in the checkpoint stays one.
-    settings.tied |= is_tied(&checkpoint)?;
+    if settings.tied.is_none() {
+        settings.tied = Some(is_tied(&checkpoint)?);
+    }
     let lora = settings.lora_rank > 0;
     let params = Params::new(
         &config,
@@ -185,7 +187,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
             })
         },
     )?;
-    settings.fill_for_finetune(params.iter().map(|(_, p)| p.n_elements()).sum());
+    settings.fill_for_finetune(params.n_parameters());
     let entropy = (config.entropy.is_some())
         .then(|| widened_entropy_model(&checkpoint))
         .transpose()?;

@@ -229,11 +229,9 @@ impl Log {
 
     fn begin(&mut self, trainer: &Trainer) {
         self.first_step = trainer.position.step;
-        let (mut trained, mut all) = (0, 0);
-        for (_, param) in trainer.params.iter() {
-            all += param.n_elements();
-            trained += if param.trained { param.n_elements() } else { 0 };
-        }
+        let all = trainer.params.n_parameters();
+        let trained = (trainer.params.list().iter()).filter(|param| param.trained);
+        let trained: usize = trained.map(|param| param.n_elements()).sum();
         let (train, valid) = trainer.data_bytes();
         self.say(&format!(
             "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on; {} ids a step; lr \
