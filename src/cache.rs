@@ -396,6 +396,17 @@ impl RowStore {
         self.data.extend_from_slice(rows);
     }
 
+    /// Appends one row that consists of these pieces.
+    pub fn push_pieces(&mut self, pieces: &[&[f32]]) {
+        debug_assert_eq!(
+            pieces.iter().map(|piece| piece.len()).sum::<usize>(),
+            self.dim
+        );
+        pieces
+            .iter()
+            .for_each(|piece| self.data.extend_from_slice(piece));
+    }
+
     /// The rows at `positions`, all of which must be held: (n, dim).
     pub fn rows(&self, positions: Range<usize>) -> &[f32] {
         let at = |p: usize| (p - self.first + self.dropped) * self.dim;

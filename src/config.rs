@@ -4,6 +4,9 @@
 //! into it (`checkpoint/hf.rs`, `checkpoint/meta.rs`); the native file stores it as it is.
 
 pub(crate) mod arch;
+mod bolmo;
+
+pub use bolmo::{BolmoConfig, LayerVariant, QkNorm, RopeScaling, Subwords};
 
 use crate::error::{Error, Result};
 use crate::vocab::VOCAB_SIZE;
@@ -37,6 +40,8 @@ pub struct TransformerConfig {
     pub eos_segments: bool,
     /// Differential attention instead of plain softmax attention; no published layout has it.
     pub differential: Option<DifferentialConfig>,
+    /// What sets its layers apart from Llama's.
+    pub variant: Option<Box<LayerVariant>>,
 }
 
 /// Differential attention (arXiv 2410.05258): each head's queries and keys are two halves, and what
@@ -198,8 +203,10 @@ pub struct Config {
     pub cross_attn_k: usize,
     /// Hashed n-gram embeddings.
     pub hash: HashConfig,
-    /// The patcher.
+    /// The patcher; of no effect in a Bolmo model.
     pub patcher: PatcherConfig,
+    /// The parts of a Bolmo model, which has none of BLT's cross-attention, hash tables and entropy model.
+    pub bolmo: Option<BolmoConfig>,
     /// Byte positions the model was made for (BOS included).
     pub max_bytes: usize,
     /// Patch positions the model was made for.
@@ -247,6 +254,9 @@ impl Config {
                     ),
                 ));
             }
+        }
+        if let Some(bolmo) = &self.bolmo {
+            bolmo.validate(self)?;
         }
         self.hash.validate()?;
         self.patcher.validate()
@@ -317,6 +327,9 @@ impl TransformerConfig {
                 key("window"),
                 "expected at least 1 or null, found 0",
             ));
+        }
+        if let Some(variant) = &self.variant {
+            variant.validate(self)?;
         }
         positive(&key("norm_eps"), self.norm_eps)?;
         positive(&key("rope_theta"), self.rope_theta)

@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
 use crate::session::{Reading, Session, run_together};
-use crate::vocab::{EOS, Id, id_to_byte};
+use crate::vocab::Id;
 
 pub use options::GenerateOptions;
 pub use stop_strings::{Stop, StopMatcher};
@@ -72,7 +72,7 @@ impl Session {
     /// [`Error::Argument`] for sampler settings out of range, an empty stop string, a draft too long, or
     /// a session without BOS that has read nothing; errors of reading as [`Session::feed_ids`].
     pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generator<'_>> {
-        let sampler = Sampler::new(options.sampler.clone())?;
+        let sampler = Sampler::with_choices(options.sampler.clone(), self.model().choices())?;
         let stops = StopMatcher::new(&options.stop)?;
         if let Some(draft) = options.draft.filter(|&n| n > MAX_DRAFT) {
             let message = format!("expected at most {MAX_DRAFT} bytes, found {draft}");
@@ -119,7 +119,7 @@ impl Generator<'_> {
     /// Lets another sampler choose from here on: one that goes on with the random numbers of an
     /// earlier generation.
     pub fn set_sampler(&mut self, sampler: Sampler) {
-        self.sampler = sampler;
+        self.sampler = sampler.choosing_among(self.session.model().choices());
     }
 
     /// Lets the session read the byte chosen last, so that it holds the whole text and can go on.
@@ -128,7 +128,7 @@ impl Generator<'_> {
     /// As [`Session::feed_ids`].
     pub fn finish(mut self) -> Result<()> {
         match self.unread.take() {
-            Some(id) => self.session.feed_ids(&[id]),
+            Some(id) => self.session.feed_written(&[id]),
             None => Ok(()),
         }
     }
@@ -138,7 +138,7 @@ impl Generator<'_> {
     #[cfg(feature = "capi")]
     pub(crate) fn finish_for_now(mut self) -> Result<()> {
         let unread = self.unread.take();
-        let reading = Reading::new(self.session, unread.as_slice());
+        let reading = Reading::new(self.session, unread.as_slice()).written();
         reading.drafting(&self.sampler, self.draft).run()
     }
 
@@ -154,13 +154,14 @@ impl Generator<'_> {
 
     /// Takes the id chosen next.
     fn add(&mut self, id: Id) {
-        if id == EOS {
+        let choices = self.session.model().choices();
+        if choices.is_stop(id) {
             return self.end(FinishReason::Eos, 0);
         }
         self.unread = Some(id);
         self.left -= 1;
         // Other special ids are read but have no byte.
-        let Some(byte) = id_to_byte(id) else { return };
+        let Some(byte) = choices.byte(id) else { return };
         self.held.push_back(byte);
         match self.stops.push(byte) {
             Stop::Held(n) => self.ready = self.held.len() - n,
@@ -175,7 +176,7 @@ impl Generator<'_> {
             .unzip();
         let readings = sessions.iter_mut().zip(&unread);
         let mut readings: Vec<Reading<'_>> = readings
-            .map(|(session, id)| Reading::new(session, id.as_slice()))
+            .map(|(session, id)| Reading::new(session, id.as_slice()).written())
             .collect();
         run_together(&mut readings);
         let finished = readings.into_iter().map(Reading::finish);
@@ -200,7 +201,7 @@ impl Generator<'_> {
             let readings = going.iter_mut().zip(&*unread);
             let mut readings: SmallVec<[Reading<'_>; 1]> = readings
                 .map(|((g, _), id)| {
-                    let reading = Reading::new(g.session, id.as_slice());
+                    let reading = Reading::new(g.session, id.as_slice()).written();
                     reading.choosing(&mut g.sampler, g.draft, g.left)
                 })
                 .collect();

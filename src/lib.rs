@@ -75,8 +75,10 @@ pub mod model;
 mod open;
 pub mod ops;
 pub mod random;
+mod recurrence;
 pub mod sampler;
 pub mod session;
+pub mod subwords;
 pub mod tensor;
 #[cfg(feature = "train")]
 pub mod train;

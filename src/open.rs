@@ -89,6 +89,12 @@ impl ModelOptions {
         self
     }
 
+    /// Tokenizer of the subword model that a Bolmo model was made from: see [`OpenOptions::tokenizer`].
+    pub fn tokenizer(mut self, path: impl Into<PathBuf>) -> Self {
+        self.checkpoint.tokenizer = Some(path.into());
+        self
+    }
+
     /// Read all weights while opening (see [`Model::preload`]), so that the first byte is fast.
     pub fn preload(mut self, preload: bool) -> Self {
         self.preload = preload;

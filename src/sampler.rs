@@ -15,12 +15,13 @@ pub use self::config::SamplerConfig;
 use self::exact::exp;
 use crate::error::Result;
 use crate::random::SplitMix64;
-use crate::vocab::{BYTE_OFFSET, EOS, Id, id_to_byte};
+use crate::vocab::{BYTE_OFFSET, Choices, EOS, Id};
 
 /// Chooses ids by a [`SamplerConfig`]. A clone goes on with the same random numbers.
 #[derive(Debug)]
 pub struct Sampler {
     config: SamplerConfig,
+    choices: Choices,
     random: SplitMix64,
     scratch: Vec<Candidate>, // kept so that a draw allocates nothing
 }
@@ -29,6 +30,7 @@ impl Clone for Sampler {
     fn clone(&self) -> Self {
         Sampler {
             config: self.config.clone(),
+            choices: self.choices.clone(),
             random: self.random.clone(),
             scratch: Vec::new(),
         }
@@ -36,6 +38,7 @@ impl Clone for Sampler {
 
     fn clone_from(&mut self, other: &Self) {
         self.config.clone_from(&other.config);
+        self.choices.clone_from(&other.choices);
         self.random = other.random.clone();
     }
 }
@@ -68,17 +71,31 @@ struct Candidate {
 }
 
 impl Sampler {
-    /// A sampler at the start of its random numbers.
+    /// A sampler for a BLT, at the start of its random numbers.
     ///
     /// # Errors
     /// As [`SamplerConfig::validate`].
     pub fn new(config: SamplerConfig) -> Result<Self> {
+        Sampler::with_choices(config, Choices::default())
+    }
+
+    /// A sampler for a model that chooses among those ids: see [`Model::choices`](crate::Model::choices).
+    ///
+    /// # Errors
+    /// As [`SamplerConfig::validate`].
+    pub fn with_choices(config: SamplerConfig, choices: Choices) -> Result<Self> {
         config.validate()?;
         Ok(Self {
             random: SplitMix64(config.seed),
             config,
+            choices,
             scratch: Vec::new(),
         })
+    }
+
+    /// The same sampler, for a model that chooses among those ids.
+    pub(crate) fn choosing_among(self, choices: Choices) -> Self {
+        Sampler { choices, ..self }
     }
 
     /// The settings.
@@ -127,7 +144,9 @@ impl Sampler {
 
     /// Whether both choose the same ids.
     pub(crate) fn is_like(&self, other: &Sampler) -> bool {
-        self.random.0 == other.random.0 && self.config == other.config
+        self.random.0 == other.random.0
+            && self.config == other.config
+            && self.choices == other.choices
     }
 
     /// Takes the random number of a choice that was made elsewhere.
@@ -157,11 +176,11 @@ impl Sampler {
     }
 
     fn is_allowed(&self, id: Id) -> bool {
-        match id {
-            EOS => !self.config.ignore_eos,
-            0..BYTE_OFFSET => !self.config.ban_special,
-            _ => true,
+        if self.choices.is_stop(id) {
+            return !self.config.ignore_eos;
         }
+        // An id that the model cannot read is never offered.
+        !self.choices.is_special(id) || !(self.config.ban_special || self.choices.has_flags())
     }
 
     /// What is chosen when the logits say nothing; EOS even if banned when there is nothing else.
@@ -236,11 +255,15 @@ impl Sampler {
         }
         let mut seen = [false; 256];
         let window = &history[history.len().saturating_sub(self.config.repeat_window)..];
-        for byte in window.iter().copied().filter_map(id_to_byte) {
+        for byte in window.iter().filter_map(|&id| self.choices.byte(id)) {
             seen[usize::from(byte)] = true;
         }
         for c in candidates {
-            if id_to_byte(c.id).is_some_and(|byte| seen[usize::from(byte)]) {
+            if self
+                .choices
+                .byte(c.id)
+                .is_some_and(|byte| seen[usize::from(byte)])
+            {
                 c.logit = if c.logit > 0.0 {
                     c.logit / penalty
                 } else {
@@ -536,6 +559,41 @@ mod tests {
         assert_eq!(s.sample(&logits, &[10, EOS]), EOS);
         logits[EOS as usize] = -9.0;
         assert_eq!(s.sample(&logits, &[10, EOS]), 20, "-1.5 becomes -3");
+    }
+
+    #[test]
+    fn flags_make_two_candidates_of_a_byte_and_special_ids_are_never_offered() {
+        for (stop_ids, ignore_eos, n) in [
+            (&[1][..], false, 514),
+            (&[1, 14], false, 514),
+            (&[1], true, 512),
+            (&[2, 14], true, 510),
+        ] {
+            let config = SamplerConfig {
+                ignore_eos,
+                ..plain()
+            };
+            let sampler = Sampler::with_choices(config, Choices::with_flags(stop_ids)).unwrap();
+            let p = sampler.distribution(&[0.0; 520], &[]);
+            assert_eq!(p.iter().filter(|p| **p > 0.0).count(), n, "{stop_ids:?}");
+            for id in [0, 3, 260, 263] {
+                assert_eq!(p[id], 0.0, "{id}");
+            }
+        }
+        let config = SamplerConfig {
+            temperature: 0.0,
+            repeat_penalty: 2.0,
+            ..plain()
+        };
+        let mut logits = [-9.0; 520];
+        (logits[270], logits[11], logits[263]) = (4.0, 3.0, 90.0);
+        let mut sampler = Sampler::with_choices(config, Choices::with_flags(&[1])).unwrap();
+        assert_eq!(sampler.sample(&logits, &[]), 270);
+        assert_eq!(
+            sampler.sample(&logits, &[10]),
+            11,
+            "both of a byte's ids are punished"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! logits and entropies are the same bits.
 
 mod cancel;
+mod flag_score;
 mod options;
 mod reading;
 mod saved;
@@ -14,10 +15,11 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::model::patcher::{Patcher, starts_to_lengths};
-use crate::model::{DraftCounts, MAX_BATCH, Model, State, Trace};
+use crate::model::{DraftCounts, MAX_BATCH, Model, Patching, SequenceState, Trace};
 use crate::vocab::{self, BOS, Id};
 
 pub use cancel::Canceller;
+pub use flag_score::{FlagScore, FlagScorer};
 pub use options::{Overflow, SessionOptions};
 pub(crate) use reading::{Reading, run_together};
 pub use score::Score;
@@ -34,8 +36,8 @@ pub struct Session {
     options: SessionOptions,
     max_bytes: usize,
     max_patches: usize,
-    empty: State,
-    state: State,
+    empty: SequenceState,
+    state: SequenceState,
     /// Logits after the last id; empty before the first.
     logits: Vec<f32>,
     n_slides: usize,
@@ -65,6 +67,7 @@ impl Session {
     /// model; [`Error::Argument`] for a limit or reset of 0.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
         let config = model.config();
+        options.check(model)?;
         let patcher_config = options.patcher.as_ref().unwrap_or(&config.patcher);
         let patcher = match &options.patch_lengths {
             Some(lengths) => Patcher::with_lengths(lengths)?,
@@ -88,7 +91,13 @@ impl Session {
         }
         let entropies = patcher.needs_entropy() || options.entropies;
         let kv = options.kv.unwrap_or(model.default_kv());
-        let empty = State::new(model, patcher, entropies, options.entropy_reset, kv);
+        let patching = Patching {
+            patcher,
+            lengths: options.patch_lengths.clone(),
+            entropies,
+            entropy_reset: options.entropy_reset,
+        };
+        let empty = SequenceState::new(model, patching, kv);
         Ok(Session {
             model: model.clone(),
             max_bytes: options.max_bytes.unwrap_or(config.max_bytes),
@@ -239,17 +248,42 @@ impl Session {
         if len == self.len() {
             return Ok(());
         }
-        let Some(last) = len.checked_sub(1) else {
+        if len == 0 {
             self.reset();
             return Ok(());
-        };
-        // The last byte is read again: its logits were not kept.
+        }
         let ids = self.ids()[..len].to_vec();
-        if self.state.truncate(&self.model, last) {
-            return Reading::again(self, &ids[last..]).run();
+        match self.state.rewind(&self.model, len) {
+            Some(known) if known == len => return self.guess_logits(),
+            Some(known) => return Reading::again(self, &ids[known..]).run(),
+            None => {}
         }
         self.reset();
         Reading::again(self, &ids).run()
+    }
+
+    /// Reads ids that the model chose, each with the flag it was chosen with if the model's ids carry flags: what
+    /// [`Session::generate`] does with the bytes it hands out.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`].
+    pub fn feed_written(&mut self, ids: &[Id]) -> Result<()> {
+        Reading::new(self, ids).written().run()
+    }
+
+    /// Reads all of the session's ids again as one text. Bytes that a model of the Bolmo family has written keep the
+    /// flags they were written with until then; this gives the state of the whole text fed at once. That of a BLT is the
+    /// same before and after.
+    ///
+    /// # Errors
+    /// As [`Session::feed_ids`].
+    pub fn reread(&mut self) -> Result<()> {
+        let ids = self.ids().to_vec();
+        self.reset();
+        match ids.is_empty() {
+            true => Ok(()),
+            false => Reading::again(self, &ids).run(),
+        }
     }
 
     /// Forgets everything read.

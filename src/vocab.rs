@@ -2,6 +2,8 @@
 //!
 //! The model reads ids: byte `b` is id `b + 4`, ids 0 to 3 are special.
 
+use smallvec::SmallVec;
+
 /// An id: a special id, or a byte plus [`BYTE_OFFSET`].
 pub type Id = u16;
 
@@ -17,6 +19,72 @@ pub const BPE: Id = 3;
 pub const BYTE_OFFSET: Id = 4;
 /// Number of ids: 4 special ones and 256 bytes.
 pub const VOCAB_SIZE: usize = 260;
+
+/// What the ids that a model chooses stand for.
+///
+/// A BLT chooses among [`VOCAB_SIZE`] ids and [`EOS`] ends its texts. A Bolmo model chooses among twice as many: an id from
+/// [`VOCAB_SIZE`] on is the one [`VOCAB_SIZE`] below it, with the flag that it ends a patch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choices {
+    stop_ids: SmallVec<[Id; 2]>,
+    has_flags: bool,
+}
+
+impl Default for Choices {
+    /// Those of a BLT.
+    fn default() -> Self {
+        Choices {
+            stop_ids: SmallVec::from_slice(&[EOS]),
+            has_flags: false,
+        }
+    }
+}
+
+impl Choices {
+    /// Those of a model that chooses ids with flags, and ends its texts with any of `stop_ids`.
+    pub fn with_flags(stop_ids: &[Id]) -> Self {
+        Choices {
+            stop_ids: stop_ids.into(),
+            has_flags: true,
+        }
+    }
+
+    /// Number of ids that can be chosen.
+    pub fn n_ids(&self) -> usize {
+        match self.has_flags {
+            true => 2 * VOCAB_SIZE,
+            false => VOCAB_SIZE,
+        }
+    }
+
+    /// Whether ids carry flags.
+    pub fn has_flags(&self) -> bool {
+        self.has_flags
+    }
+
+    /// The id without its flag.
+    pub fn plain(&self, id: Id) -> Id {
+        match self.has_flags {
+            true => id % VOCAB_SIZE as Id,
+            false => id,
+        }
+    }
+
+    /// Whether the id ends the text.
+    pub fn is_stop(&self, id: Id) -> bool {
+        self.stop_ids.contains(&self.plain(id))
+    }
+
+    /// The id's byte; `None` for special ids.
+    pub fn byte(&self, id: Id) -> Option<u8> {
+        id_to_byte(self.plain(id))
+    }
+
+    /// Whether the id stands for no byte and does not end the text. A model with flags cannot read such an id.
+    pub fn is_special(&self, id: Id) -> bool {
+        self.plain(id) < BYTE_OFFSET && !self.is_stop(id)
+    }
+}
 
 /// The id of a byte.
 pub fn byte_to_id(byte: u8) -> Id {

@@ -247,6 +247,7 @@ fn stack(dim: usize, n_layers: usize, n_heads: usize, n_kv_heads: usize) -> Tran
         window: Some(5),
         eos_segments: false,
         differential: None,
+        variant: None,
     }
 }
 
@@ -288,6 +289,7 @@ fn tiny() -> Config {
             max_patch_length: None,
             patch_size: 4,
         },
+        bolmo: None,
         max_bytes: 512,
         max_patches: 512,
     };

@@ -180,7 +180,9 @@ impl Policy {
         };
         let in_entropy = tensor.component == Component::Entropy;
         let format = match tensor.role {
-            Role::Norm | Role::Lambda => return Target::Float(DType::F32),
+            Role::Norm | Role::Lambda | Role::Bias => return Target::Float(DType::F32),
+            // Two rows a head, which decide what is forgotten.
+            Role::Gate => return Target::Keep,
             // Measured on the default model, of which the size of embeddings and head is nothing: layers in q8_0,
             // 0.5 % of the patches start elsewhere; w2 in q6_k 0.9 %, all in q6_k 2.1 %.
             Role::Matrix | Role::Residual if in_entropy => match main {
@@ -191,7 +193,7 @@ impl Policy {
                 _ => BlockFormat::Q8_0,
             },
             _ if in_entropy => return Target::Keep,
-            Role::Embedding | Role::Head => BlockFormat::Q8_0,
+            Role::Embedding | Role::Subwords | Role::Boundary | Role::Head => BlockFormat::Q8_0,
             Role::HashTable => match main {
                 // Measured: with tables of q4_0, q6_k is no better than q4_k.
                 BlockFormat::Q8_0 | BlockFormat::Q6K => BlockFormat::Q8_0,

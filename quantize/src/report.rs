@@ -51,9 +51,12 @@ impl Row {
 /// The row of the table that counts a tensor.
 fn row_of(tensor: &ModelTensor) -> &'static str {
     match (tensor.component, tensor.role) {
-        (_, Role::Norm | Role::Lambda) => "vectors",
+        (_, Role::Norm | Role::Lambda | Role::Bias) => "vectors",
         (Component::Entropy, _) => "entropy model",
         (_, Role::HashTable) => "hash tables",
+        (_, Role::Subwords) => "subword embeddings",
+        (_, Role::Boundary) => "boundary predictor",
+        (_, Role::Gate) => "gates",
         (_, Role::Embedding) => "byte embeddings",
         (_, Role::Head) => "output head",
         (Component::Encoder, _) => "local encoder",

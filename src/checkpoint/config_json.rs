@@ -1,5 +1,7 @@
 //! The configuration as JSON text: the keys are the fields of [`Config`], all of them and no others, except
-//! that `differential` only stands where a stack has it. It round-trips exactly.
+//! that `differential`, `variant` and `bolmo` only stand where there is one. It round-trips exactly.
+
+mod bolmo;
 
 use serde_json::{Value, json};
 
@@ -15,7 +17,7 @@ pub(super) const CONFIG_KEY: &str = "blt.config";
 
 /// A configuration as JSON text, from which [`config_from_json`] makes an equal one.
 pub fn config_to_json(config: &Config) -> String {
-    json!({
+    let mut value = json!({
         "entropy": config.entropy.as_ref().map(transformer_to_json),
         "encoder": transformer_to_json(&config.encoder),
         "encoder_cross": cross_to_json(&config.encoder_cross),
@@ -38,8 +40,11 @@ pub fn config_to_json(config: &Config) -> String {
         },
         "max_bytes": config.max_bytes,
         "max_patches": config.max_patches,
-    })
-    .to_string()
+    });
+    if let Some(bolmo) = &config.bolmo {
+        value["bolmo"] = bolmo::to_json(bolmo);
+    }
+    value.to_string()
 }
 
 fn transformer_to_json(c: &TransformerConfig) -> Value {
@@ -57,6 +62,9 @@ fn transformer_to_json(c: &TransformerConfig) -> Value {
     });
     if let Some(differential) = &c.differential {
         value["differential"] = json!({"head_norm": differential.head_norm});
+    }
+    if let Some(variant) = &c.variant {
+        value["variant"] = bolmo::variant_to_json(variant);
     }
     value
 }
@@ -81,7 +89,7 @@ pub fn config_from_json(text: &str) -> Result<Config> {
     let value: Value = serde_json::from_str(text)
         .map_err(|e| Error::config(CONFIG_KEY, format!("expected JSON, found a fault: {e}")))?;
     let root = Object::root(&value)?;
-    root.check_keys(&[
+    let mut keys = vec![
         "entropy",
         "encoder",
         "encoder_cross",
@@ -93,7 +101,11 @@ pub fn config_from_json(text: &str) -> Result<Config> {
         "patcher",
         "max_bytes",
         "max_patches",
-    ])?;
+    ];
+    if root.has("bolmo") {
+        keys.push("bolmo");
+    }
+    root.check_keys(&keys)?;
     let entropy = match root.object("entropy")? {
         Some(o) => Some(transformer_from_json(&o)?),
         None => None,
@@ -108,6 +120,10 @@ pub fn config_from_json(text: &str) -> Result<Config> {
         cross_attn_k: root.required_size("cross_attn_k")?,
         hash: hash_from_json(&root.required_object("hash")?)?,
         patcher: patcher_from_json(&root.required_object("patcher")?)?,
+        bolmo: root
+            .object("bolmo")?
+            .map(|o| bolmo::from_json(&o))
+            .transpose()?,
         max_bytes: root.required_size("max_bytes")?,
         max_patches: root.required_size("max_patches")?,
     };
@@ -128,9 +144,11 @@ fn transformer_from_json(o: &Object) -> Result<TransformerConfig> {
         "window",
         "eos_segments",
     ];
-    if o.has("differential") {
-        keys.push("differential");
-    }
+    keys.extend(
+        ["differential", "variant"]
+            .into_iter()
+            .filter(|key| o.has(key)),
+    );
     o.check_keys(&keys)?;
     Ok(TransformerConfig {
         dim: o.required_size("dim")?,
@@ -145,6 +163,9 @@ fn transformer_from_json(o: &Object) -> Result<TransformerConfig> {
         eos_segments: o.required_flag("eos_segments")?,
         differential: (o.object("differential")?)
             .map(|o| differential_from_json(&o))
+            .transpose()?,
+        variant: (o.object("variant")?)
+            .map(|o| bolmo::variant_from_json(&o).map(Box::new))
             .transpose()?,
     })
 }
@@ -224,6 +245,7 @@ mod tests {
             window: None,
             eos_segments: true,
             differential: None,
+            variant: None,
         };
         let cross = CrossAttentionConfig {
             n_heads: 4,
@@ -259,6 +281,7 @@ mod tests {
                 max_patch_length: Some(5),
                 patch_size: 4,
             },
+            bolmo: None,
             max_bytes: 24_576,
             max_patches: 4096,
         }

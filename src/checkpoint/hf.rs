@@ -110,6 +110,7 @@ pub(super) fn config(value: &Value, has_patcher: bool) -> Result<Config> {
                 .unwrap_or(1),
         },
         patcher: patcher(&root, in_forward)?,
+        bolmo: None,
         max_bytes,
         max_patches: positions(&global, &GLOBAL)?,
     };
@@ -165,6 +166,7 @@ fn transformer(o: &Object, d: &Defaults, window: Option<usize>) -> Result<Transf
         window,
         eos_segments: false,
         differential: None,
+        variant: None,
     })
 }
 

@@ -40,6 +40,11 @@ pub struct HfLayout {
 /// no such model at all.
 pub fn hf_layout(config: &Config, dtype: DType) -> Result<HfLayout> {
     config.validate()?;
+    if config.bolmo.is_some() {
+        return Err(Error::Unsupported(
+            "the HF layout is that of transformers' BLT, the model is of the Bolmo family".into(),
+        ));
+    }
     if config.encoder.window != config.decoder.window {
         return Err(Error::Unsupported(format!(
             "the HF layout has one window for local encoder and decoder, the model has {:?} and {:?}",

@@ -81,6 +81,7 @@ pub(super) fn config(args: &Object, patcher_args: Option<&Object>) -> Result<Con
             None => patcher(args, "patching_threshold", "patching_threshold_add")?,
         },
         // Null means no limit of its own: at one byte per patch, that of the patches.
+        bolmo: None,
         max_bytes: args.size("max_encoder_seq_length")?.unwrap_or(max_patches),
         max_patches,
     };
@@ -155,6 +156,7 @@ fn stack(
         window: None,
         eos_segments: false,
         differential: None,
+        variant: None,
     })
 }
 
@@ -306,6 +308,7 @@ pub(super) fn entropy_from_params(args: &Object) -> Result<TransformerConfig> {
         window: Some(512),
         eos_segments: true,
         differential: None,
+        variant: None,
     })
 }
 

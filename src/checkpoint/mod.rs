@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bolmo;
 mod config_json;
 mod entropy;
 mod hf;
@@ -23,11 +24,12 @@ mod pth;
 mod quantized;
 mod safetensors;
 mod spec;
+mod tokenizer;
 mod weight_files;
 mod writer;
 mod zip;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -38,14 +40,15 @@ pub use hf_export::{HfLayout, HfTensor, hf_layout};
 pub use names::{Component, ModelTensor, Pace, Role, expected_tensors};
 pub use native::{native_file, native_metadata, write_native};
 pub use spec::{Metadata, NativeTensor, TensorSpec};
-pub use weight_files::FileInfo;
+pub use weight_files::{FileInfo, WeightFiles};
 pub use writer::SafetensorsWriter;
 
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};
+use crate::subwords::SubwordTable;
 use crate::tensor::{Storage, Tensor};
 use json::Object;
-use weight_files::{WeightFiles, find_weights};
+use weight_files::find_weights;
 
 /// Who laid the checkpoint out, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +60,8 @@ pub enum Layout {
     MetaHub,
     /// The original implementation's training output: `params.json` and `consolidated.pth`.
     MetaConsolidated,
+    /// The Bolmo family's: `config.json` and `model.safetensors` or shards, and a tokenizer of another repository.
+    Bolmo,
     /// Our own single file.
     Native,
 }
@@ -67,6 +72,7 @@ impl fmt::Display for Layout {
             Layout::Hf => "Hugging Face transformers",
             Layout::MetaHub => "Meta hub",
             Layout::MetaConsolidated => "Meta consolidated",
+            Layout::Bolmo => "Bolmo",
             Layout::Native => "native",
         })
     }
@@ -83,6 +89,9 @@ pub struct OpenOptions {
     pub entropy_model: Option<PathBuf>,
     /// Patching mode instead of the checkpoint's. All but entropy do without an entropy model.
     pub patching: Option<PatchingMode>,
+    /// Tokenizer of the subword model that a Bolmo model was made from: `tokenizer.json`, or the folder that holds it
+    /// and `tokenizer_config.json`; `None`: the folder `tokenizer` beside the weights.
+    pub tokenizer: Option<PathBuf>,
 }
 
 /// An open checkpoint: a validated configuration and every tensor it calls for.
@@ -107,7 +116,7 @@ impl Checkpoint {
     /// are missing or misshapen, [`Error::Unsupported`] for variants this engine does not compute.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         let weights = WeightFiles::open(&find_weights(path)?)?;
-        Unresolved::find(weights, options.config.as_deref())?.open(options)
+        Unresolved::find(weights, options)?.open(options)
     }
 
     /// Opens a native file that is in memory: a model embedded in the program, or one that a
@@ -278,6 +287,7 @@ impl Source {
 enum NameTable {
     Native,
     Hf { tied: bool },
+    Bolmo { tied: bool },
     Meta { tied_entropy: bool },
 }
 
@@ -286,6 +296,7 @@ impl NameTable {
         match self {
             NameTable::Native => native::source(name),
             NameTable::Hf { tied } => hf::source(name, config, *tied),
+            NameTable::Bolmo { tied } => bolmo::source(name, config, *tied),
             NameTable::Meta { tied_entropy } => meta::source(name, *tied_entropy),
         }
     }
@@ -294,6 +305,7 @@ impl NameTable {
 /// What a configuration file turns out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    Bolmo,
     Hf,
     MetaHub,
     MetaParams,
@@ -301,7 +313,9 @@ enum Kind {
 
 impl Kind {
     fn of(value: &Value) -> Option<Kind> {
-        if value["model_type"] == "blt" || value["encoder_config"].is_object() {
+        if value["model_type"] == "bolmo" {
+            Some(Kind::Bolmo)
+        } else if value["model_type"] == "blt" || value["encoder_config"].is_object() {
             Some(Kind::Hf)
         } else if value["args"].is_object() {
             Some(Kind::MetaHub)
@@ -353,7 +367,8 @@ impl Unresolved {
         }
     }
 
-    fn find(mut weights: WeightFiles, config_path: Option<&Path>) -> Result<Unresolved> {
+    fn find(mut weights: WeightFiles, options: &OpenOptions) -> Result<Unresolved> {
+        let config_path = options.config.as_deref();
         if let Some(config) = own_config(&mut weights, config_path)? {
             return Ok(Unresolved::native(weights, config));
         }
@@ -367,7 +382,15 @@ impl Unresolved {
                 )
             })?,
         };
-        let (layout, table, config) = translate(&config_path, |_| weights.has(hf::PATCHER_TENSOR))?;
+        let folder = weights.folder();
+        let open_subwords = |wanted: &tokenizer::Wanted<'_>| {
+            tokenizer::open(options.tokenizer.as_deref(), folder, wanted)
+        };
+        let (layout, table, config) = translate(
+            &config_path,
+            |_| weights.has(hf::PATCHER_TENSOR),
+            open_subwords,
+        )?;
         if let NameTable::Meta { .. } = table
             && let Some(name) = meta::TOKEN_PROJECTIONS.into_iter().find(|n| weights.has(n))
         {
@@ -388,6 +411,20 @@ impl Unresolved {
 
     /// Opens the entropy model if it is separate, then looks up every tensor.
     fn open(mut self, options: &OpenOptions) -> Result<Checkpoint> {
+        if self.config.bolmo.is_some() {
+            self.check_bolmo(options)?;
+        }
+        if let (Some(path), false) = (
+            &options.tokenizer,
+            matches!(self.table, NameTable::Bolmo { .. }),
+        ) {
+            let what = format!(
+                "expected none with a model of the layout {}, found {}",
+                self.layout,
+                path.display()
+            );
+            return Err(Error::argument("tokenizer", what));
+        }
         if let Some(mode) = options.patching {
             self.config.patcher.mode = mode;
         }
@@ -401,6 +438,50 @@ impl Unresolved {
         });
         let apart = entropy_path.as_deref().map(entropy::open).transpose()?;
         self.serve(apart)
+    }
+
+    /// Refuses what would be ignored: options for another kind of model, and tensors that no part of the model reads.
+    fn check_bolmo(&self, options: &OpenOptions) -> Result<()> {
+        if let Some(path) = &options.entropy_model {
+            return Err(Error::argument(
+                "entropy_model",
+                format!(
+                    "expected none with a Bolmo model, which has a boundary predictor, found {}",
+                    path.display()
+                ),
+            ));
+        }
+        if let Some(mode) = options.patching {
+            return Err(Error::argument(
+                "patching",
+                format!(
+                    "expected none with a Bolmo model, whose patches are its own, found {mode}"
+                ),
+            ));
+        }
+        let NameTable::Bolmo { tied } = self.table else {
+            return Ok(());
+        };
+        let known: HashSet<String> = (expected_tensors(&self.config).iter())
+            .flat_map(|tensor| bolmo::source(&tensor.name, &self.config, tied).names)
+            .collect();
+        let is_known = |name: &str| {
+            known.contains(name)
+                || name.ends_with(".rotary_emb.inv_freq")
+                || (tied && name == "lm_head.weight")
+        };
+        match self
+            .weights
+            .names()
+            .into_iter()
+            .find(|name| !is_known(name))
+        {
+            None => Ok(()),
+            Some(name) => Err(Error::tensor(
+                name,
+                "expected no such tensor in a model of this configuration; is it a newer variant?",
+            )),
+        }
     }
 
     /// Looks every tensor up. `apart`: an entropy model that replaces the one inside, if any.
@@ -448,10 +529,21 @@ impl Unresolved {
 fn translate(
     path: &Path,
     has_patcher: impl Fn(&Value) -> bool,
+    open_subwords: impl FnOnce(&tokenizer::Wanted<'_>) -> Result<SubwordTable>,
 ) -> Result<(Layout, NameTable, Config)> {
     let value = json::read(path)?;
     let root = Object::root(&value)?;
     match Kind::of(&value) {
+        Some(Kind::Bolmo) => {
+            let tied = hf::tied(&value)?;
+            let generation = path.with_file_name("generation_config.json");
+            let generation = generation
+                .exists()
+                .then(|| json::read(&generation))
+                .transpose()?;
+            let config = bolmo::config(&value, generation.as_ref(), open_subwords)?;
+            Ok((Layout::Bolmo, NameTable::Bolmo { tied }, config))
+        }
         Some(Kind::Hf) => {
             let tied = hf::tied(&value)?;
             let config = hf::config(&value, has_patcher(&value))?;
@@ -482,9 +574,19 @@ fn translate(
 /// [`Error::Io`], [`Error::Format`], [`Error::Config`] and [`Error::Unsupported`] as
 /// [`Checkpoint::open`].
 pub fn read_config(path: &Path, entropy_model: Option<&Path>) -> Result<Config> {
-    let (.., mut config) = translate(path, |value| {
-        value["patcher_config"].is_object() && value["patch_in_forward"] != false
-    })?;
+    let has_patcher =
+        |value: &Value| value["patcher_config"].is_object() && value["patch_in_forward"] != false;
+    let no_subwords = |_: &tokenizer::Wanted<'_>| {
+        Err(Error::Unsupported(
+            "a Bolmo model cannot be trained yet".into(),
+        ))
+    };
+    let (.., mut config) = translate(path, has_patcher, no_subwords)?;
+    if config.bolmo.is_some() {
+        return Err(Error::Unsupported(
+            "a Bolmo model cannot be trained yet".into(),
+        ));
+    }
     if let Some(path) = entropy_model {
         config.entropy = Some(entropy::meta_config(path, &json::read(path)?)?.0);
         config.validate()?;
@@ -516,8 +618,14 @@ fn not_a_model(path: &Path, entropy_model: bool) -> Error {
     Error::format(
         path,
         format!(
-            "expected a BLT's configuration (\"model_type\": \"blt\", \"args\" or \"model\"), found \
+            "expected a BLT's configuration (\"model_type\": \"blt\" or \"bolmo\", \"args\" or \"model\"), found \
              {found}"
         ),
     )
+}
+
+/// The name that a tensor of ours has in the published files of a Bolmo model; of its global layers, also in those of the
+/// subword model that it was made from.
+pub fn bolmo_tensor_name(name: &str, config: &Config) -> String {
+    bolmo::source(name, config, false).names.swap_remove(0)
 }

@@ -3,7 +3,7 @@
 //! Linear weights are (out, in), row-major. The layouts' name tables translate these names; training, the
 //! quantiser and the programs decide by [`Role`], never by the text of a name.
 
-use crate::config::{Config, CrossAttentionConfig, TransformerConfig};
+use crate::config::{BolmoConfig, Config, CrossAttentionConfig, QkNorm, TransformerConfig};
 use crate::vocab::VOCAB_SIZE;
 
 /// One of the four networks of a model.
@@ -38,6 +38,8 @@ pub enum Role {
     Norm,
     /// One of the four vectors of differential attention, (head_dim / 2).
     Lambda,
+    /// What is added to the products with a matrix, (out).
+    Bias,
     /// A matrix of a linear layer, (out, in).
     Matrix,
     /// A matrix whose product is added to the residual stream: `wo` or `w2`.
@@ -46,6 +48,12 @@ pub enum Role {
     Embedding,
     /// Hashed n-gram embeddings, (hash vocab, dim): a hash looks its row up.
     HashTable,
+    /// Subword embeddings, (subword rows, dim): each byte looks up one row.
+    Subwords,
+    /// Gates of a recurrence, one row a head: what they give decides what is forgotten.
+    Gate,
+    /// A matrix whose products decide where patches end.
+    Boundary,
     /// The last matrix of a network, (vocab, dim): it gives the logits.
     Head,
 }
@@ -53,17 +61,17 @@ pub enum Role {
 impl Role {
     /// Whether it is a vector: a few kilobytes that scale everything.
     pub fn is_vector(self) -> bool {
-        matches!(self, Role::Norm | Role::Lambda)
+        matches!(self, Role::Norm | Role::Lambda | Role::Bias)
     }
 
     /// Whether rows are looked up in it.
     pub fn is_table(self) -> bool {
-        matches!(self, Role::Embedding | Role::HashTable)
+        matches!(self, Role::Embedding | Role::HashTable | Role::Subwords)
     }
 
     /// Whether activations are multiplied with it.
     pub fn is_multiplied(self) -> bool {
-        matches!(self, Role::Matrix | Role::Residual | Role::Head)
+        !self.is_vector() && !self.is_table()
     }
 }
 
@@ -74,6 +82,8 @@ pub enum Pace {
     Byte,
     /// For every patch, when it closes.
     Patch,
+    /// For every byte of a text that is read, and never for one that is written.
+    Reading,
 }
 
 /// A tensor that a model of some configuration has.
@@ -112,6 +122,10 @@ pub fn expected_tensors(config: &Config) -> Vec<ModelTensor> {
     let patch = config.patch_dim();
     let global = config.global.dim;
     let mut list = List::default();
+    if let Some(bolmo) = &config.bolmo {
+        list.bolmo(config, bolmo);
+        return list.0;
+    }
 
     if let Some(entropy) = &config.entropy {
         let dim = entropy.dim;
@@ -173,6 +187,69 @@ impl List {
         });
     }
 
+    /// A model of the Bolmo family.
+    fn bolmo(&mut self, config: &Config, bolmo: &BolmoConfig) {
+        use Component::{Decoder, Encoder, Global};
+        use Role::{Bias, Boundary, Embedding, Head, Matrix, Norm, Subwords};
+        let (dim, n_logits) = (config.encoder.dim, config.n_logits());
+        self.add(Encoder, "tok_embeddings", [n_logits, dim], Embedding);
+        if let Some(subwords) = &bolmo.subwords {
+            self.add(
+                Encoder,
+                "subword_embeddings",
+                [subwords.n_rows, dim],
+                Subwords,
+            );
+        }
+        self.mlstm_layers(Encoder, &config.encoder);
+        self.add(Encoder, "norm", [dim], Norm);
+        for (name, shape, role, pace) in [
+            ("patch_projection", &[dim, dim][..], Matrix, Pace::Patch),
+            ("patch_bias", &[dim], Bias, Pace::Patch),
+            ("boundary_q", &[dim, dim], Boundary, Pace::Reading),
+            ("boundary_k", &[dim, dim], Boundary, Pace::Reading),
+        ] {
+            self.0.push(ModelTensor {
+                name: format!("encoder.{name}"),
+                shape: shape.to_vec(),
+                component: Encoder,
+                role,
+                is_cross: false,
+                pace,
+            });
+        }
+        self.layers(Global, &config.global);
+        self.add(Decoder, "patch_norm", [dim], Norm);
+        self.last_is_read_per_patch();
+        self.add(Decoder, "byte_projection", [dim, dim], Matrix);
+        self.add(Decoder, "byte_bias", [dim], Bias);
+        self.mlstm_layers(Decoder, &config.decoder);
+        self.add(Decoder, "norm", [dim], Norm);
+        self.add(Decoder, "output", [n_logits, dim], Head);
+    }
+
+    fn mlstm_layers(&mut self, component: Component, c: &TransformerConfig) {
+        use Role::{Bias, Gate, Matrix, Norm, Residual};
+        for l in 0..c.n_layers {
+            let at = |tensor: &str| format!("layers.{l}.{tensor}");
+            self.add(component, &at("cell_norm"), [c.dim], Norm);
+            self.add(component, &at("wq"), [c.dim / 2, c.dim], Matrix);
+            self.add(component, &at("wk"), [c.dim / 2, c.dim], Matrix);
+            self.add(component, &at("wv"), [c.dim, c.dim], Matrix);
+            self.add(component, &at("wg"), [c.dim, c.dim], Matrix);
+            self.add(component, &at("wi"), [c.n_heads, c.dim], Gate);
+            self.add(component, &at("bi"), [c.n_heads], Bias);
+            self.add(component, &at("wf"), [c.n_heads, c.dim], Gate);
+            self.add(component, &at("bf"), [c.n_heads], Bias);
+            self.add(component, &at("head_norm"), [c.dim], Norm);
+            self.add(component, &at("wo"), [c.dim, c.dim], Residual);
+            self.add(component, &at("ffn_norm"), [c.dim], Norm);
+            self.add(component, &at("w1"), [c.hidden_dim, c.dim], Matrix);
+            self.add(component, &at("w2"), [c.dim, c.hidden_dim], Residual);
+            self.add(component, &at("w3"), [c.hidden_dim, c.dim], Matrix);
+        }
+    }
+
     fn last_is_read_per_patch(&mut self) {
         if let Some(last) = self.0.last_mut() {
             last.pace = Pace::Patch;
@@ -180,7 +257,7 @@ impl List {
     }
 
     fn layers(&mut self, component: Component, c: &TransformerConfig) {
-        use Role::{Lambda, Matrix, Norm, Residual};
+        use Role::{Bias, Lambda, Matrix, Norm, Residual};
         let q = c.n_heads * c.head_dim;
         let kv = c.n_kv_heads * c.head_dim;
         for l in 0..c.n_layers {
@@ -194,6 +271,23 @@ impl List {
             self.add(component, &at("w1"), [c.hidden_dim, c.dim], Matrix);
             self.add(component, &at("w2"), [c.dim, c.hidden_dim], Residual);
             self.add(component, &at("w3"), [c.hidden_dim, c.dim], Matrix);
+            if let Some(variant) = &c.variant {
+                if variant.attention_bias {
+                    for (bias, width) in [("bq", q), ("bk", kv), ("bv", kv), ("bo", c.dim)] {
+                        self.add(component, &at(bias), [width], Bias);
+                    }
+                }
+                let widths = variant.qk_norm.map(|norm| match norm {
+                    QkNorm::Row => [q, kv],
+                    QkNorm::Head => [c.head_dim; 2],
+                });
+                for (name, width) in ["norm_q", "norm_k"]
+                    .into_iter()
+                    .zip(widths.into_iter().flatten())
+                {
+                    self.add(component, &at(name), [width], Norm);
+                }
+            }
             if let Some(differential) = &c.differential {
                 for vector in ["lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"] {
                     self.add(component, &at(vector), [c.key_dim()], Lambda);

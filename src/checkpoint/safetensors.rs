@@ -76,6 +76,11 @@ impl SafetensorsFile {
         })
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.header.offset_keys()
+    }
+
     /// The free-form metadata of the header.
     pub fn metadata(&self) -> Option<&HashMap<String, String>> {
         self.header.metadata().as_ref()

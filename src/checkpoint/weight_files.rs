@@ -128,6 +128,14 @@ pub struct WeightFiles {
 }
 
 impl WeightFiles {
+    /// Opens the weights in a folder, or the file itself.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] if there are none, or they cannot be read or are damaged.
+    pub fn find(path: &Path) -> Result<WeightFiles> {
+        WeightFiles::open(&find_weights(path)?)
+    }
+
     /// Maps the file at `path` and reads its table of contents; no tensor is touched.
     ///
     /// # Errors
@@ -193,7 +201,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// [`Error::Tensor`] if the file does not hold exactly the bytes that one of them takes.
-    pub fn declare(&mut self, declared: Declared) -> Result<()> {
+    pub(super) fn declare(&mut self, declared: Declared) -> Result<()> {
         for (name, (dtype, shape)) in &declared {
             match &self.files[0].1 {
                 Container::Safetensors(file) => file.view_as(name, *dtype, shape)?,
@@ -212,7 +220,20 @@ impl WeightFiles {
         }
     }
 
-    /// The tensor of that name, if the file has it. Shares the file's bytes.
+    /// Names of all tensors of safetensors files, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = match &self.shard_of {
+            Some(map) => map.keys().cloned().collect(),
+            None => match &self.files[0].1 {
+                Container::Safetensors(file) => file.names(),
+                Container::Pth(_) => Vec::new(),
+            },
+        };
+        names.sort_unstable();
+        names
+    }
+
+    /// The tensor of that name; `None` if there is none. Shares the file's bytes.
     ///
     /// # Errors
     /// [`Error::Tensor`] if it is of a type or in a form this engine does not read.

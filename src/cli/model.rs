@@ -35,7 +35,7 @@ use super::args::Failure;
 /// | group | fields |
 /// |---|---|
 /// | `model` | `MODEL` |
-/// | `checkpoint` | `--entropy-model`, `--config`, `--patching`; `checkpoint_options()` |
+/// | `checkpoint` | `--entropy-model`, `--config`, `--tokenizer`, `--patching`; `checkpoint_options()` |
 /// | `compute` | `--threads`, `--profile`, `--kv`, `--device`, `--isa`; `model_options()` |
 /// | `patches` | `--threshold`, `--entropy-reset` |
 #[macro_export]
@@ -74,6 +74,11 @@ macro_rules! program_args {
                 #[argh(option, arg_name = "file")]
                 config: Option<std::path::PathBuf>,
 
+                /// tokenizer.json of the subword model that a Bolmo model was made from, or its folder (default: the
+                /// folder tokenizer beside the weights)
+                #[argh(option, arg_name = "path")]
+                tokenizer: Option<std::path::PathBuf>,
+
                 /// how to cut patches: entropy, space, static, byte or bpe (default: as the model says); all
                 /// but entropy work without an entropy model
                 #[argh(option, arg_name = "mode")]
@@ -90,6 +95,9 @@ macro_rules! program_args {
                 }
                 if let Some(path) = &self.entropy_model {
                     options = options.entropy_model(path);
+                }
+                if let Some(path) = &self.tokenizer {
+                    options = options.tokenizer(path);
                 }
                 if let Some(mode) = self.patching {
                     options = options.patching(mode);

@@ -4,6 +4,8 @@
 //! weights are, so force the patch length when measuring (`blt-bench --patch-length 4`). Rows repeat after
 //! a while: no product is faster for it, and gigabytes are made as fast as they are written.
 
+mod bolmo;
+
 use std::path::Path;
 
 use blt_kernels::BlockFormat;
@@ -22,18 +24,22 @@ use crate::tensor::{DType, Tensor};
 const DIFFERENT_ROWS: usize = 64;
 
 /// The shapes of `facebook/blt-1b` and `facebook/blt-7b` (spec section 11), and one for quick looks:
-/// `1b`, `7b` or `small`.
+/// `1b`, `7b` or `small`; those of the Bolmo family: `bolmo-1b`, `bolmo-7b` or `bwen-8b`.
 ///
 /// # Errors
 /// [`Error::Argument`] for another name.
 pub fn config(shape: &str) -> Result<Config> {
+    if let Some(config) = bolmo::config(shape) {
+        return Ok(config);
+    }
     let (local, encoder_layers, decoder_layers, global, global_layers, k, hash_vocab) = match shape
     {
         "1b" => (1024, 1, 9, 2048, 25, 2, 500_002),
         "7b" => (1280, 1, 6, 4096, 32, 4, 500_002),
         "small" => (128, 1, 2, 256, 4, 2, 8_191),
         _ => {
-            let message = format!("expected 1b, 7b or small, found \"{shape}\"");
+            let message =
+                format!("expected 1b, 7b, small, bolmo-1b, bolmo-7b or bwen-8b, found \"{shape}\"");
             return Err(Error::argument("shape", message));
         }
     };
@@ -50,6 +56,7 @@ pub fn config(shape: &str) -> Result<Config> {
         window,
         eos_segments: true,
         differential: None,
+        variant: None,
     };
     let cross = |all_layers| CrossAttentionConfig {
         n_heads: local / head_dim,
@@ -85,6 +92,7 @@ pub fn config(shape: &str) -> Result<Config> {
             max_patch_length: None,
             patch_size: 4,
         },
+        bolmo: None,
         max_bytes: 24_576,
         max_patches: 4096,
     })
@@ -119,7 +127,12 @@ pub fn write(path: &Path, shape: &str, dtype: &str, mut told: impl FnMut(u64, u6
                 Some(size(tensor) * 1.732 / (cols as f32).sqrt()),
             ),
         };
-        let value = |_| scale.map_or(1.0, |scale| random.signed() as f32 * scale);
+        let constant = match (tensor.role, tensor.leaf()) {
+            (Role::Bias, "bf") => 3.0, // the memory of a recurrence keeps most of what it holds
+            (Role::Bias, _) => 0.0,
+            _ => 1.0,
+        };
+        let value = |_| scale.map_or(constant, |scale| random.signed() as f32 * scale);
         let values: Vec<f32> = (0..rows * cols).map(value).collect();
         let unit_shape = match scale {
             None => vec![cols],

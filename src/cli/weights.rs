@@ -14,7 +14,9 @@ pub enum Part {
     Entropy,
     /// The hash embedding tables.
     HashTables,
-    /// The local encoder without its hash tables.
+    /// The subword embedding table.
+    Subwords,
+    /// The local encoder without these tables.
     Encoder,
     /// The global transformer.
     Global,
@@ -24,9 +26,10 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order in which a byte passes them.
-    pub const ALL: [Part; 5] = [
+    pub const ALL: [Part; 6] = [
         Part::Entropy,
         Part::HashTables,
+        Part::Subwords,
         Part::Encoder,
         Part::Global,
         Part::Decoder,
@@ -36,6 +39,7 @@ impl Part {
     pub fn of(tensor: &ModelTensor) -> Part {
         match (tensor.component, tensor.role) {
             (_, Role::HashTable) => Part::HashTables,
+            (_, Role::Subwords) => Part::Subwords,
             (Component::Entropy, _) => Part::Entropy,
             (Component::Encoder, _) => Part::Encoder,
             (Component::Global, _) => Part::Global,
@@ -48,6 +52,7 @@ impl Part {
         match self {
             Part::Entropy => "entropy model",
             Part::HashTables => "hash tables",
+            Part::Subwords => "subword table",
             Part::Encoder => "local encoder",
             Part::Global => "global transformer",
             Part::Decoder => "local decoder",
@@ -59,6 +64,7 @@ impl Part {
         match self {
             Part::Entropy => "entropy_model",
             Part::HashTables => "hash_tables",
+            Part::Subwords => "subword_table",
             Part::Encoder => "local_encoder",
             Part::Global => "global_transformer",
             Part::Decoder => "local_decoder",
@@ -141,7 +147,8 @@ impl Traffic {
     pub fn of(checkpoint: &Checkpoint, runs_entropy: bool) -> Self {
         let mut traffic = Traffic::default();
         for (of, tensor) in checkpoint.model_tensors() {
-            if of.component == Component::Entropy && !runs_entropy {
+            let unused = of.component == Component::Entropy && !runs_entropy;
+            if unused || of.pace == Pace::Reading {
                 continue;
             }
             // Rows of tables are looked up, and vectors cost next to nothing.
@@ -157,12 +164,12 @@ impl Traffic {
                 (Pace::Patch, _) => &mut traffic.weights.patch,
                 (Pace::Byte, Component::Entropy) => &mut traffic.weights.entropy,
                 (Pace::Byte, Component::Decoder) => &mut traffic.weights.decoder,
-                (Pace::Byte, _) => &mut traffic.weights.encoder,
+                (_, _) => &mut traffic.weights.encoder,
             };
             *path += bytes as f64;
             match of.pace {
-                Pace::Byte => traffic.operations_per_byte += operations,
                 Pace::Patch => traffic.operations_per_patch += operations,
+                _ => traffic.operations_per_byte += operations,
             }
         }
         traffic
@@ -172,6 +179,26 @@ impl Traffic {
 /// Bytes of keys and values that each network reads per byte or patch, with `context` bytes of text before
 /// it.
 pub fn cache_traffic(config: &Config, kv: KvType, context: f64, patches_per_byte: f64) -> Paths {
+    if config.bolmo.is_some() {
+        // Recurrent states are read and written, whatever the context.
+        let state = |c: &TransformerConfig| {
+            let keys = c.head_dim / 2;
+            2.0 * (c.n_layers * c.n_heads * (keys * c.head_dim + keys + 1) * size_of::<f32>())
+                as f64
+        };
+        let positions = context * patches_per_byte;
+        let global = &config.global;
+        let windows = global.variant.as_ref().map_or(&[][..], |v| &v.windows);
+        let seen: f64 = (windows.iter())
+            .map(|w| positions.min(w.map_or(f64::INFINITY, |w| w as f64)))
+            .sum();
+        return Paths {
+            entropy: 0.0,
+            encoder: state(&config.encoder),
+            decoder: state(&config.decoder),
+            patch: seen * (2 * global.n_kv_heads * global.head_dim * kv.n_bytes()) as f64,
+        };
+    }
     let of = |stack: &TransformerConfig, positions: f64| {
         let seen = positions.min(stack.window.map_or(f64::INFINITY, |w| w as f64));
         let values = 2 * stack.n_layers * stack.n_kv_heads * stack.head_dim;

@@ -24,7 +24,13 @@ impl Model {
     /// # Errors
     /// As [`Model::on_device`].
     pub fn on_device_with(&self, device: Device, options: GpuOptions) -> Result<Self> {
+        if self.bolmo().is_some() && matches!(device, Device::Cuda(_)) {
+            return Err(crate::Error::Device(
+                "a Bolmo model is computed on the CPU alone; leave out --device cuda".into(),
+            ));
+        }
         let backend = match device {
+            _ if self.bolmo().is_some() => None,
             Device::Cpu => None,
             Device::Cuda(number) => Some(gpu(self, number, options)?),
             Device::Auto => gpu(self, 0, options).ok(),
@@ -35,7 +41,7 @@ impl Model {
 
 #[cfg(feature = "cuda")]
 fn gpu(model: &Model, number: usize, options: GpuOptions) -> Result<Arc<dyn Backend>> {
-    let model = crate::cuda::GpuModel::new(&model.weights, number, options)?;
+    let model = crate::cuda::GpuModel::new(model.blt(), number, options)?;
     Ok(Arc::new(model))
 }
 

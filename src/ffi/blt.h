@@ -131,6 +131,8 @@ typedef enum blt_option {
     // Opening, text: arithmetic with bfloat16 weights, "exact" or "fast" (activations rounded to
     // bfloat16); "exact".
     BLT_OPTION_PROFILE = 8,
+    // Opening, text: path of the tokenizer of the subword model that a Bolmo model was made from.
+    BLT_OPTION_TOKENIZER = 9,
     // Sessions, int 0 or 1: do not begin with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
     // Sessions, real: nats of entropy above which a patch starts; the model's own.
@@ -331,7 +333,8 @@ enum blt_status blt_session_generate(struct blt_session *session,
                                      void *user,
                                      enum blt_finish *reason);
 
-// Copies the logits of what comes next: BLT_N_LOGITS numbers, or none before anything was read.
+// Copies the logits of what comes next: BLT_N_LOGITS numbers, or none before anything was read. A
+// Bolmo model gives twice as many: the second half for the same ids if they end a patch.
 //
 // This and the next two: out has room for capacity elements; n is how many there are. With out
 // NULL and capacity 0 they are only counted.

@@ -36,6 +36,8 @@ pub enum blt_option {
     /// Opening, text: arithmetic with bfloat16 weights, "exact" or "fast" (activations rounded to
     /// bfloat16); "exact".
     BLT_OPTION_PROFILE = 8,
+    /// Opening, text: path of the tokenizer of the subword model that a Bolmo model was made from.
+    BLT_OPTION_TOKENIZER = 9,
 
     /// Sessions, int 0 or 1: do not begin with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
@@ -91,7 +93,7 @@ pub enum blt_option {
 use blt_option::*;
 
 impl blt_option {
-    const ALL: [blt_option; 30] = [
+    const ALL: [blt_option; 31] = [
         BLT_OPTION_THREADS,
         BLT_OPTION_ISA,
         BLT_OPTION_CONFIG,
@@ -100,6 +102,7 @@ impl blt_option {
         BLT_OPTION_COPY,
         BLT_OPTION_PATCHING,
         BLT_OPTION_PROFILE,
+        BLT_OPTION_TOKENIZER,
         BLT_OPTION_NO_BOS,
         BLT_OPTION_THRESHOLD,
         BLT_OPTION_THRESHOLD_ADD,
@@ -285,6 +288,7 @@ impl Settings {
             }
             BLT_OPTION_CONFIG => self.model = self.model.clone().config(path()?),
             BLT_OPTION_ENTROPY_MODEL => self.model = self.model.clone().entropy_model(path()?),
+            BLT_OPTION_TOKENIZER => self.model = self.model.clone().tokenizer(path()?),
             BLT_OPTION_PATCHING => {
                 let mode = (word.parse::<PatchingMode>())
                     .map_err(|e| Failure::argument(&name, e.to_string()))?;

@@ -324,7 +324,8 @@ impl Talk {
     }
 }
 
-/// Copies the logits of what comes next: BLT_N_LOGITS numbers, or none before anything was read.
+/// Copies the logits of what comes next: BLT_N_LOGITS numbers, or none before anything was read. A
+/// Bolmo model gives twice as many: the second half for the same ids if they end a patch.
 ///
 /// This and the next two: out has room for capacity elements; n is how many there are. With out
 /// NULL and capacity 0 they are only counted.

@@ -1,7 +1,7 @@
 //! The transformer layer that all four networks share: RMSNorm, attention, RMSNorm, SwiGLU.
 //!
-//! Spec section 2. Pre-norm, no biases, rotary positions on interleaved pairs. A stack may have
-//! differential attention (spec appendix A).
+//! Spec section 2. Pre-norm, no biases, rotary positions on interleaved pairs. A stack may have differential attention
+//! (spec appendix A) or be of another family: see [`LayerVariant`](crate::config::LayerVariant).
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use crate::cache::{KvCache, KvType};
 use crate::checkpoint::Checkpoint;
-use crate::config::TransformerConfig;
+use crate::config::{QkNorm, RopeScaling, TransformerConfig};
 use crate::error::Result;
 use crate::model::differential::Differential;
 use crate::model::weights::{matrix, vector};
@@ -21,6 +21,8 @@ pub struct Stack {
     /// Shape of the layers.
     pub config: TransformerConfig,
     rope: Rope,
+    /// The window of those layers that have one, and their rotary frequencies, if it is not all of them.
+    sliding: Option<(usize, Rope)>,
     pub(crate) blocks: Vec<Block>,
 }
 
@@ -37,6 +39,11 @@ pub(crate) struct Block {
     pub(crate) w2: Matrix,               // (dim, hidden_dim)
     pub(crate) w3: Matrix,               // (hidden_dim, dim)
     pub(super) differential: Option<Differential>,
+    qk_norm: Option<[Vec<f32>; 2]>, // (n_heads * head_dim) and (n_kv_heads * head_dim), or (head_dim) each
+    bias: Option<[Vec<f32>; 4]>,    // of wq, wk, wv and wo
+    /// Whether the norms are applied to what attention and feed-forward give, instead of to what they are given.
+    norm_after: bool,
+    is_sliding: bool,
 }
 
 /// Where the rows of one forward pass stand: one run after the other.
@@ -48,6 +55,8 @@ pub struct Rows<'c> {
     pub visible: ScratchVec<'c, Range<usize>>,
     /// Rotary angles of each row.
     pub angles: Angles<'c>,
+    /// Both for the layers that have a window, if it is not all of them.
+    sliding: Option<(ScratchVec<'c, Range<usize>>, Angles<'c>)>,
 }
 
 impl Rows<'_> {
@@ -57,13 +66,25 @@ impl Rows<'_> {
     }
 
     /// What the rows of each run see.
-    pub fn visible_by_run(&self) -> impl Iterator<Item = &[Range<usize>]> {
-        let mut left = &*self.visible;
+    pub fn visible_by_run(&self, is_sliding: bool) -> impl Iterator<Item = &[Range<usize>]> {
+        let mut left = match &self.sliding {
+            Some((visible, _)) if is_sliding => &**visible,
+            _ => &*self.visible,
+        };
         self.runs.iter().map(move |run| {
             let (of_run, others) = left.split_at(run.len());
             left = others;
             of_run
         })
+    }
+}
+
+impl<'c> Rows<'c> {
+    fn angles(&self, is_sliding: bool) -> &Angles<'c> {
+        match &self.sliding {
+            Some((_, angles)) if is_sliding => angles,
+            _ => &self.angles,
+        }
     }
 }
 
@@ -73,7 +94,18 @@ impl Stack {
         let load = |l| Block::load(checkpoint, &format!("{part}.layers.{l}"), l, config);
         Ok(Stack {
             config: config.clone(),
-            rope: Rope::new(config.key_dim(), config.rope_theta),
+            rope: match &config.variant {
+                None => Rope::new(config.key_dim(), config.rope_theta),
+                Some(v) => Rope::of_halves(config.head_dim, config.rope_theta, v.rope_scaling),
+            },
+            sliding: (config.variant.as_ref())
+                .and_then(|v| v.windows.iter().find_map(|window| *window))
+                .map(|window| {
+                    (
+                        window,
+                        Rope::of_halves(config.head_dim, config.rope_theta, RopeScaling::None),
+                    )
+                }),
             blocks: (0..config.n_layers).map(load).collect::<Result<_>>()?,
         })
     }
@@ -129,6 +161,8 @@ impl Stack {
             runs: compute.empty(1),
             visible: compute.empty(n),
             angles: self.rope.angles(compute, n),
+            sliding: (self.sliding.as_ref())
+                .map(|(_, rope)| (compute.empty(n), rope.angles(compute, n))),
         }
     }
 
@@ -145,8 +179,14 @@ impl Stack {
         let from = |p: usize| (p + 1).saturating_sub(window).max(barrier(p));
         rows.runs.extend([positions.clone()]);
         (rows.visible).extend(positions.clone().map(|p| from(p)..p + 1));
-        let angles = positions.map(|p| p - origin(p));
+        let angles = positions.clone().map(|p| p - origin(p));
         self.rope.add_angles(angles, &mut rows.angles);
+        if let (Some((window, rope)), Some((visible, angles))) = (&self.sliding, &mut rows.sliding)
+        {
+            let from = |p: usize| (p + 1).saturating_sub(*window).max(barrier(p));
+            visible.extend(positions.clone().map(|p| from(p)..p + 1));
+            rope.add_angles(positions.map(|p| p - origin(p)), angles);
+        }
     }
 
     /// Runs layer `layer` on x (n, dim) in place, appending to the caches, of which there is one per
@@ -164,7 +204,7 @@ impl Stack {
         let n = rows.n();
 
         let mut a = compute.buffer(x.len()); // (n, dim)
-        ops::rms_norm(compute, x, &block.attention_norm, eps, &mut a);
+        block.norm_input(compute, x, &block.attention_norm, eps, &mut a);
         let mut q = compute.buffer(n * block.wq.rows()); // (n, n_heads * head_dim)
         let mut k = compute.buffer(n * block.wk.rows()); // (n, n_kv_heads * head_dim)
         let mut v = compute.buffer(n * block.wv.rows()); // (n, n_kv_heads * head_dim)
@@ -174,15 +214,29 @@ impl Stack {
             (&block.wv, &mut v[..]),
         ];
         ops::linear_many(compute, &a, qkv);
-        rows.angles.apply(compute, &mut q);
-        rows.angles.apply(compute, &mut k);
+        if let Some([bq, bk, bv, _]) = &block.bias {
+            let biased = [(&mut q, bq), (&mut k, bk), (&mut v, bv)];
+            biased
+                .into_iter()
+                .for_each(|(x, bias)| ops::add_bias(compute, x, bias));
+        }
+        if let Some([norm_q, norm_k]) = &block.qk_norm {
+            for (x, norm) in [(&mut q, norm_q), (&mut k, norm_k)] {
+                let mut normed = compute.buffer(x.len());
+                ops::rms_norm(compute, x, norm, eps, &mut normed);
+                *x = normed;
+            }
+        }
+        let angles = rows.angles(block.is_sliding);
+        angles.apply(compute, &mut q);
+        angles.apply(compute, &mut k);
         let mut done = 0;
         for (run, cache) in rows.runs.iter().zip(&mut *caches) {
             let of_run = done..done + run.len() * block.wk.rows();
             done = of_run.end;
             cache.append(compute, layer, run.start, &k[of_run.clone()], &v[of_run]);
         }
-        let seen: SmallVec<[_; 1]> = (rows.visible_by_run().zip(&*caches))
+        let seen: SmallVec<[_; 1]> = (rows.visible_by_run(block.is_sliding).zip(&*caches))
             .map(|(visible, cache)| (cache.layer(layer), visible))
             .collect();
         let mut o = compute.buffer(q.len()); // (n, n_heads * head_dim)
@@ -192,20 +246,41 @@ impl Stack {
             o = differential.finish(compute, o);
         }
         ops::linear(compute, &block.wo, &o, &mut a);
-        ops::add_assign(compute, x, &a);
+        if let Some([.., bo]) = &block.bias {
+            ops::add_bias(compute, &mut a, bo);
+        }
+        block.add_output(compute, &block.attention_norm, eps, &a, x);
 
-        ops::rms_norm(compute, x, &block.ffn_norm, eps, &mut a);
+        block.norm_input(compute, x, &block.ffn_norm, eps, &mut a);
         let mut gate = compute.buffer(n * block.w1.rows()); // (n, hidden_dim)
         let mut up = compute.buffer(n * block.w3.rows()); // (n, hidden_dim)
         let gate_up = [(&block.w1, &mut gate[..]), (&block.w3, &mut up[..])];
         ops::linear_many(compute, &a, gate_up);
         ops::swiglu(compute, &mut gate, &up);
         ops::linear(compute, &block.w2, &gate, &mut a);
-        ops::add_assign(compute, x, &a);
+        block.add_output(compute, &block.ffn_norm, eps, &a, x);
     }
 }
 
 impl Block {
+    /// What attention or feed-forward is given of x (n, dim).
+    fn norm_input(&self, compute: &Compute, x: &[f32], norm: &[f32], eps: f32, out: &mut [f32]) {
+        match self.norm_after {
+            true => out.copy_from_slice(x),
+            false => ops::rms_norm(compute, x, norm, eps, out),
+        }
+    }
+
+    /// Adds what attention or feed-forward gives (n, dim) to x.
+    fn add_output(&self, compute: &Compute, norm: &[f32], eps: f32, output: &[f32], x: &mut [f32]) {
+        if !self.norm_after {
+            return ops::add_assign(compute, x, output);
+        }
+        let mut normed = compute.buffer(output.len());
+        ops::rms_norm(compute, output, norm, eps, &mut normed);
+        ops::add_assign(compute, x, &normed);
+    }
+
     fn load(
         checkpoint: &Checkpoint,
         at: &str,
@@ -219,7 +294,15 @@ impl Block {
         let kv_dim = config.n_kv_heads * config.head_dim;
         let matrix =
             |name: &str, rows, cols| matrix(checkpoint, &format!("{at}.{name}"), rows, cols);
-        let norm = |name: &str| vector(checkpoint, &format!("{at}.{name}"), dim);
+        let vector = |name: &str, dim| vector(checkpoint, &format!("{at}.{name}"), dim);
+        let norm = |name: &str| vector(name, dim);
+        let variant = config.variant.as_deref();
+        let qk_norm = variant.and_then(|v| v.qk_norm).map(|norm| match norm {
+            QkNorm::Row => [("norm_q", q_dim), ("norm_k", kv_dim)],
+            QkNorm::Head => [("norm_q", config.head_dim), ("norm_k", config.head_dim)],
+        });
+        let bias = variant.filter(|v| v.attention_bias);
+        let bias = bias.map(|_| [("bq", q_dim), ("bk", kv_dim), ("bv", kv_dim), ("bo", dim)]);
         Ok(Block {
             attention_norm: norm("attention_norm")?,
             wq: matrix("wq", q_dim, dim)?,
@@ -231,6 +314,21 @@ impl Block {
             w2: matrix("w2", dim, hidden_dim)?,
             w3: matrix("w3", hidden_dim, dim)?,
             differential: Differential::load(checkpoint, at, layer, config)?,
+            qk_norm: match qk_norm {
+                Some([(q, q_dim), (k, k_dim)]) => Some([vector(q, q_dim)?, vector(k, k_dim)?]),
+                None => None,
+            },
+            bias: match bias {
+                Some([(q, q_dim), (k, k_dim), (v, v_dim), (o, o_dim)]) => Some([
+                    vector(q, q_dim)?,
+                    vector(k, k_dim)?,
+                    vector(v, v_dim)?,
+                    vector(o, o_dim)?,
+                ]),
+                None => None,
+            },
+            norm_after: variant.is_some_and(|v| v.norm_after),
+            is_sliding: variant.is_some_and(|v| v.windows[layer].is_some()),
         })
     }
 }

@@ -236,7 +236,7 @@ impl Model {
         }
         let state = &*part.state;
         let patches_per_byte = state.n_closed() as f64 / state.ids.len().max(1) as f64;
-        let (costs, record) = (&self.weights.draft_costs, &state.draft.record);
+        let (costs, record) = (&self.blt().draft_costs, &state.draft.record);
         costs.length(
             record,
             patches_per_byte,
@@ -269,7 +269,7 @@ impl Model {
         most: usize,
     ) -> Option<()> {
         let compute = &*self.compute;
-        let dim = self.weights.encoder.layers.config.dim;
+        let dim = self.blt().encoder.layers.config.dim;
         let (first, n_closed) = (state.ids.len(), state.n_closed());
         draft.clear();
         let sampler = draft.sampler.get_or_insert_with(|| official.clone());

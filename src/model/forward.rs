@@ -90,6 +90,8 @@ pub struct Trace {
     pub global_out: Vec<f32>,
     /// Logits of the entropy model, (n, vocab).
     pub entropy_logits: Vec<f32>,
+    /// Of a Bolmo model: logarithms of the probabilities that bytes end patches, for each byte whose next one was read.
+    pub boundary_log_probs: Vec<f32>,
 }
 
 impl Model {
@@ -150,7 +152,7 @@ impl Model {
             let end = part.positions().end;
             part.state.entropies.resize(end, f32::NAN);
         }
-        let Some(entropy) = &self.weights.entropy else {
+        let Some(entropy) = &self.blt().entropy else {
             return;
         };
         let n = n_rows(parts);
@@ -202,7 +204,7 @@ impl Model {
 
     /// Embeddings, then the local encoder: the bytes' states (n, local dim).
     pub(super) fn encode(&self, parts: &mut [Part<'_>]) -> ScratchVec<'_, f32> {
-        let (compute, encoder) = (&*self.compute, &self.weights.encoder);
+        let (compute, encoder) = (&*self.compute, &self.blt().encoder);
         let (n, dim) = (n_rows(parts), encoder.layers.config.dim);
         let (mut rows, mut x) = (encoder.layers.rows(compute, n), compute.empty(n * dim));
         for part in parts.iter_mut() {
@@ -235,7 +237,7 @@ impl Model {
     /// The patches that these bytes close: their vectors, the global transformer, and what the
     /// decoder reads of them.
     pub(super) fn close_patches(&self, parts: &mut [Part<'_>]) {
-        let (compute, w) = (&*self.compute, &*self.weights);
+        let (compute, w) = (&*self.compute, self.blt());
         let mut parts: SmallVec<[(&mut Part<'_>, Range<usize>); 1]> = (parts.iter_mut())
             .map(|part| {
                 let closed = part.closed();
@@ -298,7 +300,7 @@ impl Model {
         n_closed: &[usize],
         x: &mut [f32],
     ) -> SmallVec<[ScratchVec<'_, f32>; 1]> {
-        let (compute, decoder) = (&*self.compute, &self.weights.decoder);
+        let (compute, decoder) = (&*self.compute, &self.blt().decoder);
         let mut rows = decoder.layers.rows(compute, n_closed.len());
         for part in parts.iter() {
             self.add_decoder_run(part.state, part.positions(), &mut rows);
@@ -338,7 +340,7 @@ impl Model {
         positions: Range<usize>,
         rows: &mut Rows<'_>,
     ) {
-        let (Some(entropy), Some(_)) = (&self.weights.entropy, &state.entropy_cache) else {
+        let (Some(entropy), Some(_)) = (&self.blt().entropy, &state.entropy_cache) else {
             return;
         };
         let reset = state.entropy_reset.unwrap_or(usize::MAX);
@@ -353,12 +355,12 @@ impl Model {
         positions: Range<usize>,
         rows: &mut Rows<'_>,
     ) {
-        let layers = &self.weights.encoder.layers;
+        let layers = &self.blt().encoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
 
     pub(crate) fn add_global_run(&self, state: &State, patches: Range<usize>, rows: &mut Rows<'_>) {
-        let layers = &self.weights.global.layers;
+        let layers = &self.blt().global.layers;
         let eos_patches = arch::eos_patches(&state.eos, &state.starts);
         layers.add_run(rows, patches, |_| 0, |p| segment(layers, &eos_patches, p));
     }
@@ -369,7 +371,7 @@ impl Model {
         positions: Range<usize>,
         rows: &mut Rows<'_>,
     ) {
-        let layers = &self.weights.decoder.layers;
+        let layers = &self.blt().decoder.layers;
         layers.add_run(rows, positions, |_| 0, |p| segment(layers, &state.eos, p));
     }
 }

@@ -1,4 +1,5 @@
-//! The Byte Latent Transformer: its four networks, and the pass that joins them.
+//! The Byte Latent Transformer: its four networks, and the pass that joins them. `bolmo/` has the family that is built of
+//! other parts.
 //!
 //! [`Model`] is weights: shared, immutable, `Send + Sync`. What changes while running is in the
 //! `State` that a [`Session`](crate::Session) holds. `forward.rs` reads down the whole path of a
@@ -6,6 +7,7 @@
 
 pub(crate) mod backend;
 pub(crate) mod block;
+mod bolmo;
 pub(crate) mod cross;
 mod decoder;
 mod differential;
@@ -15,8 +17,10 @@ mod entropy;
 mod forward;
 mod global;
 pub mod hash;
+mod mlstm;
 pub mod patcher;
 pub(crate) mod saved;
+mod sequence_state;
 mod state;
 mod weights;
 mod weights_info;
@@ -27,12 +31,15 @@ use std::sync::Arc;
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Compute;
+use crate::vocab::{Choices, Id, VOCAB_SIZE};
 
+pub(crate) use bolmo::{Bolmo, NotFinite, Sequence};
 pub use draft::DraftCounts;
 pub use forward::Trace;
 pub(crate) use forward::{Failure, MAX_BATCH, Part, Wanted};
+pub(crate) use sequence_state::{Patching, SequenceState};
 pub(crate) use state::State;
 
 use backend::{Backend, Cpu};
@@ -46,12 +53,28 @@ use weights_info::WeightsInfo;
 /// A loaded model. Cloning shares the weights.
 #[derive(Debug, Clone)]
 pub struct Model {
-    pub(crate) weights: Arc<Weights>,
+    networks: Networks,
+    info: Arc<Info>,
     pub(crate) compute: Arc<Compute>,
     /// What computes instead of the CPU.
     device: Option<Arc<dyn Backend>>,
 }
 
+/// The networks of one of the families.
+#[derive(Debug, Clone)]
+enum Networks {
+    Blt(Arc<Weights>),
+    Bolmo(Arc<Bolmo>),
+}
+
+/// What is known of a model of any family.
+#[derive(Debug)]
+struct Info {
+    config: Config,
+    weights: WeightsInfo,
+}
+
+/// The networks of a BLT.
 #[derive(Debug)]
 pub(crate) struct Weights {
     config: Config,
@@ -60,7 +83,6 @@ pub(crate) struct Weights {
     pub(crate) global: Global,
     pub(crate) decoder: Decoder,
     draft_costs: Costs,
-    info: WeightsInfo,
 }
 
 impl Model {
@@ -80,25 +102,14 @@ impl Model {
     /// [`crate::Error::Tensor`] if a tensor is missing or has the wrong shape.
     pub fn load(checkpoint: &Checkpoint, compute: Compute) -> Result<Self> {
         let config = checkpoint.config().clone();
-        let entropy = (config.entropy.as_ref())
-            .map(|entropy| EntropyModel::load(checkpoint, entropy))
-            .transpose()?;
-        let encoder = Encoder::load(checkpoint, &config)?;
-        let global = Global::load(checkpoint, &config)?;
-        let decoder = Decoder::load(checkpoint, &config)?;
+        let networks = match &config.bolmo {
+            Some(_) => Networks::Bolmo(Arc::new(Bolmo::load(checkpoint, &config)?)),
+            None => Networks::Blt(Arc::new(Weights::load(checkpoint, &config)?)),
+        };
         Ok(Model {
-            weights: Arc::new(Weights {
-                draft_costs: Costs::of(
-                    entropy.as_ref().map(|e| &e.layers),
-                    &encoder.layers,
-                    &global.layers,
-                    &decoder.layers,
-                ),
-                entropy,
-                encoder,
-                global,
-                decoder,
-                info: WeightsInfo::new(checkpoint),
+            networks,
+            info: Arc::new(Info {
+                weights: WeightsInfo::new(checkpoint),
                 config,
             }),
             compute: Arc::new(compute),
@@ -109,9 +120,8 @@ impl Model {
     /// The same weights computed with other threads or instructions.
     pub fn with_compute(&self, compute: Compute) -> Self {
         Model {
-            weights: Arc::clone(&self.weights),
             compute: Arc::new(compute),
-            device: self.device.clone(),
+            ..self.clone()
         }
     }
 
@@ -147,13 +157,17 @@ impl Model {
 
     /// How sessions keep keys and values unless told: see [`KvType::for_weights`].
     pub fn default_kv(&self) -> KvType {
-        let first = self.weights.global.layers.blocks.first();
+        let global = match &self.networks {
+            Networks::Blt(weights) => &weights.global.layers,
+            Networks::Bolmo(bolmo) => &bolmo.global,
+        };
+        let first = global.blocks.first();
         first.map_or(KvType::F32, |b| KvType::for_weights(b.wq.tensor().dtype()))
     }
 
     /// The hyper-parameters.
     pub fn config(&self) -> &Config {
-        &self.weights.config
+        &self.info.config
     }
 
     /// Threads and instructions.
@@ -168,13 +182,89 @@ impl Model {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (a, b) => a.is_none() && b.is_none(),
         };
-        Arc::ptr_eq(&self.weights, &other.weights)
+        Arc::ptr_eq(&self.info, &other.info)
             && Arc::ptr_eq(&self.compute, &other.compute)
             && same_backend
     }
 
     /// Whether the model has an entropy model.
     pub fn has_entropy_model(&self) -> bool {
-        self.weights.entropy.is_some()
+        self.info.config.entropy.is_some()
+    }
+
+    /// The ids that the model chooses among, for a [`Sampler`](crate::sampler::Sampler) of its own.
+    pub fn choices(&self) -> Choices {
+        self.info.config.choices()
+    }
+
+    /// Whether all ids can be read; `written`: with the flags that they were chosen with.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the first that cannot.
+    pub(crate) fn check_ids(&self, ids: &[Id], written: bool) -> Result<()> {
+        let choices = self.choices();
+        let expected = match (written, &self.networks) {
+            (true, Networks::Bolmo(_)) => {
+                "ids of bytes, with or without the flag that they end a patch"
+            }
+            (false, Networks::Bolmo(_)) => "ids of bytes or 1, the start of a text",
+            (_, Networks::Blt(_)) => "ids below 260",
+        };
+        let can_read = |id: Id| match &self.networks {
+            Networks::Blt(_) => usize::from(id) < VOCAB_SIZE,
+            Networks::Bolmo(bolmo) => {
+                let plain = if written { choices.plain(id) } else { id };
+                usize::from(id) < choices.n_ids() && bolmo.encoder.can_read(plain)
+            }
+        };
+        match ids.iter().find(|&&id| !can_read(id)) {
+            None => Ok(()),
+            Some(bad) => Err(Error::argument(
+                "ids",
+                format!("expected {expected}, found {bad}"),
+            )),
+        }
+    }
+
+    /// The networks of a BLT.
+    ///
+    /// # Panics
+    /// If the model is of another family, which has passes of its own.
+    pub(crate) fn blt(&self) -> &Weights {
+        match &self.networks {
+            Networks::Blt(weights) => weights,
+            Networks::Bolmo(_) => panic!("a pass of a BLT with a Bolmo model"),
+        }
+    }
+
+    pub(crate) fn bolmo(&self) -> Option<&Bolmo> {
+        match &self.networks {
+            Networks::Blt(_) => None,
+            Networks::Bolmo(bolmo) => Some(bolmo),
+        }
+    }
+}
+
+impl Weights {
+    fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
+        let entropy = (config.entropy.as_ref())
+            .map(|entropy| EntropyModel::load(checkpoint, entropy))
+            .transpose()?;
+        let encoder = Encoder::load(checkpoint, config)?;
+        let global = Global::load(checkpoint, config)?;
+        let decoder = Decoder::load(checkpoint, config)?;
+        Ok(Weights {
+            draft_costs: Costs::of(
+                entropy.as_ref().map(|e| &e.layers),
+                &encoder.layers,
+                &global.layers,
+                &decoder.layers,
+            ),
+            entropy,
+            encoder,
+            global,
+            decoder,
+            config: config.clone(),
+        })
     }
 }

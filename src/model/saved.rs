@@ -37,7 +37,7 @@ impl State {
         (max_bytes, max_patches): (usize, usize),
         input: &mut Reader<'_>,
     ) -> Result<(), ReadError> {
-        let (w, compute) = (&model.weights, &*model.compute);
+        let (w, compute) = (model.blt(), &*model.compute);
         let n = input.size("number of ids")?;
         if n > max_bytes {
             return Err(format!(

@@ -58,7 +58,7 @@ impl State {
         entropy_reset: Option<usize>,
         kv: KvType,
     ) -> Self {
-        let w = &model.weights;
+        let w = model.blt();
         let entropy = w.entropy.as_ref().filter(|_| entropies);
         State {
             ids: Vec::new(),
@@ -123,7 +123,7 @@ impl State {
     /// Returns `false`, leaving the state as it is, if too much has been overwritten for that; the
     /// caller then starts over and reads the `len` ids again.
     pub(crate) fn truncate(&mut self, model: &Model, len: usize) -> bool {
-        let w = &model.weights;
+        let w = model.blt();
         let n_starts = self.starts.partition_point(|&s| s <= len);
         let n_closed = n_starts - 1;
         let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
@@ -180,14 +180,18 @@ impl State {
         self.byte_states.iter_mut().for_each(|s| s.truncate(n_ids));
         self.global_cache.truncate(n_closed);
         self.global_out.truncate(n_closed);
-        if !(model.weights.decoder).forget_patches(n_closed, &mut self.patch_kv) {
+        if !model
+            .blt()
+            .decoder
+            .forget_patches(n_closed, &mut self.patch_kv)
+        {
             self.read_patches_again(model);
         }
     }
 
     /// Makes what the decoder reads of the last patches anew from the global outputs.
     pub(super) fn read_patches_again(&mut self, model: &Model) {
-        let decoder = &model.weights.decoder;
+        let decoder = &model.blt().decoder;
         let seen = decoder.patches_seen(self.n_closed());
         decoder.restart_patches(seen.start, &mut self.patch_kv);
         let outputs = self.global_out.rows(seen.clone());
@@ -197,7 +201,7 @@ impl State {
 
     /// Drops what neither the next bytes nor a rewind within [`SLACK`] can need.
     pub(super) fn drop_unneeded(&mut self, model: &Model) {
-        let w = &model.weights;
+        let w = model.blt();
         let back_to = self.ids.len().saturating_sub(SLACK);
         let patch = self.starts.partition_point(|&s| s <= back_to) - 1;
         let patch = patch.saturating_sub(w.encoder.patches_seen_back());

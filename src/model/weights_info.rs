@@ -63,7 +63,7 @@ impl Model {
     /// limits, of all tensors' names, types and shapes, and of a sample of their bytes. It does not protect
     /// against somebody who wants two models to have the same one.
     pub fn fingerprint(&self) -> u64 {
-        let info = &self.weights.info;
+        let info = &self.info.weights;
         *info
             .fingerprint
             .get_or_init(|| info.fingerprint(self.config()))
@@ -71,13 +71,13 @@ impl Model {
 
     /// Number of weights, tables and the entropy model included.
     pub fn n_parameters(&self) -> usize {
-        let tensors = self.weights.info.tensors.iter();
+        let tensors = self.info.weights.tensors.iter();
         tensors.map(|(_, tensor)| tensor.n_elements()).sum()
     }
 
     /// Bytes of the weights as stored.
     pub fn weight_bytes(&self) -> usize {
-        let tensors = self.weights.info.tensors.iter();
+        let tensors = self.info.weights.tensors.iter();
         tensors.map(|(_, tensor)| tensor.bytes().len()).sum()
     }
 
@@ -90,7 +90,7 @@ impl Model {
         const PIECE: usize = 8 << 20;
         const PAGE: usize = 4096;
         let mut n_read = 0;
-        for (_, tensor) in &self.weights.info.tensors {
+        for (_, tensor) in &self.info.weights.tensors {
             for piece in tensor.bytes().chunks(PIECE) {
                 // One byte of each page: the system fetches the rest.
                 let touched = piece.iter().step_by(PAGE).fold(0u8, |sum, &b| sum ^ b);

@@ -6,6 +6,7 @@
 mod attention;
 mod compute;
 mod linear;
+mod mlstm;
 mod rope;
 mod rows;
 mod scratch;
@@ -13,6 +14,10 @@ mod scratch;
 pub use attention::{Heads, KvTile, KvTiles, attention};
 pub use compute::{Compute, Profile};
 pub use linear::{Matrix, linear, linear_many};
+pub use mlstm::{MlstmHeads, MlstmSteps, gated_norm, mlstm};
 pub use rope::{Angles, Rope};
-pub use rows::{add_assign, add_table_row, double_add, entropy, max_rows, rms_norm, scale, swiglu};
+pub use rows::{
+    add_assign, add_bias, add_table_row, dot, double_add, entropy, max_rows, rms_norm, scale,
+    swiglu,
+};
 pub use scratch::ScratchVec;

@@ -42,6 +42,20 @@ pub fn add_assign(compute: &Compute, x: &mut [f32], y: &[f32]) {
     });
 }
 
+/// Adds `bias` (dim) to every row of x (n, dim).
+pub fn add_bias(compute: &Compute, x: &mut [f32], bias: &[f32]) {
+    compute.rows(x, bias.len(), 4, |_, rows| {
+        for row in rows.chunks_exact_mut(bias.len()) {
+            blt_kernels::add_assign(compute.isa(), row, bias);
+        }
+    });
+}
+
+/// The dot product of two vectors.
+pub fn dot(compute: &Compute, a: &[f32], b: &[f32]) -> f32 {
+    blt_kernels::dot(compute.isa(), a, b)
+}
+
 /// `x = 2 x + y`: the double residual around a cross-attention (spec sections 6 and 7).
 pub fn double_add(compute: &Compute, x: &mut [f32], y: &[f32]) {
     compute.rows(x, CHUNK, 4, |first, x| {

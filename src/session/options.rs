@@ -2,6 +2,8 @@
 
 use crate::cache::KvType;
 use crate::config::PatcherConfig;
+use crate::error::{Error, Result};
+use crate::model::Model;
 
 /// What happens when the text outgrows the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,5 +119,37 @@ impl SessionOptions {
     pub fn kv(mut self, kv: KvType) -> Self {
         self.kv = Some(kv);
         self
+    }
+}
+
+impl SessionOptions {
+    /// Refuses what would have no meaning with the model.
+    pub(super) fn check(&self, model: &Model) -> Result<()> {
+        if model.config().bolmo.is_none() {
+            return Ok(());
+        }
+        if self.no_bos {
+            return Err(Error::argument(
+                "no_bos",
+                "expected a text that begins with BOS, as all texts that a Bolmo model was trained on do",
+            ));
+        }
+        if self
+            .patcher
+            .as_ref()
+            .is_some_and(|patcher| *patcher != model.config().patcher)
+        {
+            return Err(Error::argument(
+                "patcher",
+                "expected none with a Bolmo model, whose patches are its own",
+            ));
+        }
+        match self.patch_lengths.as_deref() {
+            None | Some([1, ..]) => Ok(()),
+            Some(_) => Err(Error::argument(
+                "patch_lengths",
+                "expected 1 first, since BOS is a patch of a Bolmo model",
+            )),
+        }
     }
 }

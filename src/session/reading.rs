@@ -1,12 +1,15 @@
 //! How sessions read: within their limits, in pieces, several of them together.
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::{Overflow, Session, Step};
 use crate::error::{Error, Result};
-use crate::model::{Failure, MAX_BATCH, Part, Trace, Wanted};
+use crate::model::{
+    Bolmo, Failure, MAX_BATCH, Model, NotFinite, Part, Sequence, SequenceState, Trace, Wanted,
+};
+use crate::ops::ScratchVec;
 use crate::sampler::Sampler;
-use crate::vocab::{BOS, Id, VOCAB_SIZE};
+use crate::vocab::{BOS, Id};
 
 /// Most rows of a pass that several sessions share, so that what a pass needs in memory stays small.
 const MAX_ROWS: usize = 1024;
@@ -30,6 +33,8 @@ pub(crate) struct Reading<'a> {
     chosen: Option<Id>,
     /// Whether limits hold and another thread can stop it. Going back must not be stopped halfway.
     bounded: bool,
+    /// Whether the ids were written by the model.
+    written: bool,
     /// Length of the session before.
     old_len: usize,
     result: Result<()>,
@@ -38,13 +43,7 @@ pub(crate) struct Reading<'a> {
 impl<'a> Reading<'a> {
     /// Of ids within the session's limits; the logits after the last.
     pub fn new(session: &'a mut Session, ids: &'a [Id]) -> Self {
-        let result = match ids.iter().find(|&&id| usize::from(id) >= VOCAB_SIZE) {
-            None => Ok(()),
-            Some(bad) => Err(Error::argument(
-                "ids",
-                format!("expected ids below {VOCAB_SIZE}, found {bad}"),
-            )),
-        };
+        let result = session.model.check_ids(ids, false);
         Reading {
             old_len: session.len(),
             session,
@@ -59,7 +58,17 @@ impl<'a> Reading<'a> {
             draft_room: 0,
             chosen: None,
             bounded: true,
+            written: false,
             result,
+        }
+    }
+
+    /// The ids were written: where ids carry flags, with those that they were chosen with.
+    pub fn written(self) -> Self {
+        Reading {
+            written: true,
+            result: self.session.model.check_ids(self.ids, true),
+            ..self
         }
     }
 
@@ -159,8 +168,11 @@ impl<'a> Reading<'a> {
         let more = self.n_now < self.ids.len();
         let session = &mut *self.session;
         let draft_room = self.draft_room.min(session.room());
+        let SequenceState::Blt(state) = &mut session.state else {
+            unreachable!("the model is a BLT");
+        };
         Part {
-            state: &mut session.state,
+            state,
             ids: &self.ids[..self.n_now],
             wanted: match self.wanted {
                 Wanted::Last if more => Wanted::Nothing,
@@ -174,11 +186,28 @@ impl<'a> Reading<'a> {
         }
     }
 
+    fn sequence(&mut self) -> Sequence<'_> {
+        let more = self.n_now < self.ids.len();
+        let SequenceState::Bolmo(state, _) = &mut self.session.state else {
+            unreachable!("the model is a Bolmo model");
+        };
+        Sequence {
+            state,
+            ids: &self.ids[..self.n_now],
+            written: self.written,
+            wanted: match self.wanted {
+                Wanted::Last if more => Wanted::Nothing,
+                wanted => wanted,
+            },
+            trace: self.trace.as_deref_mut(),
+        }
+    }
+
     /// Takes the logits of the pass, and the id that was chosen with them.
     fn end_pass(&mut self, logits: &[f32], chosen: Option<Id>) -> Result<()> {
-        let (ids, left) = self.ids.split_at(self.n_now);
-        self.ids = left;
+        self.ids = &self.ids[self.n_now..];
         let session = &mut *self.session;
+        session.state.count_entropies();
         let n_closed = session.state.n_closed();
         if n_closed > session.max_patches {
             return Err(Error::ContextFull {
@@ -191,23 +220,29 @@ impl<'a> Reading<'a> {
             self.chosen = chosen;
             sampler.skip();
         }
-        if let Some(last) = logits.chunks_exact(VOCAB_SIZE).next_back() {
+        let rows = logits.chunks_exact(session.model.config().n_logits());
+        let first = session.state.n_settled() - rows.len();
+        if let (Some(last), true) = (
+            rows.clone().next_back(),
+            first + rows.len() == session.len() || self.show.is_none(),
+        ) {
             session.logits.clear();
             session.logits.extend_from_slice(last);
         }
         if let Some(show) = &mut self.show {
-            let first = session.len() - ids.len();
-            for (i, (&id, logits)) in ids.iter().zip(logits.chunks_exact(VOCAB_SIZE)).enumerate() {
-                let position = first + i;
+            for (position, logits) in (first..).zip(rows) {
                 show(Step {
                     position,
-                    id,
+                    id: session.ids()[position],
                     entropy: session.entropies()[position],
                     next_starts_patch: (session.patch_starts())
                         .binary_search(&(position + 1))
                         .is_ok(),
                     logits,
                 });
+            }
+            if self.ids.is_empty() {
+                return session.guess_logits();
             }
         }
         Ok(())
@@ -233,14 +268,17 @@ pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
         for reading in readings.iter_mut().filter(|r| r.goes_on()) {
             reading.result = reading.begin_pass(share);
         }
-        let going = readings.iter_mut().filter(|r| r.goes_on());
-        let mut parts: SmallVec<[Part<'_>; 1]> = going.map(|r| r.part()).collect();
-        if parts.is_empty() {
+        if !readings.iter().any(|r| r.goes_on()) {
             return;
         }
-        let result = model.forward(&mut parts);
-        let chosen: SmallVec<[Option<Id>; 1]> = parts.iter().map(|part| part.chosen).collect();
-        drop(parts);
+        let going = readings.iter_mut().filter(|r| r.goes_on());
+        let (result, chosen) = match model.bolmo() {
+            None => pass(&model, going),
+            Some(bolmo) => (
+                bolmo_pass(&model, bolmo, going),
+                smallvec![None; readings.len()],
+            ),
+        };
         let mut going = readings.iter_mut().filter(|r| r.goes_on());
         match result {
             Ok(logits) => {
@@ -262,7 +300,72 @@ pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
     }
 }
 
+/// The logits of each reading of a pass.
+type Logits<'m> = SmallVec<[ScratchVec<'m, f32>; 1]>;
+
+/// A pass of a BLT; also the ids that a GPU has chosen.
+fn pass<'m, 'a: 'r, 'r>(
+    model: &'m Model,
+    readings: impl Iterator<Item = &'r mut Reading<'a>>,
+) -> (Result<Logits<'m>, Failure>, SmallVec<[Option<Id>; 1]>) {
+    let mut parts: SmallVec<[Part<'_>; 1]> = readings.map(|r| r.part()).collect();
+    let result = model.forward(&mut parts);
+    let chosen = parts.iter().map(|part| part.chosen).collect();
+    (result, chosen)
+}
+
+/// A pass of a Bolmo model. On an error all states are as they were.
+fn bolmo_pass<'m, 'a: 'r, 'r>(
+    model: &'m Model,
+    bolmo: &'m Bolmo,
+    readings: impl Iterator<Item = &'r mut Reading<'a>>,
+) -> Result<Logits<'m>, Failure> {
+    let mut readings: SmallVec<[&mut Reading<'a>; 1]> = readings.collect();
+    let before: SmallVec<[usize; 1]> = readings.iter().map(|r| r.session.len()).collect();
+    let mut sequences: SmallVec<[Sequence<'_>; 1]> =
+        readings.iter_mut().map(|r| r.sequence()).collect();
+    let result = bolmo.forward(model.compute(), &mut sequences);
+    drop(sequences);
+    result.map_err(
+        |NotFinite {
+             part,
+             what,
+             position,
+         }| {
+            for (reading, len) in readings.iter_mut().zip(before) {
+                let session = &mut *reading.session;
+                match len {
+                    0 => session.state = session.empty.clone(),
+                    len => _ = session.state.rewind(model, len),
+                }
+            }
+            Failure::OfPart(part, Error::NonFinite { what, position })
+        },
+    )
+}
+
 impl Session {
+    /// The logits after the last byte, if they have to be guessed because it is pending; else nothing.
+    pub(super) fn guess_logits(&mut self) -> Result<()> {
+        let (Some(bolmo), SequenceState::Bolmo(state, _)) = (self.model.bolmo(), &mut self.state)
+        else {
+            return Ok(());
+        };
+        let sequence = Sequence {
+            state,
+            ids: &[],
+            written: false,
+            wanted: Wanted::Last,
+            trace: None,
+        };
+        let logits = bolmo.forward(self.model.compute(), &mut [sequence]);
+        let logits = logits
+            .map_err(|NotFinite { what, position, .. }| Error::NonFinite { what, position })?;
+        self.logits.clear();
+        self.logits.extend_from_slice(&logits[0]);
+        Ok(())
+    }
+
     /// Begins anew with BOS and the last `keep` ids.
     fn slide(&mut self, keep: usize) -> Result<()> {
         let bos = !self.options.no_bos;

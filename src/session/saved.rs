@@ -27,7 +27,6 @@ use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::saved::finite;
-use crate::vocab::VOCAB_SIZE;
 use crate::wire::{Checksum, ReadError, Reader, Writer};
 
 /// The first bytes of a state.
@@ -73,7 +72,7 @@ impl Session {
         out.u64(self.model.fingerprint())?;
         self.save_options(&mut out)?;
         out.size(self.n_slides)?;
-        self.state.save(&mut out)?;
+        self.state.save(&self.model, &mut out)?;
         out.f32s(&self.logits)?;
         out.finish()
     }
@@ -141,12 +140,12 @@ impl Session {
             .map_err(damaged)?;
         if !session.is_empty() {
             let logits = input
-                .f32s("logits", VOCAB_SIZE)
+                .f32s("logits", model.config().n_logits())
                 .and_then(|l| finite("logits", l));
             session.logits = logits.map_err(damaged)?;
         }
         match input.n_left() {
-            0 => Ok(session),
+            0 => session.guess_logits().map(|()| session),
             n => Err(damaged(format!("expected the end, found {n} more bytes"))),
         }
     }

@@ -21,7 +21,8 @@ impl Score {
 }
 
 impl Session {
-    /// Reads bytes and says how well they were predicted, each from all before it. In a session
+    /// Reads bytes and says how well they were predicted, each from all before it. Where ids carry flags, the bytes count as
+    /// written: [`FlagScorer`](super::FlagScorer) has the other ways. In a session
     /// without BOS that has read nothing, the first byte is not predicted and does not count.
     ///
     /// ```
@@ -38,6 +39,9 @@ impl Session {
     /// As [`Session::feed_ids`].
     pub fn score(&mut self, bytes: &[u8]) -> Result<Score> {
         self.begin()?;
+        if self.model().choices().has_flags() {
+            return self.score_written(bytes);
+        }
         let mut score = Score::default();
         let ids: Vec<Id> = bytes.iter().copied().map(byte_to_id).collect();
         let Some(&first) = ids.first() else {

@@ -32,9 +32,12 @@ pub fn random(
                 let values = (0..n).map(|_| 0.1 * rng.normal() as f32);
                 return Ok(Value::Owned(values.collect()));
             }
-            Role::HashTable => 0.01,
+            Role::Bias => return Ok(Value::Owned(vec![0.0; n])),
+            Role::HashTable | Role::Subwords => 0.01,
             Role::Residual => 1.0 / (fan_in * (2.0 * depth as f64).sqrt()),
-            Role::Matrix | Role::Embedding | Role::Head => 1.0 / fan_in,
+            Role::Matrix | Role::Embedding | Role::Head | Role::Gate | Role::Boundary => {
+                1.0 / fan_in
+            }
         };
         let values = (0..n).map(|_| (deviation * rng.normal().clamp(-3.0, 3.0)) as f32);
         Ok(Value::Owned(values.collect()))

@@ -117,12 +117,17 @@ impl<F: Float> Params<F> {
     /// The tensors of a model of this configuration that `wanted` accepts, with values from `value`.
     ///
     /// # Errors
-    /// Whatever `value` returns.
+    /// [`Error::Unsupported`] for a Bolmo model; whatever `value` returns.
     pub fn new(
         config: &Config,
         wanted: impl Fn(&ModelTensor) -> bool,
         mut value: impl FnMut(&ModelTensor) -> Result<Value<F>>,
     ) -> Result<Self> {
+        if config.bolmo.is_some() {
+            return Err(Error::Unsupported(
+                "a Bolmo model cannot be trained yet, only run: blt-train is for Byte Latent Transformers".into(),
+            ));
+        }
         let mut params = Params {
             list: Vec::new(),
             by_name: HashMap::new(),
@@ -213,12 +218,6 @@ impl<F: Float> Params<F> {
         self.tied = true;
         let id = self.by_name[TIED.1];
         self.list[id.0].trained = false;
-    }
-
-    /// Number of parameters; what is tied counts once.
-    pub fn n_parameters(&self) -> usize {
-        let counts = |p: &&Param<F>| !(self.tied && p.name == TIED.1);
-        self.list.iter().filter(counts).map(Param::n_elements).sum()
     }
 
     /// Whether byte embedding and output are one tensor.

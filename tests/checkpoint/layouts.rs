@@ -48,7 +48,7 @@ fn every_layout_serves_every_tensor_in_its_shape() {
 #[test]
 fn a_native_copy_has_the_same_configuration_and_bits() {
     let folder = Folder::new("native");
-    for (name, path, options) in cases() {
+    for (name, path, options) in all_cases() {
         let original = open(&name, &path, &options);
         let file = folder.path("model.blt");
         let tensors = original.tensors().map(|(n, t)| (n.to_string(), t.clone()));
@@ -275,7 +275,7 @@ fn weights_apart_from_their_configuration_open_with_it() {
         let with_config = OpenOptions {
             config: config.into_iter().find(|f| f.exists()),
             entropy_model: options.entropy_model.or(beside.is_dir().then_some(beside)),
-            patching: None,
+            ..Default::default()
         };
         let found = open(&name, &bare, &with_config);
         assert_eq!(found.config(), original.config(), "{name}");

@@ -6,9 +6,18 @@ use blt::checkpoint::{Checkpoint, OpenOptions};
 
 use crate::common;
 
-/// Every checkpoint of the reference cases, with the options that open it.
+/// Every BLT checkpoint of the reference cases, with the options that open it.
 pub fn cases() -> Vec<(String, PathBuf, OpenOptions)> {
-    let cases = common::cases().into_iter();
+    opened(common::cases())
+}
+
+/// Those of the Bolmo family too.
+pub fn all_cases() -> Vec<(String, PathBuf, OpenOptions)> {
+    opened(common::all_cases())
+}
+
+fn opened(cases: Vec<common::Case>) -> Vec<(String, PathBuf, OpenOptions)> {
+    let cases = cases.into_iter();
     cases
         .flat_map(|case| {
             let layouts = case.layouts().into_iter();

@@ -75,8 +75,15 @@ pub struct Case {
     tensors: Vec<u8>,
 }
 
-/// All inference cases.
+/// All inference cases of BLTs. The Bolmo family has a suite of its own.
 pub fn cases() -> Vec<Case> {
+    let mut cases = all_cases();
+    cases.retain(|case| !is_bolmo(&case.folder));
+    cases
+}
+
+/// All inference cases.
+pub fn all_cases() -> Vec<Case> {
     let folders = folders_with("prompts").into_iter();
     folders
         .map(|(f, expected)| Case::new(f, expected))
@@ -115,14 +122,16 @@ impl Case {
     /// it.
     pub fn layouts(&self) -> Vec<(String, PathBuf, OpenOptions)> {
         let separate = self.folder.join("entropy_hub");
+        let tokenizer = self.folder.join("tokenizer");
         let entries = std::fs::read_dir(&self.folder).unwrap();
         let mut layouts: Vec<_> = entries
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_dir() && *path != separate)
+            .filter(|path| path.is_dir() && *path != separate && *path != tokenizer)
             .map(|path| {
                 let beside = path.join("entropy_model").is_dir();
                 let options = OpenOptions {
                     entropy_model: (separate.is_dir() && !beside).then(|| separate.clone()),
+                    tokenizer: tokenizer.is_dir().then(|| tokenizer.clone()),
                     ..OpenOptions::default()
                 };
                 let layout = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -148,6 +157,13 @@ impl Case {
         let values = values.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         Some((view.shape().to_vec(), values.collect()))
     }
+}
+
+/// Whether the case in `folder` is of the Bolmo family, which has a suite of its own.
+pub fn is_bolmo(folder: &Path) -> bool {
+    let config = std::fs::read(folder.join("model/config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+    config["model_type"] == "bolmo"
 }
 
 /// One prompt of a case.

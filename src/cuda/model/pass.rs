@@ -137,7 +137,7 @@ impl GpuModel {
             .map(|(.., positions)| positions.len())
             .sum();
         let mut entropy = None;
-        if let Some(entropy_model) = &model.weights.entropy {
+        if let Some(entropy_model) = &model.blt().entropy {
             let (mut rows, mut list) = (entropy_model.layers.rows(&model.compute, n), Vec::new());
             let mut ids = Vec::new();
             for (state, caches, positions) in sequences {
@@ -150,7 +150,7 @@ impl GpuModel {
             entropy = (!list.is_empty()).then(|| (table.put(ids), table.stack(&list, &rows)));
         }
 
-        let layers = &model.weights.encoder.layers;
+        let layers = &model.blt().encoder.layers;
         let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
         let (mut states, mut bytes) = (Vec::new(), Vec::new());
         let (mut ids, mut sums) = (Vec::new(), Vec::new());
@@ -164,7 +164,7 @@ impl GpuModel {
                     ids.extend(windows(&state.ids, positions.clone(), tables.window()));
                 }
                 None => {
-                    let encoder = &model.weights.encoder;
+                    let encoder = &model.blt().encoder;
                     let of_run = encoder.embed(&model.compute, &state.ids, positions.start);
                     sums.extend_from_slice(&of_run);
                 }
@@ -229,7 +229,7 @@ impl GpuModel {
             let logits = first(&mut logits, n_known * vocab);
             let hidden = first(&mut hidden, positions.len() * dim);
             if let Some(trace) = part.trace.as_deref_mut() {
-                let encoder = &model.weights.encoder;
+                let encoder = &model.blt().encoder;
                 let embeddings = encoder.embed(&model.compute, &state.ids, positions.start);
                 trace.input_embeds.extend_from_slice(&embeddings);
                 trace.entropy_logits.extend_from_slice(logits);
@@ -249,7 +249,7 @@ impl GpuModel {
     ) -> Result<()> {
         let (k, gpu) = (self.k, &self.gpu);
         let n = parts.iter().map(|part| part.closed().len()).sum();
-        let layers = &model.weights.global.layers;
+        let layers = &model.blt().global.layers;
         let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
         let (mut pooled, mut seen, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         for (part, caches) in parts.iter().zip(caches) {
@@ -316,7 +316,7 @@ impl GpuModel {
         n_closed: &[usize],
     ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>> {
         let (k, gpu) = (self.k, &self.gpu);
-        let layers = &model.weights.decoder.layers;
+        let layers = &model.blt().decoder.layers;
         let (mut rows, mut list) = (layers.rows(&model.compute, n_closed.len()), Vec::new());
         let (mut states, mut seen) = (Vec::new(), Vec::new());
         let mut spans = Spans::new();

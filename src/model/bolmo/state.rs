@@ -1,0 +1,231 @@
+//! All that one sequence carries from byte to byte, and how it goes back.
+
+use std::sync::Arc;
+
+use super::Bolmo;
+use super::forward::{Settle, settle};
+use crate::cache::{KvCache, KvType, RowStore};
+use crate::model::forward::MAX_BATCH;
+use crate::ops::Compute;
+use crate::recurrence::Recurrence;
+use crate::vocab::Id;
+
+/// Whether a byte ends a patch, and who said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// Nobody yet: the byte is pending.
+    Unknown,
+    /// The boundary predictor, or it is the first position.
+    Read(bool),
+    /// The decoder, of the last byte of a text that it was asked to go on with.
+    Forced(bool),
+    /// The decoder, with the byte itself.
+    Chosen(bool),
+}
+
+impl Flag {
+    /// Whether the byte ends a patch, as far as is known.
+    pub fn ends_patch(self) -> bool {
+        matches!(
+            self,
+            Flag::Read(true) | Flag::Forced(true) | Flag::Chosen(true)
+        )
+    }
+}
+
+/// The state of one sequence. Cloning is a fork.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The ids read so far.
+    pub ids: Vec<Id>,
+    /// One for each id. Only the last can be [`Flag::Unknown`].
+    pub flags: Vec<Flag>,
+    /// Where patches start, ascending, `0` first: each position after a byte that ends one.
+    pub starts: Vec<usize>,
+    /// The local encoder, after all ids.
+    pub encoder: Recurrence,
+    /// The local decoder, after all ids whose flag is known.
+    pub decoder: Recurrence,
+    /// States of the latest bytes.
+    pub byte_states: RowStore,
+    /// Keys and values of all patches that have ended.
+    pub global_cache: KvCache,
+    /// What bytes are given of each of these patches.
+    pub patches: RowStore,
+    /// Logits after the last id whose flag is known, one that is tentative left out.
+    pub logits: Vec<f32>,
+    /// Where patches start whatever predictor and decoder say, ascending; `None`: as they say.
+    pub given_starts: Option<Arc<[usize]>>,
+    /// Logits after the last id, if its flag is only a guess, made to go on with: the predictor decides once there is
+    /// another byte to read.
+    pub tentative: Option<Vec<f32>>,
+}
+
+impl State {
+    /// The state before the first byte.
+    pub fn new(model: &Bolmo, kv: KvType, given_starts: Option<Arc<[usize]>>) -> Self {
+        State {
+            given_starts,
+            ids: Vec::new(),
+            flags: Vec::new(),
+            starts: vec![0],
+            encoder: model.encoder.layers.new_recurrence(),
+            decoder: model.decoder.layers.new_recurrence(),
+            byte_states: RowStore::new(model.encoder.dim()),
+            global_cache: model.global.new_cache(kv, 0),
+            patches: RowStore::new(model.encoder.dim()),
+            logits: Vec::new(),
+            tentative: None,
+        }
+    }
+
+    /// Number of patches that have ended.
+    pub fn n_closed(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Bytes of memory held.
+    pub fn n_bytes(&self) -> usize {
+        let rows = [&self.byte_states, &self.patches].map(RowStore::n_bytes);
+        self.encoder.n_bytes()
+            + self.decoder.n_bytes()
+            + self.global_cache.n_bytes()
+            + rows.iter().sum::<usize>()
+    }
+
+    /// Logits after the last id: by a guess if its flag is not known.
+    pub fn last_logits(&self) -> &[f32] {
+        self.tentative.as_ref().unwrap_or(&self.logits)
+    }
+
+    /// Whether the last byte's flag is unknown or only a guess.
+    pub fn is_pending(&self) -> bool {
+        self.tentative.is_some() || self.flags.last() == Some(&Flag::Unknown)
+    }
+
+    /// The flag of a position that is given.
+    pub fn given_flag(&self, position: usize) -> Option<bool> {
+        let starts = self.given_starts.as_deref()?;
+        Some(position == 0 || starts.binary_search(&(position + 1)).is_ok())
+    }
+
+    /// Sets the flag of a position, the first whose flag is unknown.
+    pub fn set_flag(&mut self, position: usize, flag: Flag) {
+        self.flags[position] = flag;
+        if flag.ends_patch() {
+            self.starts.push(position + 1);
+        }
+    }
+
+    /// Makes the last byte's flag definite: the guess if there is one, else the one that the decoder finds more likely.
+    pub fn force(&mut self) {
+        match self.tentative.take() {
+            Some(logits) => {
+                self.logits = logits;
+                self.decoder.settle();
+            }
+            None => self.force_flag(),
+        }
+    }
+
+    /// The forced rule: of the byte's two ids the one with the larger logit, the plain one if they are equal.
+    pub fn force_flag(&mut self) {
+        let position = self.ids.len() - 1;
+        let id = usize::from(self.ids[position]);
+        let [plain, fused] = [id, id + self.logits.len() / 2].map(|id| self.logits[id]);
+        self.set_flag(position, Flag::Forced(fused > plain));
+    }
+
+    /// Forgets a guess.
+    pub fn undo_tentative(&mut self, compute: &Compute) {
+        if self.tentative.take().is_none() {
+            return;
+        }
+        let position = self.ids.len() - 1;
+        self.flags[position] = Flag::Unknown;
+        self.starts.retain(|&start| start <= position);
+        self.forget_patches();
+        let rewound = self.decoder.rewind(compute, position);
+        assert!(rewound, "a snapshot was made before the guess");
+        self.decoder.settle();
+    }
+
+    /// Forgets what was made of patches that have not ended.
+    fn forget_patches(&mut self) {
+        let n_closed = self.n_closed();
+        self.global_cache.truncate(n_closed);
+        self.patches.truncate(n_closed);
+    }
+
+    /// Goes back to the first `len` ids, at least one. The flag of the last one is unknown again unless it was chosen
+    /// with its byte. Costs a byte of the local networks, or a few dozen steps of their recurrences; further back than a
+    /// few hundred bytes, the local networks run again from a snapshot. The global network never does.
+    pub fn rewind(&mut self, model: &Bolmo, compute: &Compute, len: usize) {
+        let last = len - 1;
+        self.undo_tentative(compute);
+        self.ids.truncate(len);
+        self.flags.truncate(len);
+        let is_given = self.given_flag(last).is_some();
+        if last > 0 && !is_given && !matches!(self.flags[last], Flag::Chosen(_)) {
+            self.flags[last] = Flag::Unknown;
+        }
+        let n_known = self.n_known();
+        self.starts.retain(|&start| start <= n_known);
+        self.forget_patches();
+
+        // The byte before the last is decoded again: its logits were not kept.
+        let n_decoded = last.saturating_sub(1);
+        let near = self.byte_states.first() <= n_decoded
+            && self
+                .decoder
+                .rewind(compute, n_decoded.min(self.decoder.n_steps()))
+            && self.encoder.rewind(compute, len);
+        if near {
+            self.byte_states.truncate(len);
+        } else {
+            let n_decoded = self.decoder.restart(n_decoded);
+            let n_encoded = self.encoder.restart(n_decoded);
+            self.byte_states.restart(n_encoded);
+            let mut n_encoded = n_encoded;
+            while n_encoded < len {
+                let end = len.min(n_encoded + MAX_BATCH);
+                let mut x = compute.empty((end - n_encoded) * model.encoder.dim());
+                model
+                    .encoder
+                    .embed(compute, &self.ids[..end], n_encoded, &mut x);
+                let mut runs = [(end - n_encoded, &mut self.encoder)];
+                self.byte_states
+                    .push(&model.encoder.forward(compute, &mut runs, x));
+                n_encoded = end;
+            }
+        }
+        while self.decoder.n_steps() < n_known {
+            let end = n_known.min(self.decoder.n_steps() + MAX_BATCH);
+            let part = Settle {
+                end,
+                all_logits: false,
+                trace: None,
+                state: self,
+            };
+            settle(model, compute, &mut [part]);
+        }
+        self.evict();
+    }
+
+    /// Number of ids whose flag is known.
+    pub fn n_known(&self) -> usize {
+        self.ids.len() - usize::from(self.flags.last() == Some(&Flag::Unknown))
+    }
+
+    /// Ids after which logits are known for good: those whose flag is, a guess left out.
+    pub fn n_settled(&self) -> usize {
+        self.n_known() - usize::from(self.tentative.is_some())
+    }
+
+    /// Drops what neither the next bytes nor a rewind of a few hundred bytes can need.
+    pub fn evict(&mut self) {
+        self.encoder.evict();
+        self.decoder.evict();
+        self.byte_states.drop_before(self.decoder.oldest());
+    }
+}
