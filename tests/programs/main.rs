@@ -2,6 +2,7 @@
 //!
 //! Behaviour is tested on one small model in tests/data, figures on all reference cases.
 
+mod bolmo;
 #[path = "../common/mod.rs"]
 mod common;
 #[cfg(feature = "default-model")]

@@ -3,7 +3,10 @@
 use std::fmt::Write;
 
 use blt::checkpoint::{Checkpoint, config_to_json};
-use blt::config::{Config, CrossAttentionConfig, PatchingMode, TransformerConfig};
+use blt::config::{
+    BolmoConfig, Config, CrossAttentionConfig, LayerVariant, PatchingMode, QkNorm, RopeScaling,
+    TransformerConfig,
+};
 use serde_json::{Map, Value, json};
 
 use blt::KvType;
@@ -23,7 +26,8 @@ impl Memory {
     fn of(checkpoint: &Checkpoint) -> Self {
         let config = checkpoint.config();
         let parts = by_part(checkpoint);
-        let resident = parts.iter().filter(|(part, _)| *part != Part::HashTables);
+        let resident =
+            (parts.iter()).filter(|(part, _)| !matches!(part, Part::HashTables | Part::Subwords));
         Memory {
             traffic: Traffic::of(checkpoint, runs_entropy_model(config)),
             resident: resident.map(|(_, weights)| weights.bytes).sum(),
@@ -50,6 +54,13 @@ fn cache_bytes(config: &Config, kv: KvType) -> u64 {
         let kept = c.window.map_or(positions, |window| window.min(positions));
         (2 * c.n_layers * c.n_kv_heads * c.head_dim * kv.n_bytes()) as u64 * kept as u64
     };
+    if config.bolmo.is_some() {
+        let patch = (config.global.dim * size_of::<f32>()) as u64;
+        let states = recurrent_bytes(&config.encoder) + recurrent_bytes(&config.decoder);
+        return states
+            + stack(&config.global, config.max_patches)
+            + config.max_patches as u64 * patch;
+    }
     let entropy = config
         .entropy
         .as_ref()
@@ -59,6 +70,12 @@ fn cache_bytes(config: &Config, kv: KvType) -> u64 {
         + stack(&config.global, config.max_patches)
         + entropy.map_or(0, |e| stack(e, config.max_bytes))
         + (config.max_patches * config.global.dim * size_of::<f32>()) as u64
+}
+
+/// What mLSTM layers carry from byte to byte. Snapshots, by which a session goes back, are left out.
+fn recurrent_bytes(c: &TransformerConfig) -> u64 {
+    let (keys, values) = (c.head_dim / 2, c.head_dim);
+    (c.n_layers * c.n_heads * (keys * values + keys + 1) * size_of::<f32>()) as u64
 }
 
 /// For people.
@@ -75,18 +92,9 @@ pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
         line("file", format!("{} ({size})", file.path.display()));
     }
     line("", String::new());
-    match &config.entropy {
-        Some(entropy) => line(Part::Entropy.name(), stack(entropy)),
-        None => line(Part::Entropy.name(), "none".into()),
+    for (name, value) in networks(config) {
+        line(name, value);
     }
-    line("hash tables", hash(config));
-    line(Part::Encoder.name(), stack(&config.encoder));
-    line("  cross-attention", cross(&config.encoder_cross, "after"));
-    line(Part::Global.name(), stack(&config.global));
-    line(Part::Decoder.name(), stack(&config.decoder));
-    line("  cross-attention", cross(&config.decoder_cross, "before"));
-    line("vectors per patch", config.cross_attn_k.to_string());
-    line("patching", patching(config));
     line(
         "context",
         format!(
@@ -120,8 +128,13 @@ pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
     line(
         "weights in memory",
         format!(
-            "{}, and rows of the hash tables",
-            units::memory(memory.resident)
+            "{}, and rows of the {}",
+            units::memory(memory.resident),
+            if config.bolmo.is_some() {
+                "subword table"
+            } else {
+                "hash tables"
+            }
         ),
     );
     line(
@@ -143,6 +156,96 @@ pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
         );
     }
     s.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
+}
+
+/// The networks and what joins them.
+fn networks(config: &Config) -> Vec<(&'static str, String)> {
+    if let Some(bolmo) = &config.bolmo {
+        return bolmo_networks(config, bolmo);
+    }
+    let entropy = config.entropy.as_ref().map_or("none".into(), stack);
+    vec![
+        (Part::Entropy.name(), entropy),
+        ("hash tables", hash(config)),
+        (Part::Encoder.name(), stack(&config.encoder)),
+        ("  cross-attention", cross(&config.encoder_cross, "after")),
+        (Part::Global.name(), stack(&config.global)),
+        (Part::Decoder.name(), stack(&config.decoder)),
+        ("  cross-attention", cross(&config.decoder_cross, "before")),
+        ("vectors per patch", config.cross_attn_k.to_string()),
+        ("patching", patching(config)),
+    ]
+}
+
+fn bolmo_networks(config: &Config, bolmo: &BolmoConfig) -> Vec<(&'static str, String)> {
+    let subwords = match &bolmo.subwords {
+        None => "none".into(),
+        Some(subwords) => format!(
+            "{} rows, {} entries of up to {} bytes, of {}",
+            units::count(subwords.n_rows as u64),
+            units::count(subwords.table.n_entries() as u64),
+            subwords.table.longest(),
+            bolmo.tokenizer
+        ),
+    };
+    let stops: Vec<String> = bolmo.stop_ids.iter().map(u16::to_string).collect();
+    vec![
+        ("subwords", subwords),
+        (Part::Encoder.name(), mlstm(&config.encoder)),
+        (Part::Global.name(), stack(&config.global)),
+        (Part::Decoder.name(), mlstm(&config.decoder)),
+        (
+            "patching",
+            "reading: a predictor with one byte of lookahead; writing: the decoder".into(),
+        ),
+        ("stop ids", stops.join(", ")),
+    ]
+}
+
+fn mlstm(c: &TransformerConfig) -> String {
+    format!(
+        "{} of {}, feed-forward {}, mLSTM with {} heads of {} (keys of {}), eps {}",
+        units::plural(c.n_layers, "layer"),
+        c.dim,
+        c.hidden_dim,
+        c.n_heads,
+        c.head_dim,
+        c.head_dim / 2,
+        c.norm_eps,
+    )
+}
+
+fn variant(v: &LayerVariant) -> String {
+    let order = if v.norm_after {
+        "norms after"
+    } else {
+        "norms before"
+    };
+    let qk = match v.qk_norm {
+        None => "",
+        Some(QkNorm::Row) => ", norms of queries and keys",
+        Some(QkNorm::Head) => ", norms of queries and keys by head",
+    };
+    let bias = if v.attention_bias {
+        ", attention biases"
+    } else {
+        ""
+    };
+    let sliding: Vec<usize> = v.windows.iter().flatten().copied().collect();
+    let windows = match sliding.first() {
+        None => String::new(),
+        Some(window) => format!(
+            ", {} with a window of {window} patches",
+            units::plural(sliding.len(), "layer")
+        ),
+    };
+    let scaling = match v.rope_scaling {
+        RopeScaling::None => "",
+        RopeScaling::Linear { .. } => ", linear rotary scaling",
+        RopeScaling::Llama3 { .. } => ", rotary scaling of Llama 3",
+        RopeScaling::Yarn { .. } => ", YaRN",
+    };
+    format!(", {order}{qk}{bias}{windows}{scaling}")
 }
 
 fn row(tensors: usize, parameters: u64, bytes: u64, dtypes: &[String]) -> String {
@@ -167,8 +270,9 @@ fn stack(c: &TransformerConfig) -> String {
         Some(d) if d.head_norm => ", differential attention with head-wise norm",
         Some(_) => ", differential attention",
     };
+    let variant = c.variant.as_deref().map_or(String::new(), variant);
     format!(
-        "{} of {}, feed-forward {}, {}, {window}, theta {}, eps {}{segments}{differential}",
+        "{} of {}, feed-forward {}, {}, {window}, theta {}, eps {}{segments}{differential}{variant}",
         units::plural(c.n_layers, "layer"),
         c.dim,
         c.hidden_dim,

@@ -4,6 +4,7 @@
 //! `dump` are the files it can leave behind.
 
 mod dump;
+mod flags;
 mod input;
 mod page;
 mod scorer;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use blt::program_args;
-use blt::{Session, SessionOptions};
+use blt::{Model, Session, SessionOptions};
 use serde_json::json;
 
 use blt::cli::args::{self, Failure};
@@ -45,6 +46,9 @@ program_args! {
                 --json prints one object: bits_per_byte, perplexity, accuracy, bytes, patches, \
                 mean_patch_length, windows, seconds, bytes_per_second, peak_memory_bytes, interrupted. \
                 What cannot be computed is null.\n\
+                A Bolmo model gives three figures: causal and joint are code lengths, folded is not, since \
+                each patch end has seen the byte after it. With --json: bits_per_byte (causal), \
+                joint_bits_per_byte, folded_bits_per_byte. The text must fit into the context.\n\
                 Ctrl-C gives the figures of what has been read, and exit code 1.",
         error_code(1, "Something failed; standard error says what."),
         error_code(2, "Wrong usage.")
@@ -104,7 +108,11 @@ fn run(args: Args) -> Result<(), Failure> {
         }
     };
     interrupt::watch()?;
-    let mut scorer = scorer(&args)?;
+    let model = load(&args)?;
+    if model.choices().has_flags() {
+        return flags::run(&args, &model, input);
+    }
+    let mut scorer = scorer(&args, &model)?;
     let mut table = args.per_byte.as_deref().map(Table::create).transpose()?;
     let mut page = (args.html.is_some()).then(|| Page::new(input.name(), scorer.session()));
 
@@ -164,13 +172,16 @@ fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-fn scorer(args: &Args) -> Result<Scorer, Failure> {
+fn load(args: &Args) -> Result<Model, Failure> {
     let options = args.model_options();
     let checkpoint = model::open(&options, args.model.as_deref())?;
-    let model = model::load(&options, &checkpoint)?;
+    model::load(&options, &checkpoint)
+}
+
+fn scorer(args: &Args, model: &Model) -> Result<Scorer, Failure> {
     let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();
     let session = Session::new(
-        &model,
+        model,
         SessionOptions {
             no_bos: args.raw_ids.is_some(),
             patcher: patcher_config(model.config(), args.threshold)?,

@@ -1,7 +1,7 @@
 //! The loop: step, log, validate, save, until the steps are done or Ctrl-C is pressed.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use blt::Error;
@@ -43,10 +43,6 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     };
     let mut log = Log::open(log_path, args.resume, args.quiet)?;
     log.begin(&trainer);
-    if args.stage == "finetune" && trainer.position.step == 0 {
-        // What the checkpoint is worth: the measure of everything after it.
-        validate(args, &mut trainer, &mut log, false)?;
-    }
 
     let mut since = Window::default();
     let mut finished = false;
@@ -86,16 +82,16 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     draw(args, &log)
 }
 
-/// Validates on a sample, always the same; at the very end also on all the text there is, which is for the record
-/// and does not decide which weights are best.
+/// Validates on the first bytes, always the same; at the very end on all there are, too, which is
+/// for the record and no measure of which weights are best.
 fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Result<(), Failure> {
     let score = trainer.validate(trainer.settings.valid_bytes)?;
     if score.n == 0 {
         return Ok(());
     }
     log.validation(trainer, &score)?;
-    if trainer.note(score.loss()) {
-        trainer.keep_as_best(&args.stage)?;
+    if trainer.note(score.loss()) && args.stage != "entropy" {
+        trainer.export(&trainer.path("best.safetensors"))?;
     }
     if last {
         let all = trainer.validate(usize::MAX)?;
@@ -108,7 +104,8 @@ fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Re
 
 fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failure> {
     if args.stage == "entropy" {
-        let (threshold, length) = trainer.finish_entropy(&args.stage)?;
+        let (threshold, length) = trainer.choose_threshold()?;
+        trainer.save(&args.stage)?;
         log.say(&format!(
             "threshold {threshold:.4} nats: {length:.2} bytes a patch; train the rest with \
              blt-train main --entropy-model {}",
@@ -116,13 +113,11 @@ fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failu
         ));
         return Ok(());
     }
-    let (path, is_best) = trainer.finish(args.hf.as_deref().map(Path::new))?;
-    let which = match is_best {
-        true => format!("best on validation, loss {:.4}", trainer.position.best),
-        false => "last weights".into(),
-    };
-    log.say(&format!("wrote {} ({which})", path.display()));
+    let path = trainer.path("model.safetensors");
+    trainer.export(&path)?;
+    log.say(&format!("wrote {}", path.display()));
     if let Some(folder) = &args.hf {
+        trainer.export_hf(folder.as_ref())?;
         log.say(&format!("wrote {folder} for transformers"));
     }
     Ok(())
@@ -229,21 +224,18 @@ impl Log {
 
     fn begin(&mut self, trainer: &Trainer) {
         self.first_step = trainer.position.step;
-        let all = trainer.params.n_parameters();
-        let trained = (trainer.params.list().iter()).filter(|param| param.trained);
-        let trained: usize = trained.map(|param| param.n_elements()).sum();
+        let (mut trained, mut all) = (0, 0);
+        for (_, param) in trainer.params.iter() {
+            all += param.n_elements();
+            trained += if param.trained { param.n_elements() } else { 0 };
+        }
         let (train, valid) = trainer.data_bytes();
         self.say(&format!(
-            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on; {} ids a step; lr \
-             {}, warm-up {} steps, decay {}",
+            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on",
             all as f64 / 1e6,
             trained as f64 / 1e6,
             train as f64 / 1e6,
             valid as f64 / 1e6,
-            trainer.settings.batch * trainer.settings.accumulate,
-            trainer.schedule().peak,
-            trainer.schedule().warmup,
-            trainer.settings.adam().weight_decay,
         ));
     }
 
