@@ -99,13 +99,20 @@ pub fn compare(
     for piece in text.chunks(window) {
         let (p, p_starts) = read(before, piece)?;
         let (q, q_starts) = read(after, piece)?;
-        let rows = p.chunks_exact(VOCAB_SIZE).zip(q.chunks_exact(VOCAB_SIZE));
+        let n_logits = before.config().n_logits();
+        let has_flags = before.choices().has_flags();
+        let rows = p.chunks_exact(n_logits).zip(q.chunks_exact(n_logits));
         for ((p, q), &byte) in rows.zip(piece) {
             let (ln_p, ln_q) = (log_softmax(p), log_softmax(q));
             let id = usize::from(vocab::byte_to_id(byte));
             sums.n += 1;
-            sums.bits_before -= ln_p[id] / std::f64::consts::LN_2;
-            sums.bits_after -= ln_q[id] / std::f64::consts::LN_2;
+            // A byte's two ids, without and with the flag that it ends a patch, count together.
+            let ln = |ln: &[f64]| match has_flags {
+                true => (ln[id].exp() + ln[id + VOCAB_SIZE].exp()).ln(),
+                false => ln[id],
+            };
+            sums.bits_before -= ln(&ln_p) / std::f64::consts::LN_2;
+            sums.bits_after -= ln(&ln_q) / std::f64::consts::LN_2;
             sums.divergence += (ln_p.iter().zip(&ln_q))
                 .map(|(p, q)| p.exp() * (p - q))
                 .sum::<f64>();
@@ -126,7 +133,7 @@ pub fn compare(
 /// first two positions, which are always starts.
 fn read(model: &Model, bytes: &[u8]) -> Result<(Vec<f32>, Vec<usize>)> {
     let mut session = Session::new(model, SessionOptions::default())?;
-    let mut logits = Vec::with_capacity((bytes.len() + 1) * VOCAB_SIZE);
+    let mut logits = Vec::with_capacity((bytes.len() + 1) * model.config().n_logits());
     let ids = vocab::encode(bytes, true);
     session.feed_ids_with(&ids, |step| logits.extend_from_slice(step.logits))?;
     let starts = session.patch_starts().iter().copied().filter(|&s| s > 1);

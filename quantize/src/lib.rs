@@ -12,6 +12,7 @@ pub mod calibrate;
 pub mod convert;
 pub mod evaluate;
 pub mod export;
+pub mod merge;
 pub mod policy;
 pub mod report;
 pub mod stream;

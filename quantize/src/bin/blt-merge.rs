@@ -1,0 +1,105 @@
+//! The program `blt-merge`: arguments and progress. The work is the library's.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use argh::FromArgs;
+use blt::checkpoint::{Checkpoint, OpenOptions, WeightFiles};
+use blt::cli::args::{self, Failure};
+use blt::cli::interrupt;
+use blt::cli::progress::Progress;
+use blt::error::Error;
+use blt_quantize::merge::Merge;
+
+/// Make a chat model of a Bolmo model: add to its global layers what instruction tuning did to the subword model that it
+/// was made from.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help"),
+    example = "blt-merge Bolmo-7B Olmo-3-1025-7B Olmo-3-7B-Instruct chat.safetensors",
+    note = "W += alpha * (W_instruct - W_base) for every tensor of the global layers and the last norm. All of them must be \
+            in both subword models with the same shapes; nothing else changes. The result is one native file.",
+    error_code(
+        1,
+        "Something failed; standard error says what. There is no output then."
+    ),
+    error_code(2, "Wrong usage.")
+)]
+struct Args {
+    /// the byte model
+    #[argh(positional, arg_name = "BASE_BYTE")]
+    byte: PathBuf,
+
+    /// the subword model it was made from
+    #[argh(positional, arg_name = "BASE")]
+    base: PathBuf,
+
+    /// the same subword model after instruction tuning
+    #[argh(positional, arg_name = "INSTRUCT")]
+    instruct: PathBuf,
+
+    /// the file to write
+    #[argh(positional, arg_name = "OUT")]
+    out: PathBuf,
+
+    /// how much of the difference is added (default: 1)
+    #[argh(option, arg_name = "x", default = "1.0")]
+    alpha: f32,
+
+    /// the byte model's tokenizer files, if they are not in the folder "tokenizer" beside its weights
+    #[argh(option, arg_name = "path")]
+    tokenizer: Option<PathBuf>,
+
+    /// show no progress
+    #[argh(switch)]
+    quiet: bool,
+}
+
+fn main() -> ExitCode {
+    args::main("blt-merge", run)
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    if !args.alpha.is_finite() {
+        return Err(Failure::Usage(format!(
+            "--alpha: expected a finite number, found {}",
+            args.alpha
+        )));
+    }
+    let options = OpenOptions {
+        tokenizer: args.tokenizer,
+        ..OpenOptions::default()
+    };
+    let checkpoint = Checkpoint::open(&args.byte, &options)?;
+    let (base, instruct) = (
+        WeightFiles::find(&args.base)?,
+        WeightFiles::find(&args.instruct)?,
+    );
+    let merge = Merge {
+        checkpoint: &checkpoint,
+        base: &base,
+        instruct: &instruct,
+        alpha: args.alpha,
+    };
+    let total = checkpoint
+        .tensors()
+        .map(|(_, tensor)| tensor.bytes().len() as u64)
+        .sum();
+    interrupt::watch()?;
+    let mut progress = Progress::new("merging", Some(total), args.quiet);
+    let merged = merge.write(&args.out, |done| {
+        progress.set(done);
+        match interrupt::requested() {
+            true => Err(Error::argument("interrupted", "nothing has been written")),
+            false => Ok(()),
+        }
+    })?;
+    progress.finish();
+    eprintln!(
+        "{} tensors changed by {:.2} % of their size, {} kept",
+        merged.n_changed,
+        100.0 * merged.relative_change,
+        merged.n_kept
+    );
+    Ok(())
+}
