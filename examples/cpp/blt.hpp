@@ -123,6 +123,7 @@ public:
     Options &threads(std::uint64_t n) { return set(BLT_OPTION_THREADS, n); }
     Options &preload(bool on = true) { return set(BLT_OPTION_PRELOAD, on); }
     Options &profile(std::string_view name) { return set_text(BLT_OPTION_PROFILE, name); }
+    Options &tokenizer(std::string_view path) { return set_text(BLT_OPTION_TOKENIZER, path); }
     Options &max_bytes(std::uint64_t n) { return set(BLT_OPTION_MAX_BYTES, n); }
     Options &slide_keep(std::uint64_t n) { return set(BLT_OPTION_SLIDE_KEEP, n); }
     Options &kv(std::string_view type) { return set_text(BLT_OPTION_KV, type); }

@@ -38,6 +38,7 @@ _OPTIONS = {
     "copy": (6, "int"),
     "patching": (7, "text"),
     "profile": (8, "text"),
+    "tokenizer": (9, "text"),
     "no_bos": (20, "int"),
     "threshold": (21, "real"),
     "threshold_add": (22, "real"),
@@ -192,7 +193,7 @@ class _Options(_Handle):
 class Model(_Handle):
     """A model: a file or folder in any known layout, mapped and shared between sessions.
 
-    Options: threads, isa, config, entropy_model, preload, patching, profile. `progress(done, total)`
+    Options: threads, isa, config, entropy_model, preload, patching, profile, tokenizer. `progress(done, total)`
     is told how many bytes of weights have been read; False ends the opening.
     """
 
@@ -350,7 +351,7 @@ class Session(_Handle):
         return values
 
     def logits(self) -> array[Any]:
-        """260 numbers: index 2 is the end of the text, byte b has index b + 4."""
+        """260 numbers: index 2 is the end of the text, byte b has index b + 4. Of a Bolmo model twice as many."""
         return self._copy(_lib.blt_session_logits, "f")
 
     def entropies(self, first: int = 0) -> array[Any]:

@@ -29,7 +29,9 @@ impl Folder {
     }
 
     pub fn write(&self, name: &str, bytes: &[u8]) {
-        fs::write(self.0.join(name), bytes).expect("room for a file");
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().expect("inside the folder")).expect("room for a folder");
+        fs::write(path, bytes).expect("room for a file");
     }
 
     /// A safetensors file: its length, the header, and zeros for the tensors it speaks of.

@@ -46,7 +46,7 @@ static MODEL: LazyLock<Model> = LazyLock::new(|| {
 /// Checkpoints in every layout that keeps its tensors in safetensors files.
 ///
 /// Input: a byte that chooses the layout, then texts, each after its length in two bytes: the
-/// configuration, a header, and a second one for the sharded layout. The tensors' bytes are zeros,
+/// configuration, a header, and a second one for the sharded layout or a Bolmo model's tokenizer. The tensors' bytes are zeros,
 /// as many as the header says, so that small inputs make sound models.
 pub fn layouts(input: &[u8]) -> bool {
     let Some((&layout, rest)) = input.split_first() else {
@@ -55,7 +55,7 @@ pub fn layouts(input: &[u8]) -> bool {
     let mut texts = files::texts(rest);
     let mut next = || texts.next().unwrap_or_default();
     let folder = Folder::new();
-    match layout % 5 {
+    match layout % 6 {
         0 => {
             folder.write("config.json", next());
             folder.write_weights("model.safetensors", next());
@@ -74,6 +74,13 @@ pub fn layouts(input: &[u8]) -> bool {
             folder.write("model.safetensors.index.json", next());
             folder.write_weights("model-00001-of-00002.safetensors", next());
             folder.write_weights("model-00002-of-00002.safetensors", next());
+        }
+        5 => {
+            folder.write("config.json", next());
+            folder.write_weights("model.safetensors", next());
+            folder.write("tokenizer/tokenizer.json", next());
+            folder.write("tokenizer/tokenizer_config.json", next());
+            folder.write("generation_config.json", next());
         }
         _ => {
             folder.write_weights("native.safetensors", next());
