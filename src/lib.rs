@@ -71,6 +71,7 @@ pub mod error;
 #[cfg(feature = "capi")]
 pub mod ffi;
 pub mod generate;
+pub mod grammar;
 pub mod model;
 mod open;
 pub mod ops;
