@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use blt::checkpoint::Component;
+use blt::tensor::DType;
 use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
@@ -142,6 +143,67 @@ fn a_tiny_model_memorises_4_kb_and_inference_agrees() {
 }
 
 #[test]
+fn accumulated_documents_count_as_in_one_batch() {
+    let temp = Temp::new("accumulate");
+    // 31 and 1,000 positions.
+    let (short, long) = (text(30), text(999));
+    let both = [&short[..], b"\n<|endoftext|>\n", &long[..]].concat();
+    let data = temp.file("text.txt", &both);
+    let run = |batch: &str, accumulate: &str| {
+        let settings = settings(
+            &temp,
+            &[
+                ("data", &data),
+                ("seq-len", "2000"),
+                ("batch", batch),
+                ("accumulate", accumulate),
+                ("shards", "1"),
+            ],
+        );
+        let mut trainer = main_stage(&settings);
+        let report = trainer.step().unwrap();
+        assert_eq!(report.score.n, 1031);
+        (report.score.loss(), report.norm)
+    };
+    let (whole, parts) = (run("1031", "1"), run("1", "2"));
+    /// Rounding of sums in another order.
+    const TOLERANCE: f64 = 1e-5;
+    for (whole, parts) in [(whole.0, parts.0), (whole.1, parts.1)] {
+        let relative = (whole / parts - 1.0).abs();
+        assert!(relative < TOLERANCE, "{whole} at once, {parts} in two");
+    }
+}
+
+#[test]
+fn a_step_reads_the_ids_asked_for() {
+    let temp = Temp::new("batch");
+    let documents: Vec<Vec<u8>> = (0..60).map(|i| text(100 + i * 37 % 900)).collect();
+    let data = temp.file("text.txt", &documents.join(&b"\n<|endoftext|>\n"[..]));
+    let batch = 1024;
+    let settings = settings(
+        &temp,
+        &[
+            ("data", &data),
+            ("seq-len", "1024"),
+            ("batch", &batch.to_string()),
+            ("patching", "space"),
+        ],
+    );
+    let mut trainer = main_stage(&settings);
+    let sizes: Vec<usize> = (0..24).map(|_| trainer.step().unwrap().score.n).collect();
+    for n in &sizes {
+        assert!(n.abs_diff(batch) <= 1024, "{sizes:?}");
+    }
+    // Within one document in all.
+    let sum: usize = sizes.iter().sum();
+    assert!(sum.abs_diff(24 * batch) <= 1024, "{sum}: {sizes:?}");
+    assert!(
+        sizes.iter().any(|&n| n < batch) && sizes.iter().any(|&n| n > batch),
+        "{sizes:?}"
+    );
+}
+
+#[test]
 fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
     let temp = Temp::new("resume");
     let data = temp.file("text.txt", &text(6000));
@@ -266,6 +328,9 @@ fn the_entropy_stage_gives_the_patch_length_asked_for() {
     let (threshold, length) = trainer.choose_threshold().unwrap();
     assert!((3.0..4.0).contains(&length), "{length} at {threshold}");
     assert_eq!(trainer.config.patcher.threshold, threshold);
+    // Of the weights as they are stored: rounding them first changes nothing.
+    blt::train::export::round_as_saved(&mut trainer.params, DType::Bf16);
+    assert_eq!(trainer.choose_threshold().unwrap(), (threshold, length));
 }
 
 #[test]
@@ -281,6 +346,24 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
         (("lora-rank", "4000"), "lora-rank"),
         (("dtype", "q4"), "dtype"),
         (("decay", "never"), "decay"),
+        (("lr", "-1"), "key \"lr\": expected 0 to 10, found -1"),
+        (
+            ("lr-floor", "2"),
+            "key \"lr_floor\": expected 0 to 1, found 2",
+        ),
+        (
+            ("clip", "-1"),
+            "key \"clip\": expected at least 0, found -1",
+        ),
+        (("adam-eps", "0"), "key \"adam_eps\": expected more than 0"),
+        (("weight-decay", "-0.1"), "weight_decay"),
+        (("patch-length", "0"), "key \"patch_length\": expected 1 to"),
+        (
+            ("warmup", "1001"),
+            "key \"warmup\": expected at most --steps 1000, found 1001",
+        ),
+        (("keep", "all"), "key \"keep\": expected best or last"),
+        (("patience", "3"), "patience: expected text to validate on"),
     ] {
         let good = temp.file("good.txt", b"some text");
         let mut settings = settings(&temp, &[("data", &good)]);

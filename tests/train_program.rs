@@ -41,16 +41,7 @@ fn program(temp: &Temp, stage: &[&str], out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
     command.args(stage).current_dir(&temp.0);
     command.args(["--data", "text.txt", "--patching", "space", "--out", out]);
-    command.args([
-        "--seq-len",
-        "256",
-        "--batch",
-        "512",
-        "--warmup",
-        "2",
-        "--threads",
-        "2",
-    ]);
+    command.args(["--seq-len", "256", "--batch", "512", "--threads", "2"]);
     if stage[0] != "finetune" {
         command.args(["--preset", "toy"]);
     }
@@ -202,12 +193,29 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
     assert!(model.has_entropy_model());
 
     // Adapters on the HF layout, merged into a normal file of the same shape.
-    let lora = ["--steps", "5", "--patching", "entropy", "--lora-rank", "2"];
+    let lora = [
+        "--steps",
+        "5",
+        "--patching",
+        "entropy",
+        "--lora-rank",
+        "2",
+        "--lr",
+        "2e-3",
+    ];
     succeed(program(&temp, &["finetune", "hf"], "tuned", &lora));
     let tuned = Model::open(temp.path("tuned/model.safetensors")).unwrap();
     assert_eq!(tuned.config(), model.config());
     let of = |run: &str| std::fs::read(temp.path(run).join("model.safetensors")).unwrap();
     assert!(of("main") != of("tuned"));
+
+    // The checkpoint was validated before the first step.
+    let log = std::fs::read_to_string(temp.path("tuned/log.jsonl")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!(
+        first["step"] == 0 && first["valid_loss"].is_f64(),
+        "{first}"
+    );
 
     // All weights, cut another way.
     let space = ["--steps", "2", "--patching", "space"];
@@ -217,6 +225,39 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
         "again",
         &space,
     ));
+}
+
+#[test]
+fn a_tied_model_stays_tied_and_adapters_are_for_finetune() {
+    let temp = Temp::new("tied");
+    let main = ["--steps", "3", "--tied", "true", "--dtype", "f32"];
+    succeed(program(&temp, &["main"], "main", &main));
+    let tune = ["finetune", "main/model.safetensors"];
+    let more = ["--steps", "3", "--dtype", "f32", "--lr", "1e-3"];
+    succeed(program(&temp, &tune, "tuned", &more));
+    let embedding = |run: &str, name: &str| {
+        let path = temp.path(run).join("model.safetensors");
+        let checkpoint = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
+        let shape = [260, checkpoint.config().encoder.dim];
+        checkpoint.tensor(name, &shape).unwrap().to_f32_vec()
+    };
+    for run in ["main", "tuned"] {
+        assert!(
+            embedding(run, "encoder.tok_embeddings") == embedding(run, "decoder.output"),
+            "{run}"
+        );
+    }
+    assert!(embedding("main", "decoder.output") != embedding("tuned", "decoder.output"));
+
+    let lora = program(&temp, &["main"], "lora", &["--lora-rank", "2"])
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&lora.stderr);
+    assert!(
+        message.contains("--lora-rank: expected it with finetune"),
+        "{message}"
+    );
+    assert_eq!(lora.status.code(), Some(2));
 }
 
 #[test]
@@ -278,6 +319,8 @@ fn differential_attention_learns_and_goes_on() {
     let norms = stacks.map(|stack| stack.differential.as_ref().unwrap().head_norm);
     assert_eq!(norms, [true, true, false, false]);
     let tune = [
+        "--lr",
+        "2e-3",
         "--steps",
         "10",
         "--patching",
@@ -330,6 +373,53 @@ fn a_run_that_gets_no_better_stops() {
     assert_eq!((saved.position.step, saved.position.stale), (3, 2));
     let of = |name: &str| std::fs::read(temp.path("run").join(name)).unwrap();
     assert!(of("best.safetensors") == of("model.safetensors"));
+}
+
+#[test]
+fn the_model_is_the_best_on_validation_unless_the_last_is_asked_for() {
+    let temp = Temp::new("best");
+    // Good steps, then a learning rate at which everything that was learned is lost again.
+    let good = ["--steps", "12", "--valid-every", "6", "--lr", "1e-2"];
+    let bad = |keep| ["--resume", "--steps", "18", "--lr", "2", "--keep", keep];
+    for keep in ["best", "last"] {
+        let entropy = format!("entropy-{keep}");
+        succeed(program(&temp, &["entropy"], &entropy, &good));
+        succeed(program(&temp, &["entropy"], &entropy, &bad(keep)));
+        let weights = |name: &str| {
+            let saved = Saved::open(&temp.path(&entropy).join(name)).unwrap();
+            let shape = [260, saved.config.entropy.as_ref().unwrap().dim];
+            saved.param("entropy.output", &shape).unwrap()
+        };
+        let (chosen, best) = (weights("entropy.safetensors"), weights("best.safetensors"));
+        assert_eq!(chosen == best, keep == "best");
+        assert!(weights("state.safetensors") != best);
+
+        let patching = ["--patching", "entropy", "--entropy-model", &entropy];
+        let run = |more: &[&str]| {
+            let more = [&patching, more].concat();
+            succeed(program(&temp, &["main"], keep, &more));
+        };
+        run(&good);
+        run(&[&bad(keep)[..], &["--hf", &format!("hf-{keep}")]].concat());
+        let losses = logged(&temp, keep, "valid_loss");
+        let saved = Saved::open(&temp.path(keep).join("state.safetensors")).unwrap();
+        assert!(*losses.last().unwrap() > saved.position.best, "{losses:?}");
+        let of = |name: &str| std::fs::read(temp.path(keep).join(name)).unwrap();
+        let is_best = of("best.safetensors") == of("model.safetensors");
+        assert_eq!(is_best, keep == "best");
+        // The folder for transformers holds the same weights.
+        let open = |path: &Path| Checkpoint::open(path, &OpenOptions::default()).unwrap();
+        let native = open(&temp.path(keep).join("model.safetensors"));
+        let hf = open(&temp.path(&format!("hf-{keep}")));
+        let mut n_same = 0;
+        for ((name, a), (_, b)) in native.tensors().zip(hf.tensors()) {
+            if a.dtype() == b.dtype() {
+                assert!(a.bytes() == b.bytes(), "{name}");
+                n_same += 1;
+            }
+        }
+        assert!(n_same > 20, "{n_same} matrices");
+    }
 }
 
 #[test]

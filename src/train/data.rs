@@ -20,10 +20,16 @@ pub const SEPARATOR: &str = "<|endoftext|>";
 /// Most files that are looked at in a folder.
 const MAX_FILES: usize = 1_000_000;
 
+/// Tell the random orders of a seed apart: of documents to hold out, and of pieces to validate on. Those of epochs
+/// are their numbers.
+const SPLIT: u64 = 1 << 62;
+const SAMPLE: u64 = 1 << 63;
+
 /// A run of bytes of one document.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     source: u32,
+    document: usize, // where its document starts
     start: usize,
     end: usize,
     bos: bool, // whether it begins the document
@@ -119,6 +125,7 @@ impl Corpus {
             let to = if eos { end } else { at + room };
             self.pieces.push(Piece {
                 source,
+                document: start,
                 start: at,
                 end: to,
                 bos,
@@ -129,13 +136,34 @@ impl Corpus {
         }
     }
 
-    /// Takes every `1 / share`-th part of the pieces away for validation: about `share` of them,
-    /// chosen by the seed.
+    /// Takes about `share` of the bytes away for validation: whole documents in an order that the seed
+    /// determines. Of a document that is much longer than what is still wanted, its last pieces.
     pub fn split(mut self, share: f64, seed: u64) -> (Corpus, Corpus) {
-        let limit = (share.clamp(0.0, 1.0) * 4_294_967_296.0) as u64;
-        let held_out =
-            |p: &Piece| mix(seed ^ mix(p.start as u64 ^ (u64::from(p.source) << 40))) >> 32 < limit;
-        let (valid, train) = self.pieces.iter().partition(|p| held_out(p));
+        let same = |a: &Piece, b: &Piece| (a.source, a.document) == (b.source, b.document);
+        let documents: Vec<&[Piece]> = self.pieces.chunk_by(same).collect();
+        let mut order: Vec<usize> = (0..documents.len()).collect();
+        SplitMix64::mixed(seed ^ mix(SPLIT)).shuffle(&mut order);
+        let bytes = |pieces: &[Piece]| -> usize { pieces.iter().map(|p| p.end - p.start).sum() };
+        let mut wanted = (share.clamp(0.0, 1.0) * self.n_bytes as f64) as usize;
+        // Of each document, how many pieces stay.
+        let mut kept: Vec<usize> = documents.iter().map(|pieces| pieces.len()).collect();
+        for i in order {
+            if wanted == 0 {
+                break;
+            }
+            let pieces = documents[i];
+            kept[i] = match bytes(pieces) <= 2 * wanted {
+                true => 0,
+                false => (0..pieces.len())
+                    .rfind(|&first| bytes(&pieces[first..]) >= wanted)
+                    .unwrap_or(0),
+            };
+            wanted = wanted.saturating_sub(bytes(&pieces[kept[i]..]));
+        }
+        let halves = || documents.iter().zip(&kept);
+        let train = halves().flat_map(|(pieces, &n)| &pieces[..n]).copied();
+        let valid = halves().flat_map(|(pieces, &n)| &pieces[n..]).copied();
+        let (train, valid) = (train.collect(), valid.collect());
         let other = Corpus {
             sources: Arc::clone(&self.sources),
             pieces: valid,
@@ -173,6 +201,30 @@ impl Corpus {
             .chain(bytes.iter().map(|&b| byte_to_id(b)))
             .chain(p.eos.then_some(EOS))
             .collect()
+    }
+
+    /// The positions of a piece: one less than its ids.
+    pub fn n_positions(&self, piece: usize) -> usize {
+        let p = &self.pieces[piece];
+        usize::from(p.bos) + (p.end - p.start) + usize::from(p.eos) - 1
+    }
+
+    /// A random sample of the pieces of about `max_bytes` bytes, or all of them if they have less: the same for a
+    /// seed, in the order of the text.
+    pub fn sample(&self, max_bytes: usize, seed: u64) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.pieces.len() as u32).collect();
+        SplitMix64::mixed(seed ^ mix(SAMPLE)).shuffle(&mut order);
+        let mut n_bytes = 0;
+        let mut sample: Vec<u32> = (order.into_iter())
+            .take_while(|&piece| {
+                let p = &self.pieces[piece as usize];
+                let more = n_bytes < max_bytes;
+                n_bytes += p.end - p.start;
+                more
+            })
+            .collect();
+        sample.sort_unstable();
+        sample
     }
 
     /// The order of the pieces in an epoch.
@@ -323,6 +375,7 @@ mod tests {
             for piece in 1..corpus.len() {
                 let more = corpus.ids(piece);
                 assert!((2..=max_ids).contains(&more.len()), "{max_ids}");
+                assert_eq!(corpus.n_positions(piece), more.len() - 1, "{max_ids}");
                 assert_eq!(ids.last(), more.first(), "{max_ids}");
                 ids.extend(&more[1..]);
             }
@@ -342,8 +395,50 @@ mod tests {
             (n, bytes)
         );
         assert!((n / 10..n * 3 / 10).contains(&valid.len()));
+        // One document: its end is held out.
+        assert!(train.pieces.last().unwrap().end <= valid.pieces[0].start + 1);
         assert_eq!(train.order(1, 0), train.order(1, 0));
         assert_ne!(train.order(1, 0), train.order(1, 1));
+    }
+
+    #[test]
+    fn whole_documents_are_held_out_and_the_sample_is_random() {
+        let documents: Vec<String> = (0..200)
+            .map(|i| format!("{i} ").repeat(20 + i % 50))
+            .collect();
+        let text = documents.join("\n<|endoftext|>\n");
+        let mut corpus = Corpus::from_bytes(Vec::new(), 40);
+        for document in super::documents(text.as_bytes(), SEPARATOR) {
+            corpus.add(0, document, 40);
+        }
+        corpus.sources = Arc::new(vec![Source::Memory(text.into_bytes())]);
+        let all = corpus.n_bytes();
+        let mut first = Vec::new();
+        for seed in 0..4 {
+            let (train, valid) = corpus.clone().split(0.1, seed);
+            let of = |c: &Corpus| -> std::collections::BTreeSet<usize> {
+                c.pieces.iter().map(|p| p.document).collect()
+            };
+            let shared = of(&train).intersection(&of(&valid)).count();
+            assert!(shared <= 1, "seed {seed}: {shared} documents in both");
+            assert_eq!(train.n_bytes() + valid.n_bytes(), all);
+            let share = valid.n_bytes() as f64 / all as f64;
+            assert!((0.08..0.12).contains(&share), "seed {seed}: {share}");
+            assert_eq!(of(&corpus.clone().split(0.1, seed).1), of(&valid));
+            first.push(of(&valid));
+
+            let sample = corpus.sample(500, seed);
+            assert_eq!(sample, corpus.sample(500, seed));
+            let n: usize = sample.iter().map(|&p| corpus.ids(p as usize).len()).sum();
+            assert!((480..620).contains(&n), "{n}");
+            assert!(
+                *sample.last().unwrap() as usize > corpus.len() / 4,
+                "not the head"
+            );
+            assert_eq!(corpus.sample(usize::MAX, seed).len(), corpus.len());
+        }
+        assert!(first.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(corpus.clone().split(0.0, 1).1.is_empty());
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::params::Params;
+use super::params::{Params, Value};
 use crate::checkpoint::{
-    HfLayout, ModelTensor, SafetensorsWriter, TensorSpec, expected_tensors, hf_layout, native_file,
+    Checkpoint, HfLayout, ModelTensor, OpenOptions, Role, SafetensorsWriter, TensorSpec,
+    expected_tensors, hf_layout, native_file,
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -31,18 +32,34 @@ pub fn saved(
     Tensor::from_values(dtype, shape.to_vec(), &values.ok_or_else(missing)?)
 }
 
+/// The type that a tensor of this role is saved in: vectors stay f32.
+fn saved_dtype(role: Role, dtype: DType) -> DType {
+    match role.is_vector() {
+        true => DType::F32,
+        false => dtype,
+    }
+}
+
+/// Gives the weights the values they have once they are saved in this type.
+pub fn round_as_saved(params: &mut Params<f32>, dtype: DType) {
+    for param in params.list_mut() {
+        let dtype = saved_dtype(param.role, dtype);
+        if let Value::Owned(values) = &mut param.value
+            && dtype != DType::F32
+        {
+            let saved = Tensor::from_values(dtype, vec![values.len()], values);
+            *values = saved.expect("a plain type holds any shape").to_f32_vec();
+        }
+    }
+}
+
 /// Writes the native file, tensor by tensor; norms stay f32.
 ///
 /// # Errors
 /// As [`native_file`], [`saved`] and [`SafetensorsWriter`].
 pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
-    let typed = |tensor: ModelTensor| {
-        let dtype = match tensor.role.is_vector() {
-            true => DType::F32,
-            false => dtype,
-        };
-        (tensor.name, (dtype, tensor.shape))
-    };
+    let typed =
+        |tensor: ModelTensor| (tensor.name, (saved_dtype(tensor.role, dtype), tensor.shape));
     let types: HashMap<_, _> = expected_tensors(config).into_iter().map(typed).collect();
     let list = types
         .iter()
@@ -78,6 +95,32 @@ pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
 /// # Errors
 /// As [`hf_layout_of`] and [`native`].
 pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
+    hf_with(folder, config, dtype, |name, shape| {
+        saved(name, shape, sources, dtype)
+    })
+}
+
+/// The same for a model that was written as a native file.
+///
+/// # Errors
+/// As [`hf`] and [`Checkpoint::open`].
+pub fn hf_of_native(folder: &Path, native: &Path, dtype: DType) -> Result<()> {
+    let checkpoint = Checkpoint::open(native, &OpenOptions::default())?;
+    hf_with(folder, checkpoint.config(), dtype, |name, shape| {
+        let tensor = checkpoint.tensor(name, shape)?;
+        match tensor.dtype() == dtype {
+            true => Ok(tensor),
+            false => Tensor::from_values(dtype, shape.to_vec(), &tensor.to_f32_vec()),
+        }
+    })
+}
+
+fn hf_with(
+    folder: &Path,
+    config: &Config,
+    dtype: DType,
+    tensor_of: impl Fn(&str, &[usize]) -> Result<Tensor>,
+) -> Result<()> {
     let layout = hf_layout_of(config, dtype)?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let shapes: HashMap<String, Vec<usize>> = (expected_tensors(config).into_iter())
@@ -91,8 +134,7 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
     let mut writer = SafetensorsWriter::create(&path, &metadata, specs)?;
     for tensor in &layout.tensors {
         for part in &tensor.parts {
-            let saved = saved(part, &shapes[part], sources, dtype)?;
-            writer.write(&tensor.name, saved.bytes())?;
+            writer.write(&tensor.name, tensor_of(part, &shapes[part])?.bytes())?;
         }
     }
     writer.finish()?;
@@ -103,7 +145,25 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Checkpoint, OpenOptions};
+
+    #[test]
+    fn rounded_weights_are_those_of_the_file() {
+        let mut config = preset("toy").unwrap();
+        config.patcher.mode = PatchingMode::Entropy;
+        let mut params = random(&config, |_| true, 1).unwrap();
+        let path = std::env::temp_dir().join(format!("blt-rounded-{}", std::process::id()));
+        native(&path, &config, &[&params], DType::Bf16).unwrap();
+        let found = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
+        let values = |params: &Params<f32>, name: &str| params.saved_values(name).unwrap().to_vec();
+        let wq = "entropy.layers.0.wq";
+        let before = values(&params, wq);
+        round_as_saved(&mut params, DType::Bf16);
+        assert!(values(&params, wq) != before);
+        for (name, tensor) in found.tensors() {
+            assert!(tensor.to_f32_vec() == values(&params, name), "{name}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
     use crate::config::{DifferentialConfig, PatchingMode};
     use crate::train::init::random;
     use crate::train::presets::preset;

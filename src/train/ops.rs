@@ -194,33 +194,34 @@ impl Dropout {
         if self.p <= 0.0 {
             return;
         }
-        let keep = F::of(1.0 / (1.0 - self.p));
-        let limit = (self.p * 4_294_967_296.0) as u32;
+        self.drop(self.p, F::of(1.0 / (1.0 - self.p)), site, x);
+    }
+
+    /// Zeroes elements with probability `p` and multiplies the others by `kept`.
+    fn drop<F: Float>(&self, p: f64, kept: F, site: u64, x: &mut [F]) {
+        let limit = (p * 4_294_967_296.0) as u32;
         let base = mix(self.seed ^ mix(site));
         vectorized(
             #[inline(always)]
             || {
                 for (i, x) in x.iter_mut().enumerate() {
                     let draw = (mix(base.wrapping_add(i as u64)) >> 32) as u32;
-                    *x = if draw < limit { F::ZERO } else { *x * keep };
+                    *x = if draw < limit { F::ZERO } else { *x * kept };
                 }
             },
         );
     }
 
-    /// What the n-gram embeddings of each of `n` positions count: 0 or, so that the mean stays, a
-    /// little more than 1. `None`: all of them as they are.
+    /// The factor of the n-gram embeddings of each of `n` positions, 0 or 1; `None`: 1 everywhere. What is kept is
+    /// not enlarged: the sum with the byte embedding goes into a norm, and inference, which drops nothing, would
+    /// see a scale that training never did.
     pub fn of_ngrams<F: Float>(&self, site: u64, n: usize) -> Option<Buffer<F>> {
         if self.hash <= 0.0 {
             return None;
         }
         let mut shares = Buffer::any(n);
         shares.fill(F::ONE);
-        Dropout {
-            p: self.hash,
-            ..*self
-        }
-        .apply(site, &mut shares);
+        self.drop(self.hash, F::ONE, site, &mut shares);
         Some(shares)
     }
 }
@@ -296,4 +297,36 @@ pub fn cross_entropy<F: Float>(logits: &mut [F], targets: &[Id], weight: f64) ->
         row[target] -= weight;
     }
     score
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_keeps_the_mean_and_n_gram_dropout_keeps_the_scale() {
+        let n = 20_000;
+        let dropout = Dropout {
+            p: 0.25,
+            hash: 0.4,
+            seed: 3,
+        };
+        let mut x = vec![1.0f64; n];
+        dropout.apply(7, &mut x);
+        let kept = 1.0 / (1.0 - dropout.p);
+        assert!(x.iter().all(|&x| x == 0.0 || x == kept));
+        assert!((x.iter().sum::<f64>() / n as f64 - 1.0).abs() < 0.02);
+        let factors = dropout.of_ngrams::<f64>(2, n).unwrap();
+        assert!(factors.iter().all(|&f| f == 0.0 || f == 1.0));
+        let kept = factors.iter().sum::<f64>() / n as f64;
+        assert!((kept - 0.6).abs() < 0.02, "{kept}");
+        assert!(
+            Dropout {
+                hash: 0.0,
+                ..dropout
+            }
+            .of_ngrams::<f64>(2, n)
+            .is_none()
+        );
+    }
 }

@@ -220,6 +220,12 @@ impl<F: Float> Params<F> {
         self.list[id.0].trained = false;
     }
 
+    /// Number of parameters; what is tied counts once.
+    pub fn n_parameters(&self) -> usize {
+        let counts = |p: &&Param<F>| !(self.tied && p.name == TIED.1);
+        self.list.iter().filter(counts).map(Param::n_elements).sum()
+    }
+
     /// Whether byte embedding and output are one tensor.
     pub fn are_tied(&self) -> bool {
         self.tied

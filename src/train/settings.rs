@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 
 use super::adamw::AdamConfig;
 use super::matmul::Precision;
-use super::presets::{hidden_of, preset};
+use super::presets::{hidden_of, is_tied, preset};
 use super::schedule::{Decay, Schedule};
 use crate::config::{Config, DifferentialConfig, PatcherConfig, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 /// A value that can be read from text and shown as text.
 trait Field: Sized {
@@ -162,7 +163,7 @@ settings! {
     data: Vec<String> = Vec::new();
     /// Texts to validate on.
     valid: Vec<String> = Vec::new();
-    /// Share of the data held out for validation if there is no --valid.
+    /// Share of the data held out for validation if there is no --valid: whole documents, drawn by the seed.
     valid_share: f64 = 0.05;
     /// Line that separates documents.
     separator: String = super::data::SEPARATOR.into();
@@ -184,18 +185,19 @@ settings! {
     precision: Precision = Precision::F32;
     /// Steps of the optimiser.
     steps: u64 = 1000;
-    /// Ids read per step (and micro-batch, see accumulate).
+    /// Ids read per micro-batch (one per step, see accumulate): on average, and within one document each time.
     batch: usize = 8192;
     /// Longest sequence, in ids.
     seq_len: usize = 1024;
     /// Micro-batches per step.
     accumulate: usize = 1;
-    /// Highest learning rate.
-    lr: f64 = 2e-3;
+    /// Highest learning rate; none: 2e-3, for finetune 1e-4, from 100 M parameters on 2e-5, with adapters 2e-4.
+    lr: Option<f64> = None;
     /// Last learning rate, as a share of the highest.
     lr_floor: f64 = 0.05;
-    /// Steps over which the learning rate rises.
-    warmup: u64 = 100;
+    /// Steps over which the learning rate rises; none: 100, but at most a tenth of the steps, for finetune a
+    /// twentieth.
+    warmup: Option<u64> = None;
     /// How the learning rate falls: cosine, linear, trapezoid or constant.
     decay: String = "cosine".into();
     /// Share of the steps over which a trapezoid falls.
@@ -206,26 +208,28 @@ settings! {
     beta2: f64 = 0.95;
     /// AdamW: added to the root of the mean square.
     adam_eps: f64 = 1e-8;
-    /// AdamW: weight decay of matrices; norms and embeddings have none.
-    weight_decay: f64 = 0.1;
+    /// AdamW: weight decay of matrices (norms and embeddings have none); none: 0.1, for finetune 0.01.
+    weight_decay: Option<f64> = None;
     /// Largest global norm of the gradient; 0: no limit.
     clip: f64 = 1.0;
     /// Dropout of embeddings and residual branches.
     dropout: f64 = 0.0;
     /// Share of positions whose n-gram embeddings are dropped, so that the tables do not memorise the text.
     hash_dropout: f64 = 0.0;
-    /// One tensor for byte embedding and output.
-    tied: bool = false;
+    /// One tensor for byte embedding and output; none: as the preset, or for finetune the checkpoint, has it.
+    tied: Option<bool> = None;
     /// Steps between lines of the log.
     log_every: u64 = 20;
     /// Steps between validations.
     valid_every: u64 = 250;
-    /// Most bytes per validation.
+    /// Bytes per validation: a random sample of the validation text, the same each time.
     valid_bytes: usize = 131_072;
     /// Steps between checkpoints.
     save_every: u64 = 250;
     /// Stop after this many validations in a row without a better one; 0: never.
     patience: u64 = 0;
+    /// Weights of the model files: best (lowest loss on validation text, if there is any) or last.
+    keep: String = "best".into();
     /// Element type of the model files: bf16 or f32.
     dtype: String = "bf16".into();
     /// Adapters instead of full fine-tuning: their rank; 0: none.
@@ -334,12 +338,38 @@ impl Settings {
         Ok(())
     }
 
+    /// Gives rate, decay and warm-up that were not set the values for fine-tuning a model of that many parameters:
+    /// it has been trained already, and a rate for new weights would destroy that.
+    pub fn fill_for_finetune(&mut self, n_parameters: usize) {
+        let lr = match (self.lora_rank > 0, n_parameters < 100_000_000) {
+            (true, _) => 2e-4,
+            (false, true) => 1e-4,
+            (false, false) => 2e-5,
+        };
+        self.lr.get_or_insert(lr);
+        self.weight_decay.get_or_insert(0.01);
+        self.warmup.get_or_insert((self.steps / 20).min(100));
+    }
+
+    /// Whether byte embedding and output are one tensor.
+    pub fn is_tied(&self) -> bool {
+        self.tied.unwrap_or(is_tied(&self.preset))
+    }
+
+    /// Element type of the model files.
+    pub fn dtype(&self) -> DType {
+        match self.dtype.as_str() {
+            "f32" => DType::F32,
+            _ => DType::Bf16,
+        }
+    }
+
     /// The optimiser's settings.
     pub fn adam(&self) -> AdamConfig {
         AdamConfig {
             betas: (self.beta1, self.beta2),
             eps: self.adam_eps,
-            weight_decay: self.weight_decay,
+            weight_decay: self.weight_decay.unwrap_or(0.1),
             clip: self.clip,
         }
     }
@@ -350,9 +380,9 @@ impl Settings {
     /// [`Error::Argument`] for an unknown decay.
     pub fn schedule(&self) -> Result<Schedule> {
         Ok(Schedule {
-            peak: self.lr,
+            peak: self.lr.unwrap_or(2e-3),
             floor: self.lr_floor,
-            warmup: self.warmup,
+            warmup: self.warmup.unwrap_or((self.steps / 10).min(100)),
             steps: self.steps,
             cooldown: self.cooldown,
             decay: self.decay.parse::<Decay>()?,
@@ -401,6 +431,35 @@ impl Settings {
                 ));
             }
         }
+        for (name, value, lowest, highest) in [
+            ("lr", self.lr.unwrap_or(0.0), 0.0, 10.0),
+            ("lr_floor", self.lr_floor, 0.0, 1.0),
+            ("cooldown", self.cooldown, 0.0, 1.0),
+            ("weight_decay", self.weight_decay.unwrap_or(0.0), 0.0, 1e3),
+            ("clip", self.clip, 0.0, f64::INFINITY),
+            ("adam_eps", self.adam_eps, f64::MIN_POSITIVE, 1.0),
+            ("lora_alpha", self.lora_alpha, f64::MIN_POSITIVE, 1e6),
+            ("patch_length", self.patch_length, 1.0, 1e6),
+        ] {
+            if !(lowest..=highest).contains(&value) {
+                return Err(Error::config(
+                    name,
+                    match (lowest, highest) {
+                        (l, h) if l == f64::MIN_POSITIVE => {
+                            format!("expected more than 0 and at most {h}, found {value}")
+                        }
+                        (l, f64::INFINITY) => format!("expected at least {l}, found {value}"),
+                        (l, h) => format!("expected {l} to {h}, found {value}"),
+                    },
+                ));
+            }
+        }
+        if let Some(warmup) = self.warmup.filter(|&warmup| warmup > self.steps) {
+            return Err(Error::config(
+                "warmup",
+                format!("expected at most --steps {}, found {warmup}", self.steps),
+            ));
+        }
         if !self.precision.is_available(Isa::detect()) {
             return Err(Error::config(
                 "precision",
@@ -411,6 +470,12 @@ impl Settings {
             return Err(Error::config(
                 "dtype",
                 format!("expected bf16 or f32, found \"{}\"", self.dtype),
+            ));
+        }
+        if !["best", "last"].contains(&self.keep.as_str()) {
+            return Err(Error::config(
+                "keep",
+                format!("expected best or last, found \"{}\"", self.keep),
             ));
         }
         self.schedule().map(|_| ())
@@ -567,6 +632,7 @@ fn resize(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::{Component, ModelTensor, Role};
 
     #[test]
     fn flags_and_files_set_the_same() {
@@ -604,6 +670,25 @@ mod tests {
         for (name, text) in [("seq-len", "x"), ("nonsense", "1"), ("lr", "nan")] {
             assert!(a.set(name, text).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn finetune_has_its_own_defaults_and_leaves_what_was_set() {
+        let of = |n: usize, set: &[(&str, &str)]| {
+            let mut s = Settings::default();
+            set.iter()
+                .for_each(|(name, text)| s.set(name, text).unwrap());
+            s.fill_for_finetune(n);
+            let schedule = s.schedule().unwrap();
+            (schedule.peak, schedule.warmup, s.adam().weight_decay)
+        };
+        assert_eq!(of(7_000_000, &[]), (1e-4, 50, 0.01));
+        assert_eq!(of(500_000_000, &[]), (2e-5, 50, 0.01));
+        assert_eq!(of(500_000_000, &[("lora-rank", "8")]), (2e-4, 50, 0.01));
+        let set = [("lr", "0.5"), ("warmup", "3"), ("weight-decay", "0.2")];
+        assert_eq!(of(7_000_000, &set), (0.5, 3, 0.2));
+        let schedule = Settings::default().schedule().unwrap();
+        assert_eq!((schedule.peak, schedule.warmup), (2e-3, 100));
     }
 
     #[test]
@@ -645,6 +730,23 @@ mod tests {
             assert!(s.architecture().is_err());
         }
         assert!(preset("huge").is_err());
+    }
+
+    #[test]
+    fn the_preset_55m_has_the_size_of_its_name() {
+        let mut s = Settings::default();
+        assert!(!s.is_tied());
+        s.set("preset", "55m").unwrap();
+        let config = s.architecture().unwrap();
+        let n = |of_entropy: bool| -> usize {
+            let all = crate::checkpoint::expected_tensors(&config).into_iter();
+            let tied = |t: &ModelTensor| t.component == Component::Decoder && t.role == Role::Head;
+            all.filter(|t| (t.component == Component::Entropy) == of_entropy && !tied(t))
+                .map(|t| t.shape.iter().product::<usize>())
+                .sum()
+        };
+        assert!(s.is_tied() && config.cross_attn_k == 3 && !config.has_global_projection());
+        assert_eq!((n(false), n(true)), (55_404_288, 1_740_032));
     }
 
     #[test]

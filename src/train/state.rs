@@ -25,6 +25,8 @@ pub struct Position {
     pub epoch: u64,
     /// Pieces drawn in the current one.
     pub cursor: usize,
+    /// Ids read beyond the steps' batches, which the next batch reads less.
+    pub surplus: usize,
     /// Lowest validation loss so far, in nats; infinite before the first.
     pub best: f64,
     /// Validations since then.
@@ -42,6 +44,7 @@ impl Position {
             step: 0,
             epoch: 0,
             cursor: 0,
+            surplus: 0,
             best: f64::INFINITY,
             stale: 0,
             seconds: 0.0,
@@ -85,6 +88,7 @@ pub fn save(
         "step": position.step,
         "epoch": position.epoch,
         "cursor": position.cursor,
+        "surplus": position.surplus,
         // As bits: infinity is no JSON, and resuming is exact.
         "best": position.best.to_bits(),
         "stale": position.stale,
@@ -158,6 +162,8 @@ impl Saved {
                 step: number("step")?,
                 epoch: number("epoch")?,
                 cursor: number("cursor")? as usize,
+                // States of earlier versions have none.
+                surplus: about["surplus"].as_u64().unwrap_or(0) as usize,
                 best: f64::from_bits(number("best")?),
                 stale: number("stale")?,
                 seconds: about["seconds"].as_f64().unwrap_or(0.0),
@@ -206,14 +212,27 @@ impl Saved {
             })
     }
 
+    /// Puts values where they were, without the optimiser's moments.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if one is missing or misshapen.
+    pub fn restore_params(&self, params: &mut Params<f32>) -> Result<()> {
+        for param in params.list_mut() {
+            if let Value::Owned(values) = &mut param.value {
+                *values = self.param(&param.name, &param.shape)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts values and moments where they were.
     ///
     /// # Errors
     /// [`Error::Tensor`] if one is missing or misshapen.
     pub fn restore(&self, params: &mut Params<f32>, optimiser: &mut AdamW<f32>) -> Result<()> {
-        for (param, moments) in params.list_mut().iter_mut().zip(&mut optimiser.moments) {
-            if let Value::Owned(values) = &mut param.value {
-                *values = self.param(&param.name, &param.shape)?;
+        self.restore_params(params)?;
+        for (param, moments) in params.list().iter().zip(&mut optimiser.moments) {
+            if let Value::Owned(_) = &param.value {
                 let get = |kind: &str| self.tensor(&format!("{kind}.{}", param.name), &param.shape);
                 if let (Some(mean), Some(square)) = (get("mean")?, get("square")?) {
                     (moments.mean, moments.square) = (mean, square);

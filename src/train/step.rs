@@ -86,7 +86,8 @@ impl Network {
         }
     }
 
-    /// Loss, and gradients of `share` times the mean over all positions of all `sequences`.
+    /// Loss, and the gradients of the sum over all positions of all `sequences`, divided by `n_positions`: those
+    /// of the whole step, of which `sequences` may be a part.
     ///
     /// # Errors
     /// As [`Batch::new`].
@@ -98,11 +99,10 @@ impl Network {
         sequences: &[Sequence],
         n_shards: usize,
         precision: Precision,
-        share: f64,
+        n_positions: usize,
         dropout: Option<Dropout>,
     ) -> Result<(Score, Grads<f32>)> {
-        let n: usize = sequences.iter().map(Sequence::n).sum();
-        let weight = share / n as f64;
+        let weight = 1.0 / n_positions as f64;
         let options = MatmulOptions {
             threads: rayon::current_num_threads() / n_shards.max(1),
             precision,

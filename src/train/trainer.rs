@@ -22,6 +22,13 @@ use crate::random::mix;
 use crate::tensor::DType;
 use crate::vocab::Id;
 
+/// The best weights so far, in the folder of a run.
+const BEST: &str = "best.safetensors";
+
+/// What a finished entropy stage hands to the main stage, in the folder of its run: a state file with the weights
+/// to be used and their threshold.
+pub const ENTROPY_FILE: &str = "entropy.safetensors";
+
 /// Which part is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -133,9 +140,13 @@ impl Trainer {
         settings: Settings,
         config: Config,
         mut params: Params<f32>,
-        entropy: Option<Params<f32>>,
+        mut entropy: Option<Params<f32>>,
     ) -> Result<Trainer> {
         settings.validate()?;
+        if let Some(entropy) = &mut entropy {
+            // Patches are cut in training as they will be with the model file.
+            export::round_as_saved(entropy, settings.dtype());
+        }
         let paths = |list: &[String]| list.iter().map(PathBuf::from).collect::<Vec<_>>();
         if settings.data.is_empty() {
             return Err(Error::argument(
@@ -158,7 +169,13 @@ impl Trainer {
                 "expected text to train on, found none left",
             ));
         }
-        if settings.tied && stage == Stage::Main {
+        if settings.patience > 0 && valid.is_empty() {
+            return Err(Error::argument(
+                "patience",
+                "expected text to validate on, found none; give --valid or a larger --valid-share",
+            ));
+        }
+        if settings.is_tied() && stage == Stage::Main {
             params.tie_embeddings();
         }
         if settings.lora_rank > 0 {
@@ -226,15 +243,24 @@ impl Trainer {
         self.out.join(name)
     }
 
+    /// The learning rates.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
     /// Bytes of text to train and to validate on.
     pub fn data_bytes(&self) -> (usize, usize) {
         (self.train.n_bytes(), self.valid.n_bytes())
     }
 
-    /// Pieces for about `settings.batch` ids.
-    fn draw(&mut self) -> Vec<u32> {
+    /// Pieces for `settings.batch` ids, and the number of positions in them. Pieces are read whole, so a batch
+    /// can be up to one piece longer; the next is shorter by as much, so that batches have the size asked for on
+    /// average.
+    fn draw(&mut self) -> (Vec<u32>, usize) {
+        let batch = self.settings.batch;
+        let wanted = batch.saturating_sub(self.position.surplus);
         let (mut pieces, mut n) = (Vec::new(), 0);
-        while n < self.settings.batch {
+        while pieces.is_empty() || n < wanted {
             if self.position.cursor == self.order.len() {
                 self.position.epoch += 1;
                 self.position.cursor = 0;
@@ -242,10 +268,12 @@ impl Trainer {
             }
             let piece = self.order[self.position.cursor];
             self.position.cursor += 1;
-            n += self.train.ids(piece as usize).len() - 1;
+            n += self.train.n_positions(piece as usize);
             pieces.push(piece);
         }
-        pieces
+        // Pieces longer than a batch leave a debt that no batch can pay back: at most one batch of it counts.
+        self.position.surplus = (self.position.surplus + n).saturating_sub(batch).min(batch);
+        (pieces, n)
     }
 
     /// One step of the optimiser.
@@ -260,11 +288,14 @@ impl Trainer {
         let mut score = Score::default();
         let mut sum = None;
         let mut patching = 0.0;
-        for micro in 0..self.settings.accumulate {
-            let pieces = self.draw();
+        let (micro_batches, sizes): (Vec<Vec<u32>>, Vec<usize>) =
+            (0..self.settings.accumulate).map(|_| self.draw()).unzip();
+        // Every position of the step counts the same, whichever micro-batch it is in.
+        let n_positions = sizes.iter().sum();
+        for (micro, pieces) in micro_batches.iter().enumerate() {
             let (config, train) = (&self.config, &self.train);
             let before = Instant::now();
-            let sequences = (self.cutter).sequences(self.stage, config, train, false, &pieces)?;
+            let sequences = (self.cutter).sequences(self.stage, config, train, false, pieces)?;
             patching += before.elapsed().as_secs_f64();
             let (p, hash) = (self.settings.dropout, self.settings.hash_dropout);
             let dropout = (p > 0.0 || hash > 0.0).then(|| Dropout {
@@ -279,7 +310,7 @@ impl Trainer {
                 &sequences,
                 shards,
                 self.settings.precision,
-                1.0 / self.settings.accumulate as f64,
+                n_positions,
                 dropout,
             )?;
             score.add(&part);
@@ -321,17 +352,16 @@ impl Trainer {
         })
     }
 
-    /// The loss on validation text, up to `max_bytes` of it.
+    /// The loss on validation text: on a random sample of about `max_bytes` of it, the same every time.
     ///
     /// # Errors
     /// As [`Trainer::step`].
     pub fn validate(&mut self, max_bytes: usize) -> Result<Score> {
         let mut sum = Score::default();
-        let mut pieces = 0..self.valid.len() as u32;
-        while sum.n_bytes < max_bytes && !pieces.is_empty() {
-            let some: Vec<u32> = pieces.by_ref().take(32).collect();
+        let sample = self.valid.sample(max_bytes, self.settings.seed);
+        for pieces in sample.chunks(32) {
             let (config, valid) = (&self.config, &self.valid);
-            let sequences = (self.cutter).sequences(self.stage, config, valid, true, &some)?;
+            let sequences = (self.cutter).sequences(self.stage, config, valid, true, pieces)?;
             sum.add(&self.network.score(config, &self.params, &sequences)?);
         }
         Ok(sum)
@@ -359,8 +389,29 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`]; the state of before is then intact.
     pub fn save(&self, stage: &str) -> Result<()> {
+        self.save_as("state.safetensors", stage)
+    }
+
+    /// Keeps the weights of now as the best: a model, or in the entropy stage a state.
+    ///
+    /// # Errors
+    /// As [`Trainer::save`].
+    pub fn keep_as_best(&self, stage: &str) -> Result<()> {
+        match self.stage {
+            Stage::Entropy => self.save_as(BEST, stage),
+            Stage::Main => self.export(&self.path(BEST)),
+        }
+    }
+
+    /// The file of the best weights, if those are to be handed out rather than the last.
+    fn best(&self) -> Option<PathBuf> {
+        let wanted = self.settings.keep == "best" && self.position.best.is_finite();
+        Some(self.path(BEST)).filter(|path| wanted && path.is_file())
+    }
+
+    fn save_as(&self, name: &str, stage: &str) -> Result<()> {
         save(
-            &self.path("state.safetensors"),
+            &self.path(name),
             &self.config,
             stage,
             &self.settings.to_json(),
@@ -368,6 +419,54 @@ impl Trainer {
             &self.params,
             &self.optimiser,
         )
+    }
+
+    /// Ends a run of the main stage: writes the model as `model.safetensors` and, for transformers, to the folder
+    /// `hf`. It is the best on validation or the last, as the settings say. Returns the path of the file and
+    /// whether it is the best.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written; as [`export::hf`].
+    pub fn finish(&self, hf: Option<&Path>) -> Result<(PathBuf, bool)> {
+        let path = self.path("model.safetensors");
+        let best = self.best();
+        match &best {
+            None => self.export(&path)?,
+            Some(best) => {
+                // A name beside it and a rename: whoever reads the old file has all of it.
+                let copy = self.path(".model.safetensors.unfinished");
+                std::fs::copy(best, &copy).map_err(|e| Error::io(&copy, e))?;
+                std::fs::rename(&copy, &path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        if let Some(folder) = hf {
+            export::hf_of_native(folder, &path, self.exported().2)?;
+        }
+        Ok((path, best.is_some()))
+    }
+
+    /// Ends a run of the entropy stage: chooses the threshold for the weights to be used, the best on validation
+    /// or the last, and writes both to [`ENTROPY_FILE`]. Returns what [`Trainer::choose_threshold`] does.
+    ///
+    /// # Errors
+    /// As [`Trainer::choose_threshold`] and [`Trainer::save`].
+    pub fn finish_entropy(&mut self, stage: &str) -> Result<(f32, f64)> {
+        let last = match self.best() {
+            None => None,
+            Some(best) => {
+                let mut params = self.params.clone();
+                Saved::open(&best)?.restore_params(&mut params)?;
+                Some(std::mem::replace(&mut self.params, params))
+            }
+        };
+        let result = self.choose_threshold();
+        let result = result.and_then(|found| self.save_as(ENTROPY_FILE, stage).map(|()| found));
+        if let Some(last) = last {
+            self.params = last;
+        }
+        let found = result?;
+        self.save(stage)?;
+        Ok(found)
     }
 
     /// Writes the model as a native file (main stage).
@@ -379,20 +478,8 @@ impl Trainer {
         export::native(path, &config, &sources, dtype)
     }
 
-    /// Writes the model in the layout of transformers (main stage).
-    ///
-    /// # Errors
-    /// As [`export::hf`].
-    pub fn export_hf(&self, folder: &Path) -> Result<()> {
-        let (config, sources, dtype) = self.exported();
-        export::hf(folder, &config, &sources, dtype)
-    }
-
     fn exported(&self) -> (Config, Vec<&Params<f32>>, DType) {
-        let dtype = match self.settings.dtype.as_str() {
-            "f32" => DType::F32,
-            _ => DType::Bf16,
-        };
+        let dtype = self.settings.dtype();
         let entropy = self.cutter.entropy.as_ref();
         let mut config = self.config.clone();
         if entropy.is_none() {
@@ -403,8 +490,9 @@ impl Trainer {
     }
 
     /// Entropy stage: chooses the threshold that cuts validation text into patches of
-    /// `settings.patch_length` bytes on average, and stores it in the configuration. Returns it and
-    /// the mean length it gives.
+    /// `settings.patch_length` bytes on average, and stores it in the configuration. Entropies are those of the
+    /// weights as they are stored, which will cut the patches. Returns the threshold and the mean length it
+    /// gives.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -417,16 +505,13 @@ impl Trainer {
         } else {
             &self.valid
         };
-        let mut texts = Vec::new();
-        let mut n = 0;
-        for piece in 0..corpus.len() {
-            texts.push(corpus.ids(piece));
-            n += texts[piece].len() - 1;
-            if n > 1 << 20 {
-                break;
-            }
-        }
-        let entropies = entropies(model, &self.config, &self.params, &texts);
+        let texts: Vec<Vec<Id>> = (corpus.sample(1 << 20, self.settings.seed).into_iter())
+            .map(|piece| corpus.ids(piece as usize))
+            .collect();
+        let n: usize = texts.iter().map(|ids| ids.len() - 1).sum();
+        let mut stored = self.params.clone();
+        export::round_as_saved(&mut stored, self.settings.dtype());
+        let entropies = entropies(model, &self.config, &stored, &texts);
         let mut sorted: Vec<f32> = entropies.iter().flatten().copied().collect();
         sorted.sort_by(f32::total_cmp);
         if sorted.is_empty() {

@@ -34,7 +34,7 @@ pub fn run(args: &Args, mut settings: Settings) -> Result<(), Failure> {
         settings.data = vec![path.display().to_string()];
     }
     let mut trainer = start::trainer(args, settings)?;
-    let n: usize = trainer.params.iter().map(|(_, p)| p.n_elements()).sum();
+    let n = trainer.params.n_parameters();
     let mut out = std::io::stdout().lock();
     let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::failed);
     print(format!(

@@ -8,10 +8,11 @@ use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
 use blt::train::state::Saved;
-use blt::train::trainer::{Stage, Trainer};
+use blt::train::trainer::{ENTROPY_FILE, Stage, Trainer};
 
 use super::args::Args;
 use blt::cli::args::Failure;
+use blt::vocab::VOCAB_SIZE;
 
 /// The settings: those of the run to be resumed, then files, then flags.
 pub fn settings(args: &Args) -> Result<Settings, Failure> {
@@ -40,9 +41,11 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
 
 /// A frozen entropy model and what it was trained for.
 fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
-    let state = path.join("state.safetensors");
-    if path.is_dir() && state.is_file() && !path.join("config.json").exists() {
-        let saved = Saved::open(&state)?;
+    // A run: finished, or interrupted.
+    let states = [ENTROPY_FILE, "state.safetensors"].map(|name| path.join(name));
+    let state = states.iter().find(|state| state.is_file());
+    if let Some(state) = state.filter(|_| !path.join("config.json").exists()) {
+        let saved = Saved::open(state)?;
         let config = saved.config.clone();
         let params = Params::new(&config, of_entropy, |t| {
             Ok(Value::Owned(saved.param(&t.name, &t.shape)?))
@@ -85,6 +88,11 @@ fn frozen(mut params: Params<f32>) -> Params<f32> {
 
 /// Makes the run that the arguments ask for.
 pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
+    if settings.lora_rank > 0 && args.stage != "finetune" {
+        return Err(Failure::usage(
+            "--lora-rank: expected it with finetune; a new model has no weights to adapt",
+        ));
+    }
     let mut trainer = match args.stage.as_str() {
         "entropy" => {
             let config = settings.architecture()?;
@@ -126,6 +134,13 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
     Ok(trainer)
 }
 
+/// Whether byte embedding and output of a checkpoint are one tensor, or two of the same values.
+fn is_tied(checkpoint: &Checkpoint) -> blt::Result<bool> {
+    let shape = [VOCAB_SIZE, checkpoint.config().encoder.dim];
+    let values = |name: &str| checkpoint.tensor(name, &shape).map(|t| t.to_f32_vec());
+    Ok(values("encoder.tok_embeddings")? == values("decoder.output")?)
+}
+
 fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
     if let Some(name) = settings.changed_shape() {
         return Err(Failure::usage(format!(
@@ -156,6 +171,10 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
             tensor.dtype()
         )));
     }
+    // What is one tensor in the checkpoint stays one.
+    if settings.tied.is_none() {
+        settings.tied = Some(is_tied(&checkpoint)?);
+    }
     let lora = settings.lora_rank > 0;
     let params = Params::new(
         &config,
@@ -168,6 +187,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
             })
         },
     )?;
+    settings.fill_for_finetune(params.n_parameters());
     let entropy = (config.entropy.is_some())
         .then(|| widened_entropy_model(&checkpoint))
         .transpose()?;

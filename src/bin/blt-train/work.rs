@@ -1,7 +1,7 @@
 //! The loop: step, log, validate, save, until the steps are done or Ctrl-C is pressed.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use blt::Error;
@@ -43,6 +43,10 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     };
     let mut log = Log::open(log_path, args.resume, args.quiet)?;
     log.begin(&trainer);
+    if args.stage == "finetune" && trainer.position.step == 0 {
+        // What the checkpoint is worth: the measure of everything after it.
+        validate(args, &mut trainer, &mut log, false)?;
+    }
 
     let mut since = Window::default();
     let mut finished = false;
@@ -82,16 +86,16 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     draw(args, &log)
 }
 
-/// Validates on the first bytes, always the same; at the very end on all there are, too, which is
-/// for the record and no measure of which weights are best.
+/// Validates on a sample, always the same; at the very end also on all the text there is, which is for the record
+/// and does not decide which weights are best.
 fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Result<(), Failure> {
     let score = trainer.validate(trainer.settings.valid_bytes)?;
     if score.n == 0 {
         return Ok(());
     }
     log.validation(trainer, &score)?;
-    if trainer.note(score.loss()) && args.stage != "entropy" {
-        trainer.export(&trainer.path("best.safetensors"))?;
+    if trainer.note(score.loss()) {
+        trainer.keep_as_best(&args.stage)?;
     }
     if last {
         let all = trainer.validate(usize::MAX)?;
@@ -104,8 +108,7 @@ fn validate(args: &Args, trainer: &mut Trainer, log: &mut Log, last: bool) -> Re
 
 fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failure> {
     if args.stage == "entropy" {
-        let (threshold, length) = trainer.choose_threshold()?;
-        trainer.save(&args.stage)?;
+        let (threshold, length) = trainer.finish_entropy(&args.stage)?;
         log.say(&format!(
             "threshold {threshold:.4} nats: {length:.2} bytes a patch; train the rest with \
              blt-train main --entropy-model {}",
@@ -113,11 +116,13 @@ fn finish(args: &Args, trainer: &mut Trainer, log: &mut Log) -> Result<(), Failu
         ));
         return Ok(());
     }
-    let path = trainer.path("model.safetensors");
-    trainer.export(&path)?;
-    log.say(&format!("wrote {}", path.display()));
+    let (path, is_best) = trainer.finish(args.hf.as_deref().map(Path::new))?;
+    let which = match is_best {
+        true => format!("best on validation, loss {:.4}", trainer.position.best),
+        false => "last weights".into(),
+    };
+    log.say(&format!("wrote {} ({which})", path.display()));
     if let Some(folder) = &args.hf {
-        trainer.export_hf(folder.as_ref())?;
         log.say(&format!("wrote {folder} for transformers"));
     }
     Ok(())
@@ -224,18 +229,21 @@ impl Log {
 
     fn begin(&mut self, trainer: &Trainer) {
         self.first_step = trainer.position.step;
-        let (mut trained, mut all) = (0, 0);
-        for (_, param) in trainer.params.iter() {
-            all += param.n_elements();
-            trained += if param.trained { param.n_elements() } else { 0 };
-        }
+        let all = trainer.params.n_parameters();
+        let trained = (trainer.params.list().iter()).filter(|param| param.trained);
+        let trained: usize = trained.map(|param| param.n_elements()).sum();
         let (train, valid) = trainer.data_bytes();
         self.say(&format!(
-            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on",
+            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on; {} ids a step; lr \
+             {}, warm-up {} steps, decay {}",
             all as f64 / 1e6,
             trained as f64 / 1e6,
             train as f64 / 1e6,
             valid as f64 / 1e6,
+            trainer.settings.batch * trainer.settings.accumulate,
+            trainer.schedule().peak,
+            trainer.schedule().warmup,
+            trainer.settings.adam().weight_decay,
         ));
     }
 
