@@ -1,61 +1,94 @@
-//! Run Byte Latent Transformers (BLT, arXiv 2412.09871) on the CPU, one byte at a time.
+//! Byte Latent Transformers (BLT, arXiv 2412.09871) on the CPU, one byte at a time.
 //!
 //! A BLT is a language model without a tokenizer. A small byte model cuts the text into patches
-//! where the next byte is hard to predict; a big transformer runs once per patch. This crate opens
-//! the published checkpoints as they are, maps them into memory, and computes each new byte with one
-//! byte's work, bit for bit equal to reading the whole text again.
+//! where the next byte is hard to predict, and a big transformer runs once per patch. This crate opens
+//! the published checkpoints as they are and maps them into memory. A new byte costs one byte of work,
+//! and the result equals reading the whole text again, bit for bit.
 //!
-//! ```no_run
+//! ```
+//! use std::io::Write;
+//!
 //! use blt::{GenerateOptions, Model, Session, SessionOptions};
 //!
-//! let model = Model::open("path/to/checkpoint")?;
-//! let mut session = Session::new(&model, SessionOptions::default())?;
+//! let model = Model::open("models/default.safetensors")?;
+//! let mut session = Session::new(&model, SessionOptions::new())?;
 //! session.feed(b"Once upon a time")?;
-//! let options = GenerateOptions { max_bytes: Some(200), ..Default::default() };
-//! for byte in session.generate(&options)? {
-//!     print!("{}", byte? as char);
+//! let options = GenerateOptions::new().max_bytes(20);
+//! for text in session.generate(&options)?.strings() {
+//!     print!("{}", text?);
+//!     std::io::stdout().flush()?;
 //! }
-//! # Ok::<(), blt::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Loading
 //!
-//! [`Model::open`] takes a file or folder in any published layout; [`checkpoint::Checkpoint::open`]
-//! has the options (a configuration or entropy model that lies apart). Weights are not copied or
-//! converted: memory grows with what is touched. Another process that writes to the file while it
-//! is mapped changes the model under us; replace files by renaming.
+//! [`Model::open`] takes a file or folder in any published layout; [`Model::options`] sets threads,
+//! the device, a separate configuration or entropy model, and more. Weights are neither copied nor
+//! converted: memory grows with what is used. Another process that writes to the file while it is
+//! mapped changes the model; replace files by renaming.
 //!
 //! # Sessions
 //!
-//! A [`Session`] is one text and its caches. Bytes can be fed in any pieces; [`Session::rewind`]
-//! goes back, `clone` forks. Logits, entropies and patch boundaries are the same bits whatever way
-//! the text came, on any number of threads ([`ops::Compute`]), and on every instruction set's path
-//! but the portable one (which cannot rely on fused multiply-add).
+//! A [`Session`] is one text and its caches. Bytes can be fed in pieces of any size,
+//! [`Session::rewind`] goes back, and `clone` forks. Logits, entropies and patch boundaries are the
+//! same bits however the text was read, with any number of threads ([`ops::Compute`]) and on every
+//! instruction set but the portable one, which cannot rely on fused multiply-add.
 //!
 //! # Several sessions
 //!
-//! [`batch`] lets sessions of one model read and generate together: weights are read once for all, and
-//! each session keeps the bits it has alone.
+//! [`batch`] lets sessions of one model read and generate together. Weights are read once for all of
+//! them, and each session gets the bits it would get alone.
 //!
 //! # Threads
 //!
-//! A [`Model`] is `Send + Sync` and cheap to clone; it owns its threads and leaves the global pool
-//! of its host alone. A [`Session`] is used from one thread at a time.
+//! A [`Model`] is `Send + Sync` and cheap to clone. It has its own threads and does not use the global
+//! pool of its host. A [`Session`] is used from one thread at a time.
 //!
 //! # Hostile files
 //!
-//! A checkpoint is data from strangers. Opening one reads headers only, checks every size before it
-//! is used and runs no code from it (the pickle reader knows a fixed list of operations and refuses
-//! everything else by name). A damaged or malicious file gives an [`Error`]; weights that make the
-//! arithmetic overflow give [`Error::NonFinite`]. What a file can do is be slow, or be a model that
-//! writes nonsense.
+//! A checkpoint is data from strangers. Opening one reads headers only, checks every size before
+//! using it, and runs no code from it: the pickle reader knows a fixed list of operations and refuses
+//! all others by name. A damaged or malicious file gives an [`Error`]; weights that make the
+//! arithmetic overflow give [`Error::NonFinite`]. A hostile file can still be slow, or be a model that
+//! writes nonsense. `SECURITY.md` has the details.
 //!
 //! # Features
 //!
-//! - `cli` (default): the programs; turn it off to use the library alone.
-//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. Tested on an emulation, never yet run on one.
+//! - `cli` (default): the programs. Turn it off to use the library alone.
 //! - `train` (default): training, in the module `train`, and the program blt-train.
+//! - `cuda`: NVIDIA GPUs, see [`Model::on_device`]. `docs/gpu.md` says what was checked.
 //! - `capi`: the C functions of libblt.
+//!
+//! # Architecture
+//!
+//! There are four floors, and none knows the floor above it: programs, model, operations, hardware.
+//! From the ground up:
+//!
+//! | where | what |
+//! |---|---|
+//! | `kernels/` (crate `blt-kernels`) | inner loops on slices, one module per instruction set; block formats; CUDA sources |
+//! | `error`, `config`, `vocab` | the error type; hyper-parameters, validated; bytes and ids |
+//! | `tensor` | element types, shapes, and who owns the bytes: mapped file, memory or device |
+//! | `checkpoint` | files in every layout, served as tensors under one set of names |
+//! | `ops` | operations on rows: linear layers, attention, norms, RoPE; threads |
+//! | `cache` | keys and values in pages that sessions share |
+//! | `model` | the networks: encoder, global transformer, decoder, entropy model, patcher. `model/forward.rs` is the path of a byte from top to bottom |
+//! | `sampler`, `generate` | the choice of the next byte; a generation with its stop strings and UTF-8 |
+//! | `session`, `batch` | one text; several texts that read together |
+//! | `train` | gradients, optimiser, data, runs |
+//! | `ffi`, `cli`, `src/bin` | the C interface; what programs share; the programs |
+//!
+//! The path of a byte: its id is embedded, with the hashes of the n-grams that end at it. The local
+//! encoder turns it into a byte state. The entropy model predicts the next byte; if the entropy is
+//! above the threshold, the next byte starts a patch and the current patch is closed. A closed patch
+//! is pooled from its byte states (maximum, then cross-attention) and read by the global transformer.
+//! The local decoder attends to the last closed patch and gives the logits of the next byte.
+//!
+//! Two rules carry everything else. A decided boundary never changes, and nothing reads a patch before
+//! it is closed, so caches are exact. And every sum has one order, whatever the number of rows or
+//! threads: dot products run along 16 lanes and one tree, threads divide outputs but never a sum, and
+//! attention adds positions in order.
 
 pub mod batch;
 mod cache;
@@ -106,3 +139,8 @@ const _: () = {
     moved::<Session>();
     moved::<Error>();
 };
+
+/// Runs the README's Rust snippets.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

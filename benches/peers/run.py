@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Times blt beside other engines, in turn, in one run: benches/peers/run.py FOLDER PART...
 
-FOLDER holds what benches/peers/setup.sh put into FOLDER/peers, and the models that benches/report.sh makes.
-A round measures the machine's limits, ours and theirs one after the other; ratios are medians of the rounds'
-own ratios, since the rate of a shared machine's memory changes from minute to minute.
+FOLDER/peers is what benches/peers/setup.sh installed; the models in FOLDER are those that benches/report.sh makes.
+A round measures the machine's limits, blt and the peers one after the other. Ratios are medians of the rounds' own
+ratios, because the memory of a shared machine changes its speed from minute to minute.
 
-  generate      a byte at a time with the blt-1b shape, against llama.cpp's parts put together
-  prompt        512 bytes, against transformers and llama.cpp's parts
-  transformers  a byte at a time after 64, 256 and 512 bytes, against transformers
-  matmul        matrices of that shape times 1, 128 and 512 vectors, against candle and PyTorch
+  generate      generation with the blt-1b shape, beside llama.cpp's parts
+  prompt        512 bytes, beside transformers and llama.cpp's parts
+  transformers  generation after 64, 256 and 512 bytes, beside transformers
+  matmul        matrices of that shape times 1, 128 and 512 vectors, beside candle and PyTorch
 
-llama.cpp has no BLT. Its time for a byte is put together of what Llama models of the same shapes need: one step
-each of entropy model, encoder and decoder, and a step of the global transformer every fourth byte, after as much
-context. Cross-attention, hash tables and pooling, which it would also need, cost it nothing.
+llama.cpp has no BLT. Its time per byte is the sum of what Llama models of the same shapes take: one step each of
+entropy model, encoder and decoder, and a step of the global transformer every fourth byte, after the same context.
+Cross-attention, hash tables and pooling, which a BLT in llama.cpp would also need, are not counted.
 """
 
 import os
@@ -28,13 +28,13 @@ PATCH = 4
 CONTEXT = 64
 BYTES = 128
 PROMPT = 512
-# Our format, llama.cpp's format, operations it is limited by.
+# blt format: llama.cpp format, and the unit that limits its prompts.
 FORMATS = {"bf16": ("bf16", "bf16"), "bf12": ("bf16", "bf16"), "q8_0": ("q8_0", "int8"), "q4_k": ("q4_0", "int8")}
 THEIRS = list(dict.fromkeys(theirs for theirs, _ in FORMATS.values()))
 SHAPES = [(2048, 2048), (5632, 2048), (2048, 5632), (1024, 2816)]
-# Byte by byte, and with drafts, which are the default.
+# Byte by byte, and with drafts (the default).
 DRAFTING = {"": ["--draft", 0], ", drafting": []}
-# Weights that every byte and every patch is multiplied with, of the 1b shape (million).
+# Weights of the 1b shape that a byte is multiplied with, and that a patch is.
 PER_BYTE, PER_PATCH = 246.9e6, 1313.9e6
 
 
@@ -65,14 +65,14 @@ class Peer:
 
 def torch(args) -> Peer:
     peer = Peer(args.folder / "peers/py/bin/python", ROOT / "benches/peers/torch_peer.py", os.cpu_count())
-    peer.ask("matmul", "bf16", 16, 16, 1)  # once it has started, which keeps the machine busy for seconds
+    peer.ask("matmul", "bf16", 16, 16, 1)  # waits for its start, which keeps the machine busy for seconds
     return peer
 
 
 class Llama:
-    """A BLT made of llama.cpp's parts."""
+    """A BLT put together from Llama models in llama.cpp."""
 
-    # How many bytes each takes a step for.
+    # Bytes per step of each model.
     STACKS = {"entropy": 1, "encoder": 1, "decoder": 1, "global": PATCH}
 
     def __init__(self, args) -> None:
@@ -123,7 +123,7 @@ def generate(args) -> Table:
             ])
     return Table(
         f"Generating, bytes/s: blt-1b shape, {CONTEXT} bytes of context, patches of {PATCH}",
-        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "ratio at that rate", "share of it", "with keys and values", "drafted bytes that held"],
+        ["weights", "blt", "llama.cpp's parts", "ratio", "weights read per byte, MB", "memory, GB/s", "ratio at that rate", "share of it", "with keys and values", "drafted bytes accepted"],
         rows,
         "benches/peers/run.py FOLDER generate",
         "Files are in the page cache.",
@@ -186,7 +186,7 @@ def transformers(args) -> Table:
         ["bytes of context", "transformers", *rates],
         rows,
         "benches/peers/run.py FOLDER transformers",
-        "Transformers reads the whole text again for every byte, blt only the new byte.",
+        "transformers computes the whole text again for every byte, blt only the new byte.",
     )
 
 
@@ -209,7 +209,7 @@ def matmul(args) -> Table:
                 theirs = weights * bits / 8 / seconds / 1e9 if n == 1 else 2 * n * weights / seconds / 1e9
                 title = f"{name.removesuffix('fast')}, {shape[0]} x {shape[1]}, {n}"
                 if n == 1:
-                    # Beside a plain read of the same bytes, pass by pass.
+                    # Compared with a plain read of the same bytes, pass by pass.
                     read = lambda out: re.search(r": +([\d.]+) G.*probe +([\d.]+) .*ratio ([\d.]+)", out).groups()
                     rate_and_limit = [read(out), read(ask(1))]
                     for threads, (rate, limit, ratio), theirs in zip((os.cpu_count(), 1), rate_and_limit, (theirs, None)):
