@@ -1,7 +1,7 @@
-//! The one error type of the engine, and its `Result`.
+//! The error type of the engine, and its `Result`.
 //!
-//! A message names the thing, what was expected and what was found. Anything a file, a prompt or a
-//! caller can cause is an [`Error`]; a panic means a bug of ours.
+//! A message names the thing, what was expected and what was found. Anything that a file, a prompt or a
+//! caller can cause is an [`Error`]; a panic is a bug.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is not what its format demands (truncated, damaged, hostile or of another kind).
+    /// A file violates its format (truncated, damaged, hostile or of another kind).
     Format {
         /// The file.
         path: PathBuf,
@@ -41,34 +41,34 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
-    /// The model's arithmetic gave a value that is not finite: its weights are damaged.
+    /// The model computed a value that is not finite: its weights are damaged.
     NonFinite {
-        /// Which result (`"entropy"` or `"logits"`).
+        /// The result: `"entropy"` or `"logits"`.
         what: &'static str,
-        /// Position of the byte, counted from the start of the session (BOS included).
+        /// Position of the byte from the start of the session, BOS included.
         position: usize,
     },
-    /// The text does not fit into the context that the model or the session allows.
+    /// The text does not fit into the context of the model or the session.
     ContextFull {
         /// `"bytes"` or `"patches"`.
         unit: &'static str,
         /// The limit, in that unit.
         limit: usize,
-        /// How many were needed.
+        /// The number needed.
         needed: usize,
     },
-    /// An argument of a call is out of its range.
+    /// An argument of a call is out of range.
     Argument {
         /// The argument.
         name: &'static str,
         /// What was expected and what was found.
         what: String,
     },
-    /// A GPU that was asked for is not there, cannot run the kernels, is out of memory or was lost.
+    /// The requested GPU is missing, cannot run the kernels, is out of memory or was lost.
     Device(String),
-    /// The file is sound, but asks for something this engine does not do.
+    /// The file is valid but needs something that this engine does not support.
     Unsupported(String),
-    /// A [`Canceller`](crate::Canceller) asked to stop.
+    /// A [`Canceller`](crate::Canceller) stopped the call.
     Cancelled,
 }
 
@@ -133,11 +133,11 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "context: expected at most {limit} {unit}, found {needed}; shorten the text, \
-                 raise the limit or ask for a sliding context"
+                 raise the limit or use a sliding context"
             ),
             Error::Argument { name, what } => write!(f, "{name}: {what}"),
             Error::Device(what) | Error::Unsupported(what) => write!(f, "{what}"),
-            Error::Cancelled => write!(f, "cancelled by the caller; nothing was kept of this call"),
+            Error::Cancelled => write!(f, "cancelled by the caller; this call has no effect"),
         }
     }
 }

@@ -11,37 +11,37 @@
  *     blt_session_free(session);
  *     blt_model_free(model);
  *
- * Rules, for all functions:
+ * Rules for all functions:
  *
- * Results. A function that can fail returns a blt_status. Outputs are written only if that is
- * BLT_OK. blt_last_error() has the text of the thread's last failure. NULL where something is
- * needed, and numbers out of range, are BLT_ERROR_ARGUMENT. After a failure handles are as they
- * were and can be used, but for BLT_ERROR_PANICKED: a bug of the library was caught, and the handle
- * can only be freed.
+ * Results. A function that can fail returns a blt_status, and writes its outputs only if that is BLT_OK.
+ * blt_last_error() returns the message of the thread's last failure. NULL where a value is required, and
+ * numbers out of range, give BLT_ERROR_ARGUMENT. After a failure handles are unchanged and can still be
+ * used. The exception is BLT_ERROR_PANICKED: a bug of the library was caught, and the handle can only be
+ * freed.
  *
- * Ownership. What a function puts into `out` is yours; give it back to the blt_..._free of its
- * kind, once. These accept NULL. Handles may be freed in any order: a session keeps its model
- * alive. What you pass in stays yours and is not needed after the call, except the bytes of
- * blt_model_open_memory and the file of blt_model_open.
+ * Ownership. What a function writes to `out` belongs to you: pass it once to the blt_..._free of its kind.
+ * These accept NULL. Handles may be freed in any order; a session keeps its model alive. What you pass in
+ * stays yours and is not needed after the call, except the bytes of blt_model_open_memory and the file of
+ * blt_model_open.
  *
- * Bytes and names. Bytes are a pointer and a length, need not be text, and may be NULL if the length
- * is 0. Paths are NUL-terminated.
+ * Bytes and names. Bytes are a pointer and a length. They need not be text, and the pointer may be NULL if
+ * the length is 0. Paths are NUL-terminated.
  *
- * Threads. Any function may be called from any thread, on different handles at once. A blt_model
- * may be used by any number of threads at once. A blt_session or blt_options is used by one call at
- * a time; another one, also out of a callback, returns BLT_ERROR_BUSY. Only blt_session_cancel may
- * join a running call. Freeing a handle that a call is using is undefined. A model has threads of
- * its own (BLT_OPTION_THREADS); sessions of one model share them.
+ * Threads. Any function may be called from any thread. Different handles may be used at once, and so may
+ * one blt_model. A blt_session or blt_options is used by one call at a time; a second call, also from a
+ * callback, returns BLT_ERROR_BUSY. Only blt_session_cancel may be called during another call. Freeing a
+ * handle that a call is using is undefined. A model has its own threads (BLT_OPTION_THREADS), which its
+ * sessions share.
  *
- * Callbacks are called on the calling thread, during the call only, and must return: no longjmp, no
- * C++ exception.
+ * Callbacks run on the calling thread, during the call only. They must return: no longjmp, no C++
+ * exception.
  *
- * The library keeps no state outside of handles but the texts of blt_last_error, handles no
- * signals, and writes nothing to standard output or standard error. In a Rust program that links
- * it, it replaces the panic hook by one that passes on what is not its own.
+ * The library keeps no state outside of handles except the messages of blt_last_error, handles no signals,
+ * and writes nothing to standard output or standard error. In a Rust program that links it, it replaces the
+ * panic hook by one that passes on all other panics.
  *
- * A model file and a saved session are data: damaged and hostile ones are refused or give nonsense,
- * they run nothing. The file of a mapped model must not be cut short while the model lives.
+ * Model files and saved sessions are data. Damaged and hostile ones are refused or give nonsense, but no
+ * code in them runs. The file of a mapped model must not be truncated while the model is open.
  */
 
 
@@ -53,49 +53,49 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// What blt_session_next_byte gives at the end of the text.
+// Written by blt_session_next_byte at the end of the text.
 #define BLT_END (-1)
 
-// Changes whenever a program compiled with an older header would break. Adding functions, options
-// or status codes is no such change.
+// Changes whenever a program compiled with an older header would break. New functions, options and
+// status codes do not change it.
 #define BLT_ABI_VERSION 0
 
 // Number of logits: four special ids and 256 bytes.
 #define BLT_N_LOGITS 260
 
-// Index of the logit of byte 0; that of byte b is b further.
+// Index of the logit of byte 0; byte b has index BLT_FIRST_BYTE + b.
 #define BLT_FIRST_BYTE 4
 
 // Index of the logit of the end of the text.
 #define BLT_EOS 2
 
-// What became of a call. Numbers and names are never reused; new ones may be added.
+// Result of a call. Numbers and names are never reused; new ones may be added.
 typedef enum blt_status {
-    // All went well; only now have outputs been written.
+    // Success. Outputs are written only in this case.
     BLT_OK = 0,
     // An argument is NULL, out of range or of the wrong kind.
     BLT_ERROR_ARGUMENT = 1,
     // The system refused to open, read or write a file.
     BLT_ERROR_IO = 2,
-    // A file or buffer is damaged, cut short, of another kind, or of another model.
+    // A file or buffer is damaged, truncated, of another kind, or belongs to another model.
     BLT_ERROR_FORMAT = 3,
     // A configuration key is missing or out of range.
     BLT_ERROR_CONFIG = 4,
     // A tensor is missing or has the wrong shape or type.
     BLT_ERROR_TENSOR = 5,
-    // The model is sound, but asks for something this engine does not do.
+    // The model is valid but needs something that this engine does not support.
     BLT_ERROR_UNSUPPORTED = 6,
     // The text does not fit into the context.
     BLT_ERROR_CONTEXT_FULL = 7,
-    // The model gave a number that is not finite: its weights are damaged.
+    // The model computed a number that is not finite: its weights are damaged.
     BLT_ERROR_NON_FINITE = 8,
-    // blt_session_cancel, or a progress callback, asked to stop.
+    // blt_session_cancel or a progress callback stopped the call.
     BLT_ERROR_CANCELLED = 9,
     // Another call is running on this handle.
     BLT_ERROR_BUSY = 10,
     // A bug in the library was caught. The handle can only be freed.
     BLT_ERROR_PANICKED = 11,
-    // There is more output than the buffer holds.
+    // The output does not fit into the buffer.
     BLT_ERROR_BUFFER = 12,
 } blt_status;
 
@@ -105,26 +105,26 @@ typedef enum blt_finish {
     BLT_FINISH_MAX_BYTES = 1,
     // The model ended the text.
     BLT_FINISH_EOS = 2,
-    // A BLT_OPTION_STOP was complete.
+    // A BLT_OPTION_STOP was generated.
     BLT_FINISH_STOP = 3,
-    // The callback asked for it.
+    // The callback stopped it.
     BLT_FINISH_CALLBACK = 4,
 } blt_finish;
 
-// Names of settings. The comment says the kind (which setter takes it), and what holds without it.
-// Numbers are never reused.
+// Names of settings. The comment gives the kind (which setter takes it), the meaning, and after the
+// semicolon the default. Numbers are never reused.
 typedef enum blt_option {
-    // Opening, int: number of threads; all the machine has.
+    // Opening, int: number of threads; all of the machine.
     BLT_OPTION_THREADS = 1,
-    // Opening, text: instruction set, by the name blt-info gives it; the best the CPU has.
+    // Opening, text: instruction set, as blt-info --isa list names it; the best of the CPU.
     BLT_OPTION_ISA = 2,
-    // Opening, text: path of the configuration, where it does not lie beside the weights.
+    // Opening, text: path of the configuration; beside the weights.
     BLT_OPTION_CONFIG = 3,
-    // Opening, text: path of an entropy model that lies apart.
+    // Opening, text: path of a separate entropy model; the checkpoint's own.
     BLT_OPTION_ENTROPY_MODEL = 4,
-    // Opening, int 0 or 1: read all weights at once instead of when they are first used; 0.
+    // Opening, int 0 or 1: read all weights now instead of at first use; 0.
     BLT_OPTION_PRELOAD = 5,
-    // Opening from memory, int 0 or 1: copy the bytes, so that yours can go; 0.
+    // Opening from memory, int 0 or 1: copy the bytes, so that you can free them; 0.
     BLT_OPTION_COPY = 6,
     // Opening and sessions, text: "entropy", "space", "static", "byte" or "bpe"; the model's own.
     BLT_OPTION_PATCHING = 7,
@@ -133,7 +133,7 @@ typedef enum blt_option {
     BLT_OPTION_PROFILE = 8,
     // Opening, text: path of the tokenizer of the subword model that a Bolmo model was made from.
     BLT_OPTION_TOKENIZER = 9,
-    // Sessions, int 0 or 1: do not begin with the begin-of-sequence id; 0.
+    // Sessions, int 0 or 1: do not start with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
     // Sessions, real: nats of entropy above which a patch starts; the model's own.
     BLT_OPTION_THRESHOLD = 21,
@@ -141,93 +141,93 @@ typedef enum blt_option {
     BLT_OPTION_THRESHOLD_ADD = 22,
     // Sessions, int 0 or 1: patches start where entropy rises by the threshold; the model's own.
     BLT_OPTION_MONOTONICITY = 23,
-    // Sessions, int: most bytes in a patch, 0 for no limit; the model's own.
+    // Sessions, int: maximum bytes in a patch, 0 for no limit; the model's own.
     BLT_OPTION_MAX_PATCH_LENGTH = 24,
     // Sessions, int: bytes in each patch under "static" patching; the model's own.
     BLT_OPTION_PATCH_SIZE = 25,
-    // Sessions, int 0 or 1: compute entropies even if patching does without them; 0.
+    // Sessions, int 0 or 1: compute entropies even if patching does not need them; 0.
     BLT_OPTION_ENTROPIES = 26,
-    // Sessions, int: the entropy model begins anew every so many bytes; 0, never.
+    // Sessions, int: restart the entropy model every n bytes; 0, never.
     BLT_OPTION_ENTROPY_RESET = 27,
-    // Sessions, int: most byte positions; the model's own limit.
+    // Sessions, int: maximum number of byte positions; the model's own limit.
     BLT_OPTION_MAX_BYTES = 28,
-    // Sessions, int: most patches; the model's own limit.
+    // Sessions, int: maximum number of patches; the model's own limit.
     BLT_OPTION_MAX_PATCHES = 29,
-    // Sessions, int: when the context is full, go on with so many of the last bytes instead of
-    // failing with BLT_ERROR_CONTEXT_FULL.
+    // Sessions, int: when the context is full, continue with the last n bytes; fail with
+    // BLT_ERROR_CONTEXT_FULL.
     BLT_OPTION_SLIDE_KEEP = 30,
-    // Sessions, text: how keys and values are kept, "f32" or "f16" (half the memory); "f16" if the
-    // weights are quantised, else "f32".
+    // Sessions, text: type of keys and values, "f32" or "f16" (half the memory); "f16" if the weights
+    // are quantised, else "f32".
     BLT_OPTION_KV = 31,
-    // Choosing bytes, real: 0 always takes the most probable; 0.8.
+    // Sampling, real: temperature, 0 always takes the most probable byte; 0.8.
     BLT_OPTION_TEMPERATURE = 40,
-    // Choosing bytes, int: keep only so many of the most probable; 0, all.
+    // Sampling, int: sample from the k most probable bytes; 0, all.
     BLT_OPTION_TOP_K = 41,
-    // Choosing bytes, real: keep the most probable up to this sum, 1 for all; 0.95.
+    // Sampling, real: sample from the smallest set with this total probability, 1 for all; 0.95.
     BLT_OPTION_TOP_P = 42,
-    // Choosing bytes, real: keep those with this share of the largest, 0 for all; 0.02.
+    // Sampling, real: drop bytes below this share of the largest probability, 0 for none; 0.02.
     BLT_OPTION_MIN_P = 43,
-    // Choosing bytes, real: penalty on bytes seen lately; 1, none.
+    // Sampling, real: penalty on recent bytes; 1, none.
     BLT_OPTION_REPEAT_PENALTY = 44,
-    // Choosing bytes, int: how many bytes back the penalty looks; 256.
+    // Sampling, int: how many bytes back the penalty looks; 256.
     BLT_OPTION_REPEAT_WINDOW = 45,
-    // Choosing bytes, int: where the random numbers start; 0.
+    // Sampling, int: random seed; 0.
     BLT_OPTION_SEED = 46,
-    // Choosing bytes, int 0 or 1: never end with the end-of-sequence id; 0.
+    // Sampling, int 0 or 1: never end with the end-of-sequence id; 0.
     BLT_OPTION_IGNORE_EOS = 47,
-    // Generating, text: bytes that end a generation and are not handed out; may be set several
-    // times, an empty one takes all back; none.
+    // Generating, text: bytes that end a generation and are not passed to the callback. May be set
+    // several times; an empty text removes all; none.
     BLT_OPTION_STOP = 48,
-    // Generating, int: bytes drafted at a time (self-speculation: faster, the same bytes, in bursts),
-    // 0 for none, at most 64; as many as pays.
+    // Generating, int: bytes to draft at a time (self-speculation: faster, the same bytes, in bursts),
+    // 0 for none, at most 64; automatic.
     BLT_OPTION_DRAFT = 49,
 } blt_option;
 
-// What blt_model_info can tell. Numbers are never reused.
+// Keys of blt_model_info. Numbers are never reused.
 typedef enum blt_model_key {
     // Number of weights, tables and entropy model included.
     BLT_MODEL_PARAMETERS = 1,
     // Bytes of the weights as stored.
     BLT_MODEL_WEIGHT_BYTES = 2,
-    // Byte positions the model was made for.
+    // Maximum byte positions of the model.
     BLT_MODEL_MAX_BYTES = 3,
-    // Patches the model was made for.
+    // Maximum patches of the model.
     BLT_MODEL_MAX_PATCHES = 4,
     // 1 if it has an entropy model, else 0.
     BLT_MODEL_HAS_ENTROPY_MODEL = 5,
-    // Threads it computes with.
+    // Number of threads.
     BLT_MODEL_THREADS = 6,
-    // A number that tells models apart; saved sessions are tied to it.
+    // A number that identifies the model; saved sessions store it.
     BLT_MODEL_FINGERPRINT = 7,
 } blt_model_key;
 
-// What blt_session_info can tell. Numbers are never reused.
+// Keys of blt_session_info. Numbers are never reused.
 typedef enum blt_session_key {
     // Positions read: bytes, and the begin-of-sequence id before the first.
     BLT_SESSION_LENGTH = 1,
-    // Most positions.
+    // Maximum number of positions.
     BLT_SESSION_MAX_BYTES = 2,
-    // How often the context slid (BLT_OPTION_SLIDE_KEEP).
+    // Number of times the context slid (BLT_OPTION_SLIDE_KEEP).
     BLT_SESSION_SLIDES = 3,
-    // Bytes of memory held by the caches; clones count what they share.
+    // Bytes of memory held by the caches; shared parts count in each clone.
     BLT_SESSION_CACHE_BYTES = 4,
 } blt_session_key;
 
-// A model: weights, which never change, and the threads that compute with them.
+// A model: its weights, which never change, and its threads.
 typedef struct blt_model blt_model;
 
 // Settings for opening models, for sessions and for generating.
 typedef struct blt_options blt_options;
 
-// One conversation with a model.
+// One text that a model reads and continues, with its caches.
 typedef struct blt_session blt_session;
 
-// Is told while a model is opened how many of how many bytes of weights have been read. Returns 0
-// to go on; anything else ends the opening with BLT_ERROR_CANCELLED.
+// Called while a model is opened, with the bytes of weights read so far and in all. Returns 0 to
+// continue; any other value ends the call with BLT_ERROR_CANCELLED.
 typedef int (*blt_progress)(void *user, uint64_t n_done, uint64_t n_total);
 
-// Is given the bytes of a generation as they are chosen: at least one, not NUL-terminated, valid
-// during the call. Returns 0 to go on; anything else ends the generation.
+// Called with the bytes of a generation as they are sampled: at least one, not NUL-terminated, valid
+// during the call. Returns 0 to continue; any other value ends the generation.
 typedef int (*blt_write)(void *user, const uint8_t *bytes, size_t n_bytes);
 
 #ifdef __cplusplus
@@ -237,22 +237,22 @@ extern "C" {
 // The release of the library, as "major.minor.patch".
 const char *blt_version(void);
 
-// The BLT_ABI_VERSION the library was built with. A program that finds another one than it was
-// compiled with must not go on; the soname (libblt.so.N) sees to that where there is one.
+// The BLT_ABI_VERSION of the library. A program compiled with another version must stop. On systems
+// with a soname (libblt.so.N) the loader ensures this.
 uint32_t blt_abi_version(void);
 
 // The name of a status, such as "BLT_ERROR_IO"; "unknown status" for other numbers. Never NULL;
-// valid for ever.
+// valid forever.
 const char *blt_status_name(int status);
 
-// Says what went wrong in the last call on this thread that failed: one line of UTF-8, empty if
-// none has. Never NULL; valid until another call on this thread fails, or the thread ends.
+// The message of the last call on this thread that failed: one line of UTF-8, empty if no call has
+// failed. Never NULL; valid until another call on this thread fails or the thread ends.
 const char *blt_last_error(void);
 
-// Makes options with all settings as they are without any.
+// Makes options with default settings.
 enum blt_status blt_options_new(struct blt_options **out);
 
-// Frees options; models and sessions made with them go on.
+// Frees options. Models and sessions made with them stay valid.
 void blt_options_free(struct blt_options *options);
 
 // Sets an option whose kind is int.
@@ -268,19 +268,19 @@ enum blt_status blt_options_set_text(struct blt_options *options,
                                      size_t n_bytes);
 
 // Opens a model: a file or a folder in any of the known layouts. The weights are mapped, not read,
-// unless BLT_OPTION_PRELOAD is set: the file must stay as it is while the model lives.
+// unless BLT_OPTION_PRELOAD is set. The file must not change while the model is open.
 //
-// options and progress may be NULL; user is passed to progress as it is.
+// options and progress may be NULL; user is passed to progress.
 enum blt_status blt_model_open(const char *model_path,
                                const struct blt_options *options,
                                blt_progress progress,
                                void *user,
                                struct blt_model **out);
 
-// Opens a native model file whose bytes are in memory. They are not copied, unless BLT_OPTION_COPY
-// is set: they must stay as they are until the model and every session made with it are freed.
+// Opens a native model file whose bytes are in memory. They are not copied unless BLT_OPTION_COPY
+// is set, and must not change until the model and every session made with it are freed.
 //
-// options and progress may be NULL; user is passed to progress as it is.
+// options and progress may be NULL; user is passed to progress.
 enum blt_status blt_model_open_memory(const void *model,
                                       size_t n_bytes,
                                       const struct blt_options *options,
@@ -288,10 +288,10 @@ enum blt_status blt_model_open_memory(const void *model,
                                       void *user,
                                       struct blt_model **out);
 
-// Tells a number about a model; key is a blt_model_key.
+// Writes a number about a model to out; key is a blt_model_key.
 enum blt_status blt_model_info(const struct blt_model *model, int key, uint64_t *out);
 
-// Frees a model. Sessions made with it go on and free the weights with the last of them.
+// Frees a model. Sessions made with it stay valid; the last of them frees the weights.
 void blt_model_free(struct blt_model *model);
 
 // Makes an empty session. options may be NULL.
@@ -299,104 +299,104 @@ enum blt_status blt_session_new(const struct blt_model *model,
                                 const struct blt_options *options,
                                 struct blt_session **out);
 
-// Makes a second session that has read the same bytes and goes on its own way. Cheap: what both
-// have in common is shared.
+// Makes a second session that has read the same bytes and continues independently. Cheap: the two
+// share their caches up to here.
 enum blt_status blt_session_clone(const struct blt_session *session, struct blt_session **out);
 
-// Forgets everything read, restarts the random numbers, and withdraws a blt_session_cancel that
-// has stopped nothing yet.
+// Forgets everything read, restarts the random numbers, and withdraws a pending
+// blt_session_cancel.
 enum blt_status blt_session_reset(struct blt_session *session);
 
 // Frees a session.
 void blt_session_free(struct blt_session *session);
 
-// Changes how bytes are chosen and when a generation ends (BLT_OPTION_TEMPERATURE and on), and
-// restarts the random numbers. Other options are not looked at; NULL sets all back.
+// Changes sampling and the end of generations (BLT_OPTION_TEMPERATURE and above), and restarts the
+// random numbers. Other options are ignored; NULL restores the defaults.
 enum blt_status blt_session_set_sampling(struct blt_session *session,
                                          const struct blt_options *options);
 
-// Reads bytes. After an error the session is as it was before, unless its context had slid.
+// Reads bytes. After an error the session is unchanged, unless its context had slid.
 enum blt_status blt_session_feed(struct blt_session *session, const void *bytes, size_t n_bytes);
 
-// Chooses the next byte, reads it, and gives it out: 0 to 255, or BLT_END if the model ends the
-// text there.
+// Samples the next byte, reads it, and writes it to out: 0 to 255, or BLT_END if the model ends
+// the text.
 enum blt_status blt_session_next_byte(struct blt_session *session, int *out);
 
-// Goes on with the text for at most max_bytes bytes, and hands them to write.
+// Continues the text for at most max_bytes bytes and passes them to write.
 //
-// reason (may be NULL) is why it ended. The session has then read the bytes handed out, and after
-// BLT_FINISH_STOP also those of the stop text. After BLT_ERROR_CANCELLED it has read the bytes
-// handed out, and can go on; after other errors all of them but the last.
+// reason (may be NULL) says why it ended. The session has then read the bytes passed to write, and
+// after BLT_FINISH_STOP also the stop text. After BLT_ERROR_CANCELLED it has read the bytes passed
+// and can continue; after other errors it has read all of them but the last.
 enum blt_status blt_session_generate(struct blt_session *session,
                                      size_t max_bytes,
                                      blt_write write,
                                      void *user,
                                      enum blt_finish *reason);
 
-// Copies the logits of what comes next: BLT_N_LOGITS numbers, or none before anything was read. A
-// Bolmo model gives twice as many: the second half for the same ids if they end a patch.
+// Copies the logits of the next id: BLT_N_LOGITS numbers, or none before anything was read. A Bolmo
+// model has twice as many: the second half is for the same ids with the end of a patch.
 //
-// This and the next two: out has room for capacity elements; n is how many there are. With out
-// NULL and capacity 0 they are only counted.
+// For this function and the next two, out has room for capacity elements, and n receives their
+// number. With out NULL and capacity 0 they are only counted.
 enum blt_status blt_session_logits(const struct blt_session *session,
                                    float *out,
                                    size_t capacity,
                                    size_t *n);
 
-// Copies the entropies, in nats, of what follows each position from first on. NaN where the
-// entropy model did not run (BLT_OPTION_ENTROPIES).
+// Copies the entropies, in nats, of the id after each position, starting at position first. NaN
+// where the entropy model did not run (BLT_OPTION_ENTROPIES).
 enum blt_status blt_session_entropies(const struct blt_session *session,
                                       size_t first,
                                       float *out,
                                       size_t capacity,
                                       size_t *n);
 
-// Copies the positions at which patches start, leaving out the first `first` of them. They ascend
-// from 0; the last is the number of positions read if the next byte is known to start a patch.
+// Copies the positions at which patches start, without the first `first` of them. They ascend from
+// 0. If the next byte will start a patch, the last is the number of positions read.
 enum blt_status blt_session_patch_starts(const struct blt_session *session,
                                          size_t first,
                                          size_t *out,
                                          size_t capacity,
                                          size_t *n);
 
-// Reads bytes and gives the sum of -log2 of the probabilities they had: divided by n_bytes, the
-// bits per byte. (With BLT_OPTION_NO_BOS the first byte of a session has none and does not count.)
+// Reads bytes and sums -log2 of their probabilities; divided by n_bytes that is bits per byte. With
+// BLT_OPTION_NO_BOS the first byte of a session has no probability and is not counted.
 enum blt_status blt_session_score(struct blt_session *session,
                                   const void *bytes,
                                   size_t n_bytes,
                                   double *bits);
 
-// Goes back to the first n_positions of what was read. The last few hundred bytes are taken back
-// at the cost of one; further back, everything before is read again.
+// Goes back to the first n_positions. Going back a few hundred bytes costs as much as reading one;
+// going back further reads everything before again.
 enum blt_status blt_session_rewind(struct blt_session *session, size_t n_positions);
 
-// Tells a number about a session; key is a blt_session_key.
+// Writes a number about a session to out; key is a blt_session_key.
 enum blt_status blt_session_info(const struct blt_session *session, int key, uint64_t *out);
 
-// Stops the call that is reading bytes in this session, or else the next one that does: it returns
-// BLT_ERROR_CANCELLED before its next batch of 256 bytes. The one function that may be called
-// while another is running on the same session, but not while that is being freed.
+// Stops the call that is reading bytes in this session, or else the next one that does. That call
+// returns BLT_ERROR_CANCELLED before its next batch of 256 bytes. This is the only function that may
+// be called while another call runs on the session, but not while the session is being freed.
 enum blt_status blt_session_cancel(const struct blt_session *session);
 
-// Writes what the session has read, and its settings, to a file, which appears when it is whole.
-// How bytes are chosen is not part of it.
+// Writes what the session has read, and its settings, to a file, which appears only when complete.
+// Sampling options are not saved.
 enum blt_status blt_session_save(const struct blt_session *session, const char *state_path);
 
-// The same, to a buffer with room for capacity bytes; n is how many there are. With out NULL and
-// capacity 0 they are only counted.
+// Like blt_session_save, to a buffer with room for capacity bytes; n receives their number. With out
+// NULL and capacity 0 they are only counted.
 enum blt_status blt_session_save_memory(const struct blt_session *session,
                                         uint8_t *out,
                                         size_t capacity,
                                         size_t *n);
 
-// Reads a state that blt_session_save wrote, and makes a session that goes on from there. The model
-// must be the same. From options (may be NULL) only the choosing of bytes is taken.
+// Makes a session that continues from a state that blt_session_save wrote. The model must be the
+// same. Of options (may be NULL) only those of sampling are used.
 enum blt_status blt_session_load(const struct blt_model *model,
                                  const struct blt_options *options,
                                  const char *state_path,
                                  struct blt_session **out);
 
-// The same, from a buffer, which is not needed afterwards.
+// Like blt_session_load, from a buffer, which is not needed afterwards.
 enum blt_status blt_session_load_memory(const struct blt_model *model,
                                         const struct blt_options *options,
                                         const void *state,

@@ -11,12 +11,12 @@ use super::status::{Failure, blt_status, set_last_error};
 
 pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;
 
-/// Runs a call: its failure becomes a status and a text, and so does a panic.
+/// Runs a call, and turns a failure or a panic into a status and a message.
 pub(super) fn guard(call: impl FnOnce() -> Result<()>) -> blt_status {
     silence_panics();
     let depth = DEPTH.get();
     DEPTH.set(depth + 1);
-    // What a panic leaves half done lies behind a mutex, which is poisoned by it.
+    // A panic leaves half-done state behind a mutex, which it poisons.
     let result = catch_unwind(AssertUnwindSafe(call));
     DEPTH.set(depth);
     let failure = match result {
@@ -44,8 +44,8 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Keeps Rust from printing panics of this library's calls and threads to standard error; those of
-/// anybody else in the process go on being printed.
+/// Keeps Rust from printing panics of this library's calls and threads to standard error. Other panics
+/// of the process are still printed.
 fn silence_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -61,7 +61,7 @@ fn silence_panics() {
     });
 }
 
-/// Takes what a handle guards.
+/// Locks a handle.
 pub(super) fn lock<'a, T>(name: &str, mutex: &'a Mutex<T>) -> Result<MutexGuard<'a, T>> {
     mutex.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => Failure {
@@ -70,7 +70,7 @@ pub(super) fn lock<'a, T>(name: &str, mutex: &'a Mutex<T>) -> Result<MutexGuard<
         },
         TryLockError::Poisoned(_) => Failure {
             status: blt_status::BLT_ERROR_PANICKED,
-            message: format!("{name}: unusable since a bug of the library; it can only be freed"),
+            message: format!("{name}: unusable after a bug in the library; it can only be freed"),
         },
     })
 }
@@ -79,39 +79,39 @@ fn null(name: &str) -> Failure {
     Failure::argument(name, "expected a pointer, found NULL")
 }
 
-/// What a handle points to.
+/// Dereferences a handle.
 ///
 /// # Safety
 /// `handle` is NULL or points to a live `T`.
 pub(super) unsafe fn handle<'a, T>(name: &str, handle: *const T) -> Result<&'a T> {
-    // SAFETY: not NULL, and then the caller says that it is live.
+    // SAFETY: not NULL, so the caller guarantees that it is live.
     unsafe { handle.as_ref() }.ok_or_else(|| null(name))
 }
 
-/// What a handle that may be left out points to.
+/// Dereferences a handle that may be NULL.
 ///
 /// # Safety
 /// `handle` is NULL or points to a live `T`.
 pub(super) unsafe fn optional<'a, T>(handle: *const T) -> Option<&'a T> {
-    // SAFETY: not NULL, and then the caller says that it is live.
+    // SAFETY: not NULL, so the caller guarantees that it is live.
     unsafe { handle.as_ref() }
 }
 
-/// Frees what `into_handle` gave out; NULL is nothing.
+/// Frees a handle; does nothing for NULL.
 ///
 /// # Safety
-/// `handle` is NULL or comes from `Box::into_raw` and is used no more.
+/// `handle` is NULL, or comes from `Box::into_raw` and is not used again.
 pub(super) unsafe fn free<T>(handle: *mut T) {
     guard(|| {
         if let Some(handle) = NonNull::new(handle) {
-            // SAFETY: it comes from a box and the caller gives it up.
+            // SAFETY: it comes from a box, and the caller gives up ownership.
             drop(unsafe { Box::from_raw(handle.as_ptr()) });
         }
         Ok(())
     });
 }
 
-/// The bytes a caller points to.
+/// The bytes that a caller points to.
 ///
 /// # Safety
 /// `bytes` is NULL or points to `n` bytes that stay as they are for `'a`.
@@ -126,12 +126,12 @@ pub(super) unsafe fn bytes<'a>(name: &str, bytes: *const c_void, n: usize) -> Re
             name,
             format!("expected at most {} bytes, found {n}", isize::MAX),
         )),
-        // SAFETY: not NULL, not absurdly long, and the caller says that they are there.
+        // SAFETY: not NULL, at most `isize::MAX` bytes, and the caller guarantees them.
         Some(start) => Ok(unsafe { std::slice::from_raw_parts(start.as_ptr().cast(), n) }),
     }
 }
 
-/// The path a caller points to.
+/// The path that a caller points to.
 ///
 /// # Safety
 /// `path` is NULL or NUL-terminated.
@@ -139,7 +139,7 @@ pub(super) unsafe fn path(name: &str, path: *const c_char) -> Result<PathBuf> {
     if path.is_null() {
         return Err(null(name));
     }
-    // SAFETY: the caller says that it is terminated.
+    // SAFETY: the caller guarantees that it is terminated.
     let text = unsafe { CStr::from_ptr(path) };
     if text.is_empty() {
         return Err(Failure::argument(name, "expected a path, found none"));
@@ -147,11 +147,11 @@ pub(super) unsafe fn path(name: &str, path: *const c_char) -> Result<PathBuf> {
     path_of_bytes(name, text.to_bytes())
 }
 
-/// A path as bytes: as the system has it on Unix, UTF-8 elsewhere.
+/// A path from bytes: any bytes on Unix, UTF-8 elsewhere.
 pub(super) fn path_of_bytes(name: &str, bytes: &[u8]) -> Result<PathBuf> {
     #[cfg(unix)]
     {
-        let _ = name; // every path is one
+        let _ = name; // any bytes are a path
         use std::os::unix::ffi::OsStrExt;
         Ok(std::ffi::OsStr::from_bytes(bytes).into())
     }
@@ -161,7 +161,7 @@ pub(super) fn path_of_bytes(name: &str, bytes: &[u8]) -> Result<PathBuf> {
         .map_err(|e| Failure::argument(name, format!("expected UTF-8, found {e}")))
 }
 
-/// Where an output goes. It is written once, when all has gone well.
+/// A place for an output, written once, on success.
 pub(super) struct Out<T>(NonNull<T>);
 
 impl<T> Out<T> {
@@ -172,12 +172,12 @@ impl<T> Out<T> {
     }
 
     pub fn set(self, value: T) {
-        // SAFETY: `new` was promised room for it.
+        // SAFETY: the caller of `new` guaranteed room for it.
         unsafe { self.0.write(value) };
     }
 }
 
-/// Where a number of elements goes: to the buffer if there is one, and their count to `n`.
+/// A place for several elements: a buffer, which may be NULL, and their count `n`.
 pub(super) struct OutSlice<T> {
     buffer: *mut T,
     capacity: usize,
@@ -194,17 +194,17 @@ impl<T: Copy> OutSlice<T> {
         Ok(OutSlice {
             buffer,
             capacity,
-            // SAFETY: as asked for above.
+            // SAFETY: as required above.
             n: unsafe { Out::new("n", n)? },
         })
     }
 
-    /// Whether only the count is asked for.
+    /// Whether the caller wants only the count.
     pub fn only_counts(&self) -> bool {
         self.buffer.is_null()
     }
 
-    /// Answers with the count alone.
+    /// Writes the count alone.
     pub fn set_count(self, n: usize) {
         self.n.set(n);
     }
@@ -222,8 +222,8 @@ impl<T: Copy> OutSlice<T> {
                     ),
                 });
             }
-            // SAFETY: there is room for `capacity` elements, and the engine's own memory and the
-            // caller's do not overlap.
+            // SAFETY: there is room for `capacity` elements, and the caller's memory does not overlap
+            // the engine's.
             unsafe {
                 self.buffer
                     .copy_from_nonoverlapping(values.as_ptr(), values.len())

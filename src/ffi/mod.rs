@@ -4,10 +4,10 @@
 //! `cbindgen.toml`. Nothing is computed here.
 //!
 //! # Safety
-//! All functions ask the same of their callers, and it is what the header's rules say: a handle is
-//! NULL or one that this library gave out and that has not been freed; a pointer to `n` elements
-//! points to as many (NULL counts as none); text is NUL-terminated; an output pointer points to room
-//! for the output or is NULL. NULL where something is needed is an error, not undefined.
+//! All functions have the same requirements, which are the rules of the header. A handle is NULL, or
+//! comes from this library and has not been freed. A pointer to `n` elements points to `n` elements
+//! (NULL counts as none). Text is NUL-terminated. An output pointer points to room for the output or
+//! is NULL. NULL where a value is required is an error, not undefined behaviour.
 
 #![allow(non_camel_case_types)] // the names are C's
 #![allow(clippy::missing_safety_doc)] // said once, above

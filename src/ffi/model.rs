@@ -9,15 +9,15 @@ use super::status::{Failure, blt_status};
 use crate::model::Model;
 use crate::tensor::Storage;
 
-/// A model: weights, which never change, and the threads that compute with them.
+/// A model: its weights, which never change, and its threads.
 pub struct blt_model(pub(super) Model);
 
-/// Is told while a model is opened how many of how many bytes of weights have been read. Returns 0
-/// to go on; anything else ends the opening with BLT_ERROR_CANCELLED.
+/// Called while a model is opened, with the bytes of weights read so far and in all. Returns 0 to
+/// continue; any other value ends the call with BLT_ERROR_CANCELLED.
 pub type blt_progress =
     Option<unsafe extern "C" fn(user: *mut c_void, n_done: u64, n_total: u64) -> c_int>;
 
-/// What blt_model_info can tell. Numbers are never reused.
+/// Keys of blt_model_info. Numbers are never reused.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum blt_model_key {
@@ -25,22 +25,22 @@ pub enum blt_model_key {
     BLT_MODEL_PARAMETERS = 1,
     /// Bytes of the weights as stored.
     BLT_MODEL_WEIGHT_BYTES = 2,
-    /// Byte positions the model was made for.
+    /// Maximum byte positions of the model.
     BLT_MODEL_MAX_BYTES = 3,
-    /// Patches the model was made for.
+    /// Maximum patches of the model.
     BLT_MODEL_MAX_PATCHES = 4,
     /// 1 if it has an entropy model, else 0.
     BLT_MODEL_HAS_ENTROPY_MODEL = 5,
-    /// Threads it computes with.
+    /// Number of threads.
     BLT_MODEL_THREADS = 6,
-    /// A number that tells models apart; saved sessions are tied to it.
+    /// A number that identifies the model; saved sessions store it.
     BLT_MODEL_FINGERPRINT = 7,
 }
 
 /// Opens a model: a file or a folder in any of the known layouts. The weights are mapped, not read,
-/// unless BLT_OPTION_PRELOAD is set: the file must stay as it is while the model lives.
+/// unless BLT_OPTION_PRELOAD is set. The file must not change while the model is open.
 ///
-/// options and progress may be NULL; user is passed to progress as it is.
+/// options and progress may be NULL; user is passed to progress.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_model_open(
     model_path: *const c_char,
@@ -65,10 +65,10 @@ pub unsafe extern "C" fn blt_model_open(
     })
 }
 
-/// Opens a native model file whose bytes are in memory. They are not copied, unless BLT_OPTION_COPY
-/// is set: they must stay as they are until the model and every session made with it are freed.
+/// Opens a native model file whose bytes are in memory. They are not copied unless BLT_OPTION_COPY
+/// is set, and must not change until the model and every session made with it are freed.
 ///
-/// options and progress may be NULL; user is passed to progress as it is.
+/// options and progress may be NULL; user is passed to progress.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_model_open_memory(
     model: *const c_void,
@@ -79,8 +79,8 @@ pub unsafe extern "C" fn blt_model_open_memory(
     out: *mut *mut blt_model,
 ) -> blt_status {
     guard(|| {
-        // SAFETY: the header's rules; that the bytes outlive the model is among them, which for
-        // the engine is as good as for ever.
+        // SAFETY: the header's rules. They include that the bytes outlive the model, which is all
+        // that the engine needs of `'static`.
         let (bytes, options, out): (&'static [u8], _, _) = unsafe {
             (
                 bytes("model", model, n_bytes)?,
@@ -109,7 +109,7 @@ fn tell(progress: blt_progress, user: *mut c_void, n: usize, n_total: usize) -> 
     }
 }
 
-/// Tells a number about a model; key is a blt_model_key.
+/// Writes a number about a model to out; key is a blt_model_key.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_model_info(
     model: *const blt_model,
@@ -149,7 +149,7 @@ pub(super) fn wrong_key(kind: &str, found: c_int) -> Result<()> {
     ))
 }
 
-/// Frees a model. Sessions made with it go on and free the weights with the last of them.
+/// Frees a model. Sessions made with it stay valid; the last of them frees the weights.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_model_free(model: *mut blt_model) {
     // SAFETY: the header's rules.

@@ -14,22 +14,22 @@ use crate::model::Model;
 use crate::open::ModelOptions;
 use crate::session::{Overflow, SessionOptions};
 
-/// Names of settings. The comment says the kind (which setter takes it), and what holds without it.
-/// Numbers are never reused.
+/// Names of settings. The comment gives the kind (which setter takes it), the meaning, and after the
+/// semicolon the default. Numbers are never reused.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum blt_option {
-    /// Opening, int: number of threads; all the machine has.
+    /// Opening, int: number of threads; all of the machine.
     BLT_OPTION_THREADS = 1,
-    /// Opening, text: instruction set, by the name blt-info gives it; the best the CPU has.
+    /// Opening, text: instruction set, as blt-info --isa list names it; the best of the CPU.
     BLT_OPTION_ISA = 2,
-    /// Opening, text: path of the configuration, where it does not lie beside the weights.
+    /// Opening, text: path of the configuration; beside the weights.
     BLT_OPTION_CONFIG = 3,
-    /// Opening, text: path of an entropy model that lies apart.
+    /// Opening, text: path of a separate entropy model; the checkpoint's own.
     BLT_OPTION_ENTROPY_MODEL = 4,
-    /// Opening, int 0 or 1: read all weights at once instead of when they are first used; 0.
+    /// Opening, int 0 or 1: read all weights now instead of at first use; 0.
     BLT_OPTION_PRELOAD = 5,
-    /// Opening from memory, int 0 or 1: copy the bytes, so that yours can go; 0.
+    /// Opening from memory, int 0 or 1: copy the bytes, so that you can free them; 0.
     BLT_OPTION_COPY = 6,
     /// Opening and sessions, text: "entropy", "space", "static", "byte" or "bpe"; the model's own.
     BLT_OPTION_PATCHING = 7,
@@ -39,7 +39,7 @@ pub enum blt_option {
     /// Opening, text: path of the tokenizer of the subword model that a Bolmo model was made from.
     BLT_OPTION_TOKENIZER = 9,
 
-    /// Sessions, int 0 or 1: do not begin with the begin-of-sequence id; 0.
+    /// Sessions, int 0 or 1: do not start with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
     /// Sessions, real: nats of entropy above which a patch starts; the model's own.
     BLT_OPTION_THRESHOLD = 21,
@@ -47,46 +47,46 @@ pub enum blt_option {
     BLT_OPTION_THRESHOLD_ADD = 22,
     /// Sessions, int 0 or 1: patches start where entropy rises by the threshold; the model's own.
     BLT_OPTION_MONOTONICITY = 23,
-    /// Sessions, int: most bytes in a patch, 0 for no limit; the model's own.
+    /// Sessions, int: maximum bytes in a patch, 0 for no limit; the model's own.
     BLT_OPTION_MAX_PATCH_LENGTH = 24,
     /// Sessions, int: bytes in each patch under "static" patching; the model's own.
     BLT_OPTION_PATCH_SIZE = 25,
-    /// Sessions, int 0 or 1: compute entropies even if patching does without them; 0.
+    /// Sessions, int 0 or 1: compute entropies even if patching does not need them; 0.
     BLT_OPTION_ENTROPIES = 26,
-    /// Sessions, int: the entropy model begins anew every so many bytes; 0, never.
+    /// Sessions, int: restart the entropy model every n bytes; 0, never.
     BLT_OPTION_ENTROPY_RESET = 27,
-    /// Sessions, int: most byte positions; the model's own limit.
+    /// Sessions, int: maximum number of byte positions; the model's own limit.
     BLT_OPTION_MAX_BYTES = 28,
-    /// Sessions, int: most patches; the model's own limit.
+    /// Sessions, int: maximum number of patches; the model's own limit.
     BLT_OPTION_MAX_PATCHES = 29,
-    /// Sessions, int: when the context is full, go on with so many of the last bytes instead of
-    /// failing with BLT_ERROR_CONTEXT_FULL.
+    /// Sessions, int: when the context is full, continue with the last n bytes; fail with
+    /// BLT_ERROR_CONTEXT_FULL.
     BLT_OPTION_SLIDE_KEEP = 30,
-    /// Sessions, text: how keys and values are kept, "f32" or "f16" (half the memory); "f16" if the
-    /// weights are quantised, else "f32".
+    /// Sessions, text: type of keys and values, "f32" or "f16" (half the memory); "f16" if the weights
+    /// are quantised, else "f32".
     BLT_OPTION_KV = 31,
 
-    /// Choosing bytes, real: 0 always takes the most probable; 0.8.
+    /// Sampling, real: temperature, 0 always takes the most probable byte; 0.8.
     BLT_OPTION_TEMPERATURE = 40,
-    /// Choosing bytes, int: keep only so many of the most probable; 0, all.
+    /// Sampling, int: sample from the k most probable bytes; 0, all.
     BLT_OPTION_TOP_K = 41,
-    /// Choosing bytes, real: keep the most probable up to this sum, 1 for all; 0.95.
+    /// Sampling, real: sample from the smallest set with this total probability, 1 for all; 0.95.
     BLT_OPTION_TOP_P = 42,
-    /// Choosing bytes, real: keep those with this share of the largest, 0 for all; 0.02.
+    /// Sampling, real: drop bytes below this share of the largest probability, 0 for none; 0.02.
     BLT_OPTION_MIN_P = 43,
-    /// Choosing bytes, real: penalty on bytes seen lately; 1, none.
+    /// Sampling, real: penalty on recent bytes; 1, none.
     BLT_OPTION_REPEAT_PENALTY = 44,
-    /// Choosing bytes, int: how many bytes back the penalty looks; 256.
+    /// Sampling, int: how many bytes back the penalty looks; 256.
     BLT_OPTION_REPEAT_WINDOW = 45,
-    /// Choosing bytes, int: where the random numbers start; 0.
+    /// Sampling, int: random seed; 0.
     BLT_OPTION_SEED = 46,
-    /// Choosing bytes, int 0 or 1: never end with the end-of-sequence id; 0.
+    /// Sampling, int 0 or 1: never end with the end-of-sequence id; 0.
     BLT_OPTION_IGNORE_EOS = 47,
-    /// Generating, text: bytes that end a generation and are not handed out; may be set several
-    /// times, an empty one takes all back; none.
+    /// Generating, text: bytes that end a generation and are not passed to the callback. May be set
+    /// several times; an empty text removes all; none.
     BLT_OPTION_STOP = 48,
-    /// Generating, int: bytes drafted at a time (self-speculation: faster, the same bytes, in bursts),
-    /// 0 for none, at most 64; as many as pays.
+    /// Generating, int: bytes to draft at a time (self-speculation: faster, the same bytes, in bursts),
+    /// 0 for none, at most 64; automatic.
     BLT_OPTION_DRAFT = 49,
 }
 
@@ -317,7 +317,7 @@ fn non_zero(n: usize) -> Option<usize> {
     (n > 0).then_some(n)
 }
 
-/// Makes options with all settings as they are without any.
+/// Makes options with default settings.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_options_new(out: *mut *mut blt_options) -> blt_status {
     guard(|| {
@@ -329,7 +329,7 @@ pub unsafe extern "C" fn blt_options_new(out: *mut *mut blt_options) -> blt_stat
     })
 }
 
-/// Frees options; models and sessions made with them go on.
+/// Frees options. Models and sessions made with them stay valid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_options_free(options: *mut blt_options) {
     // SAFETY: the header's rules.

@@ -13,7 +13,7 @@ use crate::session::Canceller;
 use crate::session::Session;
 use crate::vocab::{self, EOS};
 
-/// One conversation with a model.
+/// One text that a model reads and continues, with its caches.
 pub struct blt_session {
     talk: Mutex<Talk>,
     /// Apart from the rest, because it is used while another call has that.
@@ -63,7 +63,7 @@ pub(super) unsafe fn talk<'a>(session: *const blt_session) -> Result<MutexGuard<
 const BLT_END: c_int = -1;
 /// Number of logits: four special ids and 256 bytes.
 pub const BLT_N_LOGITS: usize = 260;
-/// Index of the logit of byte 0; that of byte b is b further.
+/// Index of the logit of byte 0; byte b has index BLT_FIRST_BYTE + b.
 pub const BLT_FIRST_BYTE: usize = 4;
 /// Index of the logit of the end of the text.
 pub const BLT_EOS: usize = 2;
@@ -83,23 +83,23 @@ pub enum blt_finish {
     BLT_FINISH_MAX_BYTES = 1,
     /// The model ended the text.
     BLT_FINISH_EOS = 2,
-    /// A BLT_OPTION_STOP was complete.
+    /// A BLT_OPTION_STOP was generated.
     BLT_FINISH_STOP = 3,
-    /// The callback asked for it.
+    /// The callback stopped it.
     BLT_FINISH_CALLBACK = 4,
 }
 
-/// What blt_session_info can tell. Numbers are never reused.
+/// Keys of blt_session_info. Numbers are never reused.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum blt_session_key {
     /// Positions read: bytes, and the begin-of-sequence id before the first.
     BLT_SESSION_LENGTH = 1,
-    /// Most positions.
+    /// Maximum number of positions.
     BLT_SESSION_MAX_BYTES = 2,
-    /// How often the context slid (BLT_OPTION_SLIDE_KEEP).
+    /// Number of times the context slid (BLT_OPTION_SLIDE_KEEP).
     BLT_SESSION_SLIDES = 3,
-    /// Bytes of memory held by the caches; clones count what they share.
+    /// Bytes of memory held by the caches; shared parts count in each clone.
     BLT_SESSION_CACHE_BYTES = 4,
 }
 
@@ -125,8 +125,8 @@ pub unsafe extern "C" fn blt_session_new(
     })
 }
 
-/// Makes a second session that has read the same bytes and goes on its own way. Cheap: what both
-/// have in common is shared.
+/// Makes a second session that has read the same bytes and continues independently. Cheap: the two
+/// share their caches up to here.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_clone(
     session: *const blt_session,
@@ -140,8 +140,8 @@ pub unsafe extern "C" fn blt_session_clone(
     })
 }
 
-/// Forgets everything read, restarts the random numbers, and withdraws a blt_session_cancel that
-/// has stopped nothing yet.
+/// Forgets everything read, restarts the random numbers, and withdraws a pending
+/// blt_session_cancel.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_reset(session: *mut blt_session) -> blt_status {
     guard(|| {
@@ -161,8 +161,8 @@ pub unsafe extern "C" fn blt_session_free(session: *mut blt_session) {
     unsafe { free(session) };
 }
 
-/// Changes how bytes are chosen and when a generation ends (BLT_OPTION_TEMPERATURE and on), and
-/// restarts the random numbers. Other options are not looked at; NULL sets all back.
+/// Changes sampling and the end of generations (BLT_OPTION_TEMPERATURE and above), and restarts the
+/// random numbers. Other options are ignored; NULL restores the defaults.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_set_sampling(
     session: *mut blt_session,
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn blt_session_set_sampling(
     })
 }
 
-/// Reads bytes. After an error the session is as it was before, unless its context had slid.
+/// Reads bytes. After an error the session is unchanged, unless its context had slid.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_feed(
     session: *mut blt_session,
@@ -189,8 +189,8 @@ pub unsafe extern "C" fn blt_session_feed(
     })
 }
 
-/// Chooses the next byte, reads it, and gives it out: 0 to 255, or BLT_END if the model ends the
-/// text there.
+/// Samples the next byte, reads it, and writes it to out: 0 to 255, or BLT_END if the model ends
+/// the text.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_next_byte(
     session: *mut blt_session,
@@ -214,16 +214,16 @@ pub unsafe extern "C" fn blt_session_next_byte(
     })
 }
 
-/// Is given the bytes of a generation as they are chosen: at least one, not NUL-terminated, valid
-/// during the call. Returns 0 to go on; anything else ends the generation.
+/// Called with the bytes of a generation as they are sampled: at least one, not NUL-terminated, valid
+/// during the call. Returns 0 to continue; any other value ends the generation.
 pub type blt_write =
     Option<unsafe extern "C" fn(user: *mut c_void, bytes: *const u8, n_bytes: usize) -> c_int>;
 
-/// Goes on with the text for at most max_bytes bytes, and hands them to write.
+/// Continues the text for at most max_bytes bytes and passes them to write.
 ///
-/// reason (may be NULL) is why it ended. The session has then read the bytes handed out, and after
-/// BLT_FINISH_STOP also those of the stop text. After BLT_ERROR_CANCELLED it has read the bytes
-/// handed out, and can go on; after other errors all of them but the last.
+/// reason (may be NULL) says why it ended. The session has then read the bytes passed to write, and
+/// after BLT_FINISH_STOP also the stop text. After BLT_ERROR_CANCELLED it has read the bytes passed
+/// and can continue; after other errors it has read all of them but the last.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_generate(
     session: *mut blt_session,
@@ -324,11 +324,11 @@ impl Talk {
     }
 }
 
-/// Copies the logits of what comes next: BLT_N_LOGITS numbers, or none before anything was read. A
-/// Bolmo model gives twice as many: the second half for the same ids if they end a patch.
+/// Copies the logits of the next id: BLT_N_LOGITS numbers, or none before anything was read. A Bolmo
+/// model has twice as many: the second half is for the same ids with the end of a patch.
 ///
-/// This and the next two: out has room for capacity elements; n is how many there are. With out
-/// NULL and capacity 0 they are only counted.
+/// For this function and the next two, out has room for capacity elements, and n receives their
+/// number. With out NULL and capacity 0 they are only counted.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_logits(
     session: *const blt_session,
@@ -343,8 +343,8 @@ pub unsafe extern "C" fn blt_session_logits(
     })
 }
 
-/// Copies the entropies, in nats, of what follows each position from first on. NaN where the
-/// entropy model did not run (BLT_OPTION_ENTROPIES).
+/// Copies the entropies, in nats, of the id after each position, starting at position first. NaN
+/// where the entropy model did not run (BLT_OPTION_ENTROPIES).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_entropies(
     session: *const blt_session,
@@ -360,8 +360,8 @@ pub unsafe extern "C" fn blt_session_entropies(
     })
 }
 
-/// Copies the positions at which patches start, leaving out the first `first` of them. They ascend
-/// from 0; the last is the number of positions read if the next byte is known to start a patch.
+/// Copies the positions at which patches start, without the first `first` of them. They ascend from
+/// 0. If the next byte will start a patch, the last is the number of positions read.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_patch_starts(
     session: *const blt_session,
@@ -384,8 +384,8 @@ fn from<T>(all: &[T], first: usize) -> Result<&[T]> {
     })
 }
 
-/// Reads bytes and gives the sum of -log2 of the probabilities they had: divided by n_bytes, the
-/// bits per byte. (With BLT_OPTION_NO_BOS the first byte of a session has none and does not count.)
+/// Reads bytes and sums -log2 of their probabilities; divided by n_bytes that is bits per byte. With
+/// BLT_OPTION_NO_BOS the first byte of a session has no probability and is not counted.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_score(
     session: *mut blt_session,
@@ -407,8 +407,8 @@ pub unsafe extern "C" fn blt_session_score(
     })
 }
 
-/// Goes back to the first n_positions of what was read. The last few hundred bytes are taken back
-/// at the cost of one; further back, everything before is read again.
+/// Goes back to the first n_positions. Going back a few hundred bytes costs as much as reading one;
+/// going back further reads everything before again.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_rewind(
     session: *mut blt_session,
@@ -421,7 +421,7 @@ pub unsafe extern "C" fn blt_session_rewind(
     })
 }
 
-/// Tells a number about a session; key is a blt_session_key.
+/// Writes a number about a session to out; key is a blt_session_key.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_info(
     session: *const blt_session,
@@ -450,9 +450,9 @@ pub unsafe extern "C" fn blt_session_info(
     })
 }
 
-/// Stops the call that is reading bytes in this session, or else the next one that does: it returns
-/// BLT_ERROR_CANCELLED before its next batch of 256 bytes. The one function that may be called
-/// while another is running on the same session, but not while that is being freed.
+/// Stops the call that is reading bytes in this session, or else the next one that does. That call
+/// returns BLT_ERROR_CANCELLED before its next batch of 256 bytes. This is the only function that may
+/// be called while another call runs on the session, but not while the session is being freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_cancel(session: *const blt_session) -> blt_status {
     guard(|| {

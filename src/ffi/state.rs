@@ -9,8 +9,8 @@ use super::session::{Talk, blt_session, talk};
 use super::status::blt_status;
 use crate::session::Session;
 
-/// Writes what the session has read, and its settings, to a file, which appears when it is whole.
-/// How bytes are chosen is not part of it.
+/// Writes what the session has read, and its settings, to a file, which appears only when complete.
+/// Sampling options are not saved.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_save(
     session: *const blt_session,
@@ -23,8 +23,8 @@ pub unsafe extern "C" fn blt_session_save(
     })
 }
 
-/// The same, to a buffer with room for capacity bytes; n is how many there are. With out NULL and
-/// capacity 0 they are only counted.
+/// Like blt_session_save, to a buffer with room for capacity bytes; n receives their number. With out
+/// NULL and capacity 0 they are only counted.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_save_memory(
     session: *const blt_session,
@@ -46,8 +46,8 @@ pub unsafe extern "C" fn blt_session_save_memory(
     })
 }
 
-/// Reads a state that blt_session_save wrote, and makes a session that goes on from there. The model
-/// must be the same. From options (may be NULL) only the choosing of bytes is taken.
+/// Makes a session that continues from a state that blt_session_save wrote. The model must be the
+/// same. Of options (may be NULL) only those of sampling are used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_load(
     model: *const blt_model,
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn blt_session_load(
     })
 }
 
-/// The same, from a buffer, which is not needed afterwards.
+/// Like blt_session_load, from a buffer, which is not needed afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blt_session_load_memory(
     model: *const blt_model,

@@ -5,41 +5,41 @@ use std::ffi::{CStr, CString, c_char, c_int};
 
 use crate::error::Error;
 
-/// What became of a call. Numbers and names are never reused; new ones may be added.
+/// Result of a call. Numbers and names are never reused; new ones may be added.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum blt_status {
-    /// All went well; only now have outputs been written.
+    /// Success. Outputs are written only in this case.
     BLT_OK = 0,
     /// An argument is NULL, out of range or of the wrong kind.
     BLT_ERROR_ARGUMENT = 1,
     /// The system refused to open, read or write a file.
     BLT_ERROR_IO = 2,
-    /// A file or buffer is damaged, cut short, of another kind, or of another model.
+    /// A file or buffer is damaged, truncated, of another kind, or belongs to another model.
     BLT_ERROR_FORMAT = 3,
     /// A configuration key is missing or out of range.
     BLT_ERROR_CONFIG = 4,
     /// A tensor is missing or has the wrong shape or type.
     BLT_ERROR_TENSOR = 5,
-    /// The model is sound, but asks for something this engine does not do.
+    /// The model is valid but needs something that this engine does not support.
     BLT_ERROR_UNSUPPORTED = 6,
     /// The text does not fit into the context.
     BLT_ERROR_CONTEXT_FULL = 7,
-    /// The model gave a number that is not finite: its weights are damaged.
+    /// The model computed a number that is not finite: its weights are damaged.
     BLT_ERROR_NON_FINITE = 8,
-    /// blt_session_cancel, or a progress callback, asked to stop.
+    /// blt_session_cancel or a progress callback stopped the call.
     BLT_ERROR_CANCELLED = 9,
     /// Another call is running on this handle.
     BLT_ERROR_BUSY = 10,
     /// A bug in the library was caught. The handle can only be freed.
     BLT_ERROR_PANICKED = 11,
-    /// There is more output than the buffer holds.
+    /// The output does not fit into the buffer.
     BLT_ERROR_BUFFER = 12,
 }
 
 use blt_status::*;
 
-/// Why a call failed.
+/// The failure of a call: its status and message.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub status: blt_status,
@@ -79,11 +79,11 @@ thread_local! {
     static LAST_ERROR: RefCell<Option<CString>> = const { RefCell::new(None) };
 }
 
-/// Keeps the text for `blt_last_error`.
+/// Stores the message for `blt_last_error`.
 pub(super) fn set_last_error(message: &str) {
     let text: Vec<u8> = message.bytes().filter(|&b| b != 0).collect();
     let text = CString::new(text).expect("the NULs are gone");
-    // A thread that is ending has no place for it any more.
+    // A thread that is ending can no longer store it.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(text)));
 }
 
@@ -98,19 +98,19 @@ pub extern "C" fn blt_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// The BLT_ABI_VERSION the library was built with. A program that finds another one than it was
-/// compiled with must not go on; the soname (libblt.so.N) sees to that where there is one.
+/// The BLT_ABI_VERSION of the library. A program compiled with another version must stop. On systems
+/// with a soname (libblt.so.N) the loader ensures this.
 #[unsafe(no_mangle)]
 pub extern "C" fn blt_abi_version() -> u32 {
     BLT_ABI_VERSION
 }
 
-/// Changes whenever a program compiled with an older header would break. Adding functions, options
-/// or status codes is no such change.
+/// Changes whenever a program compiled with an older header would break. New functions, options and
+/// status codes do not change it.
 pub const BLT_ABI_VERSION: u32 = 0;
 
 /// The name of a status, such as "BLT_ERROR_IO"; "unknown status" for other numbers. Never NULL;
-/// valid for ever.
+/// valid forever.
 #[unsafe(no_mangle)]
 pub extern "C" fn blt_status_name(status: c_int) -> *const c_char {
     let name = match status {
@@ -132,8 +132,8 @@ pub extern "C" fn blt_status_name(status: c_int) -> *const c_char {
     name.as_ptr()
 }
 
-/// Says what went wrong in the last call on this thread that failed: one line of UTF-8, empty if
-/// none has. Never NULL; valid until another call on this thread fails, or the thread ends.
+/// The message of the last call on this thread that failed: one line of UTF-8, empty if no call has
+/// failed. Never NULL; valid until another call on this thread fails or the thread ends.
 #[unsafe(no_mangle)]
 pub extern "C" fn blt_last_error() -> *const c_char {
     let text = |last: &RefCell<Option<CString>>| last.borrow().as_ref().map(|text| text.as_ptr());
