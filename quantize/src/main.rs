@@ -27,22 +27,19 @@ const CALIBRATE_BYTES: usize = 1 << 15;
 const EVAL_BYTES: usize = 1 << 16;
 
 program_args! {
-    /// Convert a Byte Latent Transformer checkpoint to one native file, quantised or not, or to a folder
-    /// in Hugging Face layout.
+    /// Convert a Byte Latent Transformer checkpoint to one native file, quantised or not, or to a folder in Hugging
+    /// Face layout.
     #[argh(
         help_triggers("-h", "--help"),
         example = "blt-quantize MODEL model.q4.safetensors --type q4_k --calibrate text.txt --eval other.txt",
-        note = "Norms become f32, byte embeddings and the output head q8_0. Of the entropy model q8_0 changes \
-                nothing, so that patches start where they did; other types make its layers q8_0. \
-                Hash tables become q8_0 with q8_0 and q6_k, else q4_0. --tensor-type overrides \
-                this: PATTERN is one of our tensor names (blt-info lists the parts: entropy, encoder, \
-                global, decoder) with * for any characters, TYPE one of q8_0, q4_0, q4_k, q6_k, bf12, \
-                bf16, f16, f32, keep. The last pattern that matches counts. \
+        note = "Norms become f32; byte embeddings and the output head become q8_0. --type q8_0 keeps the entropy \
+                model as it is (packed as bf12 if it is bf16), so that patches start where they did. Other types \
+                make its layers q8_0. Hash tables become q8_0 with q8_0 and q6_k, else q4_0.\n\
+                --tensor-type PATTERN=TYPE overrides this. PATTERN is a tensor name in which * stands for any \
+                characters (names start with entropy, encoder, global or decoder). TYPE is q8_0, q4_0, q4_k, \
+                q6_k, bf12, bf16, f16, f32 or keep. The last matching pattern wins.\n\
                 --patching is stored in the output.",
-        error_code(
-            1,
-            "Something failed; standard error says what. There is no output then."
-        ),
+        error_code(1, "Failed; standard error says why, and there is no output."),
         error_code(2, "Wrong usage.")
     )]
     struct Args [checkpoint] {
@@ -54,24 +51,24 @@ program_args! {
         #[argh(positional, arg_name = "OUT")]
         output: Option<PathBuf>,
 
-        /// quantise: q8_0, q4_0, q4_k or q6_k
+        /// quantise to q8_0, q6_k, q4_k or q4_0
         #[argh(option, long = "type", arg_name = "type")]
         kind: Option<String>,
 
-        /// convert: bf12 (bf16 in 12 bits, with nothing lost), bf16, f16, f32 or keep (a native file), or hf
-        /// (a folder, types kept)
+        /// convert to bf12 (bf16 in 12 bits, lossless), bf16, f16, f32 or keep (a native file), or hf (a folder,
+        /// types kept)
         #[argh(option, arg_name = "type")]
         to: Option<String>,
 
-        /// other type for some tensors, as PATTERN=TYPE; may be given several times
+        /// type of some tensors, as PATTERN=TYPE; may be given several times
         #[argh(option, arg_name = "rule")]
         tensor_type: Vec<Rule>,
 
-        /// a text that the model reads first, to learn which weights matter most
+        /// a text that the model reads first, to find the most important weights
         #[argh(option, arg_name = "text")]
         calibrate: Option<PathBuf>,
 
-        /// how much of that text to read (default: 32768)
+        /// bytes of that text to read (default: 32768)
         #[argh(option, arg_name = "n", default = "CALIBRATE_BYTES")]
         calibrate_bytes: usize,
 
@@ -79,23 +76,23 @@ program_args! {
         #[argh(option, arg_name = "text")]
         eval: Option<PathBuf>,
 
-        /// how much of that text to read (default: 65536)
+        /// bytes of that text to read (default: 65536)
         #[argh(option, arg_name = "n", default = "EVAL_BYTES")]
         eval_bytes: usize,
 
-        /// bytes that are read in one piece when comparing (default: 512)
+        /// bytes per window of the comparison (default: 512)
         #[argh(option, arg_name = "n", default = "512")]
         window: usize,
 
-        /// write nothing: print sizes, and errors judged by a sample of the weights
+        /// write nothing; print sizes, and errors estimated from a sample of the weights
         #[argh(switch)]
         dry_run: bool,
 
-        /// accept an input that is quantised already, and convert what its weights stand for
+        /// accept an input that is already quantised, and convert its dequantised values
         #[argh(switch)]
         dequantize: bool,
 
-        /// with --to hf: write the folder even if the layout cannot express the whole configuration
+        /// with --to hf: continue if the layout cannot express all of the model's configuration
         #[argh(switch)]
         allow_loss: bool,
 

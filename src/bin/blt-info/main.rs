@@ -15,19 +15,15 @@ use blt::cli::interrupt;
 use blt::cli::model::{self, isa_names};
 
 program_args! {
-    /// Say what a Byte Latent Transformer checkpoint holds and what running it takes.
+    /// Show what a Byte Latent Transformer checkpoint contains and what running it needs.
     #[argh(
         help_triggers("-h", "--help"),
         example = "blt-info MODEL --check",
-        note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: \
-                tensors, parameters, bytes, dtypes), config (as native files hold it), memory \
-                (weight_bytes_per_byte, weight_bytes_per_patch, resident_weight_bytes, \
-                cache_bytes_at_full_context), and checked, the number of weights found finite, with \
-                --check.",
-        error_code(
-            1,
-            "Something failed or a weight is not finite; standard error says what."
-        ),
+        note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: tensors, \
+                parameters, bytes, dtypes), config (as in native files), memory (weight_bytes_per_byte, \
+                weight_bytes_per_patch, resident_weight_bytes, cache_bytes_at_full_context), and with --check \
+                checked, the number of weights found finite.",
+        error_code(1, "Failed, or a weight is not finite; standard error says which."),
         error_code(2, "Wrong usage.")
     )]
     struct Args [model checkpoint] {
@@ -35,11 +31,11 @@ program_args! {
         #[argh(switch)]
         check: bool,
 
-        /// list: print the instruction sets this machine has, fastest first, and do nothing else
+        /// list: print the instruction sets of this machine, fastest first, and exit
         #[argh(option, arg_name = "list")]
         isa: Option<String>,
 
-        /// print the NVIDIA GPUs of this machine, and do nothing else
+        /// print the NVIDIA GPUs of this machine and exit
         #[argh(switch)]
         devices: bool,
 

@@ -29,28 +29,28 @@ use scorer::{Edge, Scorer, Totals};
 use table::Table;
 
 program_args! {
-    /// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte,
-    /// accuracy, mean patch length.
+    /// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte, accuracy, mean
+    /// patch length.
     #[argh(
         help_triggers("-h", "--help"),
         example = "blt-score MODEL -f book.txt",
         example = "blt-score MODEL -f page.txt --html page.html",
-        note = "The text is read after BOS. If it is longer than the context, it is cut: each further \
-                window begins anew with BOS and the last --overlap bytes, which are read again but not \
-                counted. Every byte is counted once.\n\
-                Bits per byte is the mean of -log2 p(byte). Patches include the one that BOS is.\n\
-                --per-byte columns: position, byte, entropy (nats, of the entropy model before it reads \
-                the byte), surprisal (bits), patch_start.\n\
-                --dump tensors: input_ids I32 (n), entropies F32 (n), patch_lengths I32 (they count the \
-                byte that comes next: sum n + 1), logits F32 (n, 260); n counts BOS.\n\
+        note = "The text is read after BOS. A text longer than the context is split into windows. Each further \
+                window starts with BOS and the last --overlap bytes of the previous one, which are read again but \
+                not counted. Every byte is counted once.\n\
+                Bits per byte is the mean of -log2 p(byte). Patches include the one that holds BOS.\n\
+                --per-byte columns: position, byte, entropy (nats, of the entropy model before it reads the \
+                byte), surprisal (bits), patch_start.\n\
+                --dump tensors: input_ids I32 (n), entropies F32 (n), patch_lengths I32 (with the next byte, so \
+                their sum is n + 1), logits F32 (n, 260); n includes BOS.\n\
                 --json prints one object: bits_per_byte, perplexity, accuracy, bytes, patches, \
                 mean_patch_length, windows, seconds, bytes_per_second, peak_memory_bytes, interrupted. \
-                What cannot be computed is null.\n\
-                A Bolmo model gives three figures: causal and joint are code lengths, folded is not, since \
-                each patch end has seen the byte after it. With --json: bits_per_byte (causal), \
-                joint_bits_per_byte, folded_bits_per_byte. The text must fit into the context.\n\
-                Ctrl-C gives the figures of what has been read, and exit code 1.",
-        error_code(1, "Something failed; standard error says what."),
+                Values that cannot be computed are null.\n\
+                A Bolmo model gives three figures. Causal and joint are code lengths. Folded is not, because each \
+                patch end has seen the byte after it. --json: bits_per_byte (causal), joint_bits_per_byte, \
+                folded_bits_per_byte. The text must fit into the context.\n\
+                Ctrl-C prints the figures of what has been read and exits with code 1.",
+        error_code(1, "Failed; standard error says why."),
         error_code(2, "Wrong usage.")
     )]
     struct Args [model checkpoint compute patches] {
@@ -58,19 +58,19 @@ program_args! {
         #[argh(option, short = 'f', arg_name = "path")]
         file: Option<PathBuf>,
 
-        /// in place of a text: a JSON list of ids, read as they are, without BOS
+        /// a JSON list of ids to score instead of a text, read without BOS
         #[argh(option, arg_name = "file")]
         raw_ids: Option<PathBuf>,
 
-        /// bytes of a window that the next one reads again (default 0)
+        /// bytes of a window that the next one reads again (default: 0)
         #[argh(option, arg_name = "bytes", default = "0")]
         overlap: usize,
 
-        /// most bytes in a window, BOS counted (default: the model's own limit)
+        /// maximum bytes in a window, BOS included (default: the model's own limit)
         #[argh(option, arg_name = "bytes")]
         context: Option<usize>,
 
-        /// write a line for every byte to this CSV file
+        /// write one line per byte to this CSV file
         #[argh(option, arg_name = "file")]
         per_byte: Option<PathBuf>,
 
