@@ -69,10 +69,14 @@ impl Session {
     /// Goes on with the text. An empty session is given BOS first.
     ///
     /// # Errors
-    /// [`Error::Argument`] for sampler settings out of range, an empty stop string, a draft too long, or
+    /// [`Error::Argument`] for sampler settings out of range, a grammar that needs more bytes than
+    /// `max_bytes`, an empty stop string, a draft too long, or
     /// a session without BOS that has read nothing; errors of reading as [`Session::feed_ids`].
     pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generator<'_>> {
-        let sampler = Sampler::with_choices(options.sampler.clone(), self.model().choices())?;
+        let mut sampler = Sampler::with_choices(options.sampler.clone(), self.model().choices())?;
+        if let Some(grammar) = &options.grammar {
+            sampler = sampler.with_grammar(grammar.matcher(options.max_bytes)?);
+        }
         let stops = StopMatcher::new(&options.stop)?;
         if let Some(draft) = options.draft.filter(|&n| n > MAX_DRAFT) {
             let message = format!("expected at most {MAX_DRAFT} bytes, found {draft}");
@@ -118,6 +122,8 @@ impl Generator<'_> {
 
     /// Lets another sampler choose from here on: one that goes on with the random numbers of an
     /// earlier generation.
+    ///
+    /// A grammar belongs to the sampler: that of [`GenerateOptions::grammar`] goes with the old one.
     pub fn set_sampler(&mut self, sampler: Sampler) {
         self.sampler = sampler.choosing_among(self.session.model().choices());
     }

@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 pub use self::config::SamplerConfig;
 use self::exact::exp;
 use crate::error::Result;
+use crate::grammar::{Allowed, Matcher};
 use crate::random::SplitMix64;
 use crate::vocab::{BYTE_OFFSET, Choices, EOS, Id};
 
@@ -23,6 +24,7 @@ pub struct Sampler {
     config: SamplerConfig,
     choices: Choices,
     random: SplitMix64,
+    constraint: Option<Constraint>,
     scratch: Vec<Candidate>, // kept so that a draw allocates nothing
 }
 
@@ -32,6 +34,7 @@ impl Clone for Sampler {
             config: self.config.clone(),
             choices: self.choices.clone(),
             random: self.random.clone(),
+            constraint: self.constraint.clone(),
             scratch: Vec::new(),
         }
     }
@@ -40,6 +43,35 @@ impl Clone for Sampler {
         self.config.clone_from(&other.config);
         self.choices.clone_from(&other.choices);
         self.random = other.random.clone();
+        self.constraint.clone_from(&other.constraint);
+    }
+}
+
+/// A grammar that the chosen bytes obey. Some of them may have been chosen elsewhere (see
+/// [`Sampler::skip`]), so the matcher takes them from the history when it is asked next.
+#[derive(Debug, Clone)]
+struct Constraint {
+    matcher: Matcher,
+    /// Ids chosen since the grammar began, and how many of them the matcher has taken.
+    n_chosen: usize,
+    n_matched: usize,
+}
+
+impl Constraint {
+    /// Takes the last ids of `history`, as many as have been chosen since the last time.
+    fn allowed(&mut self, history: &[Id], choices: &Choices) -> Allowed {
+        let n_new = self.n_chosen - self.n_matched;
+        let new = &history[history.len().saturating_sub(n_new)..];
+        for byte in new.iter().filter_map(|&id| choices.byte(id)) {
+            self.matcher.push(byte);
+        }
+        self.n_matched = self.n_chosen;
+        self.matcher.allowed()
+    }
+
+    /// Whether both allow the same after the same text.
+    fn is_like(&self, other: &Constraint) -> bool {
+        self.n_chosen == other.n_chosen && self.matcher.has_same_grammar(&other.matcher)
     }
 }
 
@@ -89,6 +121,7 @@ impl Sampler {
             random: SplitMix64(config.seed),
             config,
             choices,
+            constraint: None,
             scratch: Vec::new(),
         })
     }
@@ -96,6 +129,18 @@ impl Sampler {
     /// The same sampler, for a model that chooses among those ids.
     pub(crate) fn choosing_among(self, choices: Choices) -> Self {
         Sampler { choices, ..self }
+    }
+
+    /// Chooses only what the grammar of `matcher` allows: its bytes, and the end where the text may end. If no
+    /// byte can follow, the end is chosen even if it is banned.
+    #[must_use]
+    pub fn with_grammar(mut self, matcher: Matcher) -> Self {
+        self.constraint = Some(Constraint {
+            matcher,
+            n_chosen: 0,
+            n_matched: 0,
+        });
+        self
     }
 
     /// The settings.
@@ -111,7 +156,9 @@ impl Sampler {
     /// has a logit above minus infinity, the lowest allowed id is chosen: EOS, unless it is banned.
     pub fn sample(&mut self, logits: &[f32], history: &[Id]) -> Id {
         let mut candidates = std::mem::take(&mut self.scratch);
-        self.weigh(logits, history, &mut candidates);
+        let choices = &self.choices;
+        let allowed = (self.constraint.as_mut()).map(|c| c.allowed(history, choices));
+        self.weigh(logits, history, allowed.as_ref(), &mut candidates);
         let draw = if self.config.temperature == 0.0 {
             0.0
         } else {
@@ -119,18 +166,21 @@ impl Sampler {
         };
         let id = choose(&candidates, draw);
         self.scratch = candidates;
-        id.unwrap_or_else(|| self.lowest_allowed(logits.len()))
+        if let Some(constraint) = &mut self.constraint {
+            constraint.n_chosen += 1;
+        }
+        id.unwrap_or_else(|| self.lowest_allowed(logits.len(), allowed.as_ref()))
     }
 
     /// What another device needs to choose as [`sample`](Self::sample) would next; `None` if that takes more than
     /// the logits.
     pub fn choice(&self, n_logits: usize) -> Option<Choice> {
         let config = &self.config;
-        if config.repeat_penalty != 1.0 {
+        if config.repeat_penalty != 1.0 || self.constraint.is_some() {
             return None;
         }
         let all = u32::try_from(n_logits).ok()?;
-        let banned = (0..BYTE_OFFSET).filter(|&id| !self.is_allowed(id));
+        let banned = (0..BYTE_OFFSET).filter(|&id| !self.is_allowed(id, None));
         Some(Choice {
             draw: self.random.clone().unit(),
             temperature: config.temperature.into(),
@@ -138,13 +188,19 @@ impl Sampler {
             min_p: config.min_p.unwrap_or(0.0).into(),
             top_k: (config.top_k).map_or(all, |k| u32::try_from(k).unwrap_or(all).min(all)),
             banned: banned.fold(0, |bits, id| bits | 1 << id),
-            fallback: self.lowest_allowed(n_logits).into(),
+            fallback: self.lowest_allowed(n_logits, None).into(),
         })
     }
 
     /// Whether both choose the same ids.
     pub(crate) fn is_like(&self, other: &Sampler) -> bool {
-        self.random.0 == other.random.0
+        let same_constraint = match (&self.constraint, &other.constraint) {
+            (None, None) => true,
+            (Some(own), Some(other)) => own.is_like(other),
+            _ => false,
+        };
+        same_constraint
+            && self.random.0 == other.random.0
             && self.config == other.config
             && self.choices == other.choices
     }
@@ -154,20 +210,25 @@ impl Sampler {
         if self.config.temperature != 0.0 {
             self.random.unit();
         }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.n_chosen += 1;
+        }
     }
 
     /// Probability of each id (one per logit, sum 1) of being chosen by [`sample`](Self::sample).
     /// Empty for no logits.
     pub fn distribution(&self, logits: &[f32], history: &[Id]) -> Vec<f64> {
         let mut candidates = Vec::new();
-        self.weigh(logits, history, &mut candidates);
+        let constraint = self.constraint.clone();
+        let allowed = constraint.map(|mut c| c.allowed(history, &self.choices));
+        self.weigh(logits, history, allowed.as_ref(), &mut candidates);
         let mut probabilities = vec![0.0; logits.len()];
         let total = total_weight(&candidates);
         for c in &candidates {
             probabilities[usize::from(c.id)] = c.weight / total;
         }
         if candidates.is_empty() {
-            let id = usize::from(self.lowest_allowed(logits.len()));
+            let id = usize::from(self.lowest_allowed(logits.len(), allowed.as_ref()));
             if let Some(p) = probabilities.get_mut(id) {
                 *p = 1.0;
             }
@@ -175,27 +236,41 @@ impl Sampler {
         probabilities
     }
 
-    fn is_allowed(&self, id: Id) -> bool {
+    fn is_allowed(&self, id: Id, allowed: Option<&Allowed>) -> bool {
+        let must_end = allowed.is_some_and(Allowed::must_end);
         if self.choices.is_stop(id) {
-            return !self.config.ignore_eos;
+            let may_end = allowed.is_none_or(Allowed::may_end);
+            return may_end && (!self.config.ignore_eos || must_end);
+        }
+        if let Some(allowed) = allowed {
+            let byte = self.choices.byte(id);
+            return byte.is_some_and(|byte| allowed.contains(byte));
         }
         // An id that the model cannot read is never offered.
         !self.choices.is_special(id) || !(self.config.ban_special || self.choices.has_flags())
     }
 
     /// What is chosen when the logits say nothing; EOS even if banned when there is nothing else.
-    fn lowest_allowed(&self, n_logits: usize) -> Id {
+    fn lowest_allowed(&self, n_logits: usize, allowed: Option<&Allowed>) -> Id {
         let end = Id::try_from(n_logits).unwrap_or(Id::MAX);
-        (0..end).find(|&id| self.is_allowed(id)).unwrap_or(EOS)
+        (0..end)
+            .find(|&id| self.is_allowed(id, allowed))
+            .unwrap_or(EOS)
     }
 
     /// Leaves in `candidates` the ids that can be chosen, most probable first, with their weights.
-    fn weigh(&self, logits: &[f32], history: &[Id], candidates: &mut Vec<Candidate>) {
+    fn weigh(
+        &self,
+        logits: &[f32],
+        history: &[Id],
+        allowed: Option<&Allowed>,
+        candidates: &mut Vec<Candidate>,
+    ) {
         candidates.clear();
         candidates.extend(
             (0..=Id::MAX)
                 .zip(logits)
-                .filter(|&(id, &logit)| logit > f32::NEG_INFINITY && self.is_allowed(id))
+                .filter(|&(id, &logit)| logit > f32::NEG_INFINITY && self.is_allowed(id, allowed))
                 .map(|(id, &logit)| Candidate {
                     id,
                     logit: f64::from(logit) + 0.0, // -0 would sort below 0

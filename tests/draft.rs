@@ -102,6 +102,7 @@ fn drafting_changes_nothing_that_shows() {
                 sampler: sampler(i),
                 stop: vec![b"never to be found".to_vec()],
                 draft: Some(draft),
+                ..GenerateOptions::default()
             };
             let mut plain = common::session(&model, settings(i));
             plain.feed(b"Once upon a time, there was a").unwrap();

@@ -1,5 +1,6 @@
 //! Settings of a generation: as fields, or in a chain of methods of the same names.
 
+use crate::grammar::Grammar;
 use crate::sampler::SamplerConfig;
 
 /// Settings of a generation.
@@ -21,6 +22,9 @@ pub struct GenerateOptions {
     /// where weights stay in the processor's caches. Sessions on the CPU that generate alone draft, not
     /// several together, which share each reading of the weights as it is.
     pub draft: Option<usize>,
+    /// Grammar that the text obeys, from its first byte on. With `max_bytes` the text is completed within
+    /// them: it matches even if nothing but the limit ends it. A stop string ends it wherever it comes.
+    pub grammar: Option<Grammar>,
 }
 
 impl GenerateOptions {
@@ -64,6 +68,13 @@ impl GenerateOptions {
     #[must_use]
     pub fn draft(mut self, n_bytes: usize) -> Self {
         self.draft = Some(n_bytes);
+        self
+    }
+
+    /// Sets [`GenerateOptions::grammar`].
+    #[must_use]
+    pub fn grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
         self
     }
 

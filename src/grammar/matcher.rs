@@ -143,6 +143,11 @@ impl Matcher {
         matcher
     }
 
+    /// Whether both obey clones of one grammar.
+    pub(crate) fn has_same_grammar(&self, other: &Matcher) -> bool {
+        Arc::ptr_eq(&self.automaton, &other.automaton)
+    }
+
     /// What may follow.
     pub fn allowed(&self) -> Allowed {
         let mut bytes = ByteSet::default();

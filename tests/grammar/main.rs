@@ -6,6 +6,8 @@ mod validate;
 use std::time::Instant;
 
 use blt::grammar::{Grammar, Matcher};
+use blt::sampler::SamplerConfig;
+use blt::{FinishReason, GenerateOptions, Model, Session, SessionOptions};
 use schemas::SCHEMAS;
 use serde_json::Value;
 use validate::is_valid;
@@ -271,9 +273,96 @@ fn what_is_not_supported_is_refused_by_name() {
     }
 }
 
-/// Measures the cost of a byte; run with `--ignored --nocapture` in a release build.
+/// The bytes generated, and why they ended.
+fn generate(session: &Session, options: &GenerateOptions) -> (Vec<u8>, Option<FinishReason>) {
+    let mut session = session.clone();
+    let mut generator = session.generate(options).unwrap();
+    let bytes: Vec<u8> = generator.by_ref().map(Result::unwrap).collect();
+    (bytes, generator.finish_reason())
+}
+
+fn model() -> Model {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/hf-gqa/model");
+    Model::options().threads(1).open(path).unwrap()
+}
+
+/// A thousand texts at a temperature at which the model writes noise: all valid, with drafts and without.
 #[test]
-#[ignore = "a measurement: cargo test --release --test grammar cost -- --ignored --nocapture"]
+fn what_a_model_generates_is_valid_and_drafts_do_not_change_it() {
+    let mut session = Session::new(&model(), SessionOptions::default()).unwrap();
+    session.feed(b"The data: ").unwrap();
+    let mut n_accepted = 0;
+    for (name, schema) in SCHEMAS {
+        let grammar = Grammar::json_schema(schema).unwrap();
+        let schema: Value = serde_json::from_str(schema).unwrap();
+        for seed in 0..50 {
+            let options = GenerateOptions {
+                max_bytes: Some(grammar.shortest() + seed as usize),
+                sampler: SamplerConfig {
+                    temperature: 1.5,
+                    top_p: None,
+                    min_p: None,
+                    seed,
+                    ..SamplerConfig::default()
+                },
+                grammar: Some(grammar.clone()),
+                draft: Some(0),
+                ..GenerateOptions::default()
+            };
+            let (bytes, reason) = generate(&session, &options);
+            let text = String::from_utf8(bytes.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let value: Value =
+                serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {text}: {e}"));
+            assert!(is_valid(&schema, &schema, &value), "{name}: {text}");
+            let drafting = GenerateOptions {
+                draft: Some(5),
+                ..options
+            };
+            assert_eq!(
+                generate(&session, &drafting),
+                (bytes, reason),
+                "{name}, seed {seed}"
+            );
+            let mut fork = session.clone();
+            fork.generate(&drafting).unwrap().for_each(drop);
+            n_accepted += fork.draft_counts().n_accepted;
+        }
+    }
+    assert!(n_accepted > 1000, "drafts were made: {n_accepted}");
+}
+
+#[test]
+fn the_end_is_chosen_where_the_grammar_ends_and_limits_are_checked_first() {
+    let mut session = Session::new(&model(), SessionOptions::default()).unwrap();
+    session.feed(b"x").unwrap();
+    let mut options = GenerateOptions {
+        grammar: Some(Grammar::regex("abc(de)?").unwrap()),
+        max_bytes: Some(2),
+        ..GenerateOptions::default()
+    };
+    assert!(session.generate(&options).is_err());
+    options.sampler.ignore_eos = true;
+    for (max_bytes, expected) in [(3, "abc"), (4, "abc"), (5, "abcde"), (50, "abcde")] {
+        options.max_bytes = Some(max_bytes);
+        let (bytes, reason) = generate(&session, &options);
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            expected,
+            "at most {max_bytes}"
+        );
+        let is_full = max_bytes == expected.len();
+        let expected = if is_full {
+            FinishReason::MaxBytes
+        } else {
+            FinishReason::Eos
+        };
+        assert_eq!(reason, Some(expected), "at most {max_bytes}");
+    }
+}
+
+/// Measures the cost of a byte; run with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: cargo test --test grammar cost -- --ignored --nocapture"]
 fn cost() {
     let mut worst = 0.0f64;
     for (name, schema) in SCHEMAS {

@@ -234,8 +234,8 @@ fn generate(
             ignore_eos: true,
             ..SamplerConfig::default()
         },
-        stop: Vec::new(),
         draft,
+        ..GenerateOptions::default()
     };
     let mut before: usize = sessions.iter().map(n_starts).sum();
     let generators = sessions.iter_mut().enumerate();

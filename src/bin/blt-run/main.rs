@@ -10,6 +10,7 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use blt::grammar::Grammar;
 use blt::program_args;
 use blt::sampler::SamplerConfig;
 use blt::{GenerateOptions, Overflow, Session, SessionOptions};
@@ -77,6 +78,14 @@ program_args! {
         /// stop before this text; may be given several times
         #[argh(option, arg_name = "text")]
         stop: Vec<String>,
+
+        /// make the text match this regular expression from beginning to end
+        #[argh(option, arg_name = "pattern")]
+        regex: Option<String>,
+
+        /// make the text JSON that this schema accepts
+        #[argh(option, arg_name = "file")]
+        json_schema: Option<PathBuf>,
 
         /// bytes to draft at a time: faster, the same text, but bytes come in bursts (default: automatic; 0: off)
         #[argh(option, arg_name = "bytes")]
@@ -236,7 +245,29 @@ fn generate_options(args: &Args) -> Result<GenerateOptions, Failure> {
         sampler,
         stop: args.stop.iter().map(|s| s.as_bytes().to_vec()).collect(),
         draft: args.draft,
+        grammar: grammar(args)?,
     })
+}
+
+/// The grammar that the arguments name, checked before the model is opened.
+fn grammar(args: &Args) -> Result<Option<Grammar>, Failure> {
+    let grammar = match (&args.regex, &args.json_schema) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage(
+                "expected one of --regex and --json-schema, found both",
+            ));
+        }
+        (Some(pattern), None) => Grammar::regex(pattern),
+        (None, Some(path)) => {
+            let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
+            Grammar::json_schema(&std::fs::read_to_string(path).map_err(failed)?)
+        }
+    };
+    let grammar = grammar.map_err(Failure::usage)?;
+    let matcher = grammar.matcher(Some(args.n_bytes));
+    matcher.map_err(Failure::usage)?;
+    Ok(Some(grammar))
 }
 
 /// A seed that differs from run to run, short enough to be typed again.
