@@ -453,13 +453,13 @@ impl Part<'_> {
         }
     }
 
-    /// Decides where patches start: for byte p + 1 as soon as byte p is read. The model insists on a
-    /// first patch of one byte. Adds to `n_closed` how many patches are closed once each byte is read.
+    /// Decides where patches start: for byte p + 1 as soon as byte p is read. Adds to `n_closed` how
+    /// many patches are closed once each byte is read.
     pub(super) fn cut(&mut self, n_closed: &mut ScratchVec<'_, usize>) {
         let positions = self.positions();
         let state = &mut *self.state;
         for (p, &id) in positions.zip(self.ids) {
-            if state.patcher.push(id, state.entropies[p]) || p == 0 {
+            if state.patcher.push(id, state.entropies[p]) {
                 state.starts.push(p + 1);
             }
             n_closed.extend([state.n_closed()]);

@@ -1,10 +1,10 @@
 //! Where patches start (paper section 2): an incremental state machine, and the same in batch.
 //!
 //! After each byte the patcher says whether the byte that comes next, still unknown, starts a
-//! patch. No decision looks ahead, so none is ever revised. Positions count from 0; position 0
-//! always starts a patch, and in every mode but [`PatchingMode::Static`] so does position 1 (the
-//! first position usually holds BOS). For a start at position `s >= 2`, with `E[i]` the entropy
-//! after byte `i`:
+//! patch. No decision looks ahead, so none is ever revised. Positions count from 0. Positions 0
+//! and 1 always start a patch, whatever the mode: the decoder reads the last closed patch, so the
+//! first byte (usually BOS) must close one. For a start at position `s >= 2`, with `E[i]` the
+//! entropy after byte `i`:
 //!
 //! | mode | `s` starts a patch if |
 //! |---|---|
@@ -14,12 +14,11 @@
 //! | space | id `s-1` is special, or it ends a word and id `s-2` does not |
 //! | bpe | id `s-1` is the delimiter |
 //! | byte | always |
-//! | static | `s` is a multiple of `patch_size` (also for `s = 1`) |
+//! | static | `s` is a multiple of `patch_size` |
 //!
-//! In addition every mode closes a patch that has `max_patch_length` bytes. That position 3 never
-//! starts a patch under `threshold_add` is a quirk of the original implementation, pinned by
-//! `tests/patcher_and_hash.rs`. The model itself insists that byte 1 starts a patch; in static mode
-//! that is for the model to arrange.
+//! In addition every mode closes a patch that has `max_patch_length` bytes; in static mode these are
+//! counted from the last multiple of `patch_size`. That position 3 never starts a patch under
+//! `threshold_add` is a quirk of the original implementation, pinned by `tests/patcher_and_hash.rs`.
 
 use std::sync::Arc;
 
@@ -47,7 +46,11 @@ enum Rule {
     },
     Rise(f32),
     Space,
-    Static(usize),
+    /// A start at every multiple of `patch_size`, and every `max` bytes after each.
+    Static {
+        patch_size: usize,
+        max: usize,
+    },
     Byte,
     Bpe,
     /// Starts of all patches but the first, ascending.
@@ -61,6 +64,7 @@ impl Patcher {
     /// [`Error::Config`] for thresholds that are not finite and lengths of zero.
     pub fn new(config: &PatcherConfig) -> Result<Self> {
         config.validate()?;
+        let max = config.max_patch_length.unwrap_or(usize::MAX);
         let rule = match config.mode {
             PatchingMode::Entropy if config.monotonicity => Rule::Rise(config.threshold),
             PatchingMode::Entropy => match config.threshold_add {
@@ -71,18 +75,24 @@ impl Patcher {
                 None => Rule::Threshold(config.threshold),
             },
             PatchingMode::Space => Rule::Space,
-            PatchingMode::Static => Rule::Static(config.patch_size),
+            PatchingMode::Static => Rule::Static {
+                patch_size: config.patch_size,
+                max,
+            },
             PatchingMode::Byte => Rule::Byte,
             PatchingMode::Bpe => Rule::Bpe,
         };
-        Ok(Self::from_rule(
-            rule,
-            config.max_patch_length.unwrap_or(usize::MAX),
-        ))
+        // In static mode `max` counts from multiples of `patch_size`: the rule has it.
+        let max = match rule {
+            Rule::Static { .. } => usize::MAX,
+            _ => max,
+        };
+        Ok(Self::from_rule(rule, max))
     }
 
     /// A patcher that cuts patches of the given lengths, whatever the bytes; after the last of
-    /// them every byte continues the last patch. Zeros at the end are padding.
+    /// them every byte continues the last patch. Zeros at the end are padding. If the first length
+    /// is not 1, that patch is split after its first byte.
     ///
     /// # Errors
     /// [`Error::Argument`] for a zero before the last patch, or lengths whose sum overflows.
@@ -135,8 +145,9 @@ impl Patcher {
     /// no threshold.
     pub fn push(&mut self, id: Id, entropy: f32) -> bool {
         let next = self.n_ids + 1;
-        let starts =
-            self.rule_starts(next, id, entropy) || next - self.patch_start >= self.max_patch_length;
+        let starts = next == 1
+            || self.rule_starts(next, id, entropy)
+            || next - self.patch_start >= self.max_patch_length;
         self.n_ids = next;
         self.last_id = id;
         self.last_entropy = entropy;
@@ -146,27 +157,23 @@ impl Patcher {
         starts
     }
 
-    /// Whether position `s` starts a patch by the rule alone; `id` and `entropy` are those of
+    /// Whether position `s >= 2` starts a patch by the rule alone; `id` and `entropy` are those of
     /// position `s - 1`, the state still that of position `s - 2`.
     fn rule_starts(&self, s: usize, id: Id, entropy: f32) -> bool {
-        match &self.rule {
-            Rule::Static(patch_size) => return s.is_multiple_of(*patch_size),
-            Rule::Given(starts) => return starts.binary_search(&s).is_ok(),
-            _ if s == 1 => return true,
-            _ => {}
-        }
         let rise = entropy - self.last_entropy;
-        match self.rule {
-            Rule::Threshold(threshold) => entropy > threshold,
+        match &self.rule {
+            Rule::Threshold(threshold) => entropy > *threshold,
             Rule::ThresholdAdd { threshold, add } => match s {
                 2 => true,
                 3 => false,
-                _ => rise > add && entropy > threshold,
+                _ => rise > *add && entropy > *threshold,
             },
-            Rule::Rise(threshold) => s == 2 || rise > threshold,
+            Rule::Rise(threshold) => s == 2 || rise > *threshold,
             Rule::Space => id < BYTE_OFFSET || ends_word(id) && !ends_word(self.last_id),
+            Rule::Static { patch_size, max } => (s % patch_size).is_multiple_of(*max),
+            Rule::Byte => true,
             Rule::Bpe => id == BPE,
-            Rule::Byte | Rule::Static(_) | Rule::Given(_) => true,
+            Rule::Given(starts) => starts.binary_search(&s).is_ok(),
         }
     }
 
@@ -198,11 +205,7 @@ impl Patcher {
     pub fn rewind(&mut self, n: usize, ids: &[Id], entropies: &[f32], patch_start: usize) {
         assert!(patch_start <= n, "patch starts at {patch_start} after {n}");
         self.n_ids = n;
-        self.patch_start = match (&self.rule, patch_start) {
-            // The model cut there, not this rule, which counts on from the patch before.
-            (Rule::Static(size), 1) if *size > 1 && self.max_patch_length > 1 => 0,
-            _ => patch_start,
-        };
+        self.patch_start = patch_start;
         (self.last_id, self.last_entropy) = match n.checked_sub(1) {
             Some(last) if self.needs_entropy() => (ids[last], entropies[last]),
             Some(last) => (ids[last], f32::NAN),
@@ -253,7 +256,8 @@ pub fn patch_starts(config: &PatcherConfig, ids: &[Id], entropies: &[f32]) -> Re
 /// Lengths of the patches of a text, in one of the two published conventions: with the byte that
 /// comes next (`with_next`; the sum is `ids.len() + 1`) or without it (`ids.len()`).
 ///
-/// In BPE mode the original implementation never lets the byte that comes next start a patch,
+/// In static mode the original implementation does not cut after the first byte, and neither do these
+/// lengths, although a model does: see [`patch_starts`]. In BPE mode the original implementation never lets the byte that comes next start a patch,
 /// although with more text that position does start one if a delimiter is before it. The lengths
 /// `with_next` follow it; [`Patcher::push`] and [`patch_starts`] keep the causal answer.
 ///
@@ -267,6 +271,12 @@ pub fn patch_lengths(
 ) -> Result<Vec<usize>> {
     let n_ids = ids.len();
     let mut starts = patch_starts(config, ids, entropies)?;
+    if config.mode == PatchingMode::Static
+        && config.patch_size > 1
+        && config.max_patch_length != Some(1)
+    {
+        starts.retain(|&s| s != 1);
+    }
     if n_ids > 0 && starts.last() == Some(&n_ids) {
         starts.pop();
         let open = n_ids - starts.last().copied().unwrap_or(0);
@@ -353,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn going_back_to_the_cut_that_the_model_makes_changes_no_later_one() {
+    fn rewinding_to_the_start_after_the_first_byte_changes_no_later_one() {
         let settings = PatcherConfig {
             max_patch_length: Some(3),
             patch_size: 5,
@@ -380,6 +390,7 @@ mod tests {
         }
         for empty in [&[][..], &[0, 0]] {
             let mut patcher = Patcher::with_lengths(empty).unwrap();
+            assert!(patcher.push(4, 0.0), "the first byte closes its patch");
             assert!((0..5).all(|_| !patcher.push(4, 0.0)));
         }
     }

@@ -59,7 +59,7 @@ impl State {
             self.entropies = vec![f32::NAN; n];
         }
         for (p, (&id, &entropy)) in self.ids.iter().zip(&self.entropies).enumerate() {
-            if self.patcher.push(id, entropy) || p == 0 {
+            if self.patcher.push(id, entropy) {
                 self.starts.push(p + 1);
             }
         }

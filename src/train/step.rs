@@ -203,7 +203,7 @@ pub fn cut(config: &Config, ids: Vec<Id>, entropies: &[f32]) -> Result<Sequence>
     let mut starts = vec![0];
     for (i, &id) in ids[..ids.len() - 1].iter().enumerate() {
         let entropy = entropies.get(i).copied().unwrap_or(f32::NAN);
-        if patcher.push(id, entropy) || i == 0 {
+        if patcher.push(id, entropy) {
             starts.push(i + 1);
         }
     }
