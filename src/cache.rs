@@ -1,8 +1,8 @@
-//! Key/value storage of a stack of layers and its arithmetic: append, look back, forget.
+//! Key/value storage of a stack of layers: append, read, truncate.
 //!
-//! Positions lie in pages of [`PAGE`], of all layers together, as large pieces of memory are read faster;
-//! page `position / PAGE` is found by a modulus when a window bounds how far anybody looks back (a ring of
-//! pages), and directly otherwise. Pages are shared between forks until one of them writes.
+//! A page holds [`PAGE`] positions of all layers, because large pieces of memory are read faster. If a window limits how
+//! far back a query sees, the pages form a ring, and page `position / PAGE` is found by a modulus; otherwise it is found
+//! directly. Forks share pages until one of them writes.
 
 #![forbid(unsafe_code)]
 
@@ -23,14 +23,14 @@ use crate::wire::{ReadError, Reader, Writer};
 /// Positions in a page.
 const PAGE: usize = 64;
 
-/// How keys and values are kept.
+/// The type that keys and values are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvType {
-    /// As they were computed.
+    /// Not rounded.
     #[default]
     F32,
-    /// Rounded to half floats: half the memory, and half as much to read for every byte. A key or
-    /// value beyond 65504 becomes infinite, and the logits then [`Error::NonFinite`].
+    /// Rounded to half floats: half the memory, and half as much to read for every byte. A key or value beyond 65504
+    /// becomes infinite, and the logits then give [`Error::NonFinite`].
     F16,
 }
 
@@ -38,8 +38,8 @@ impl KvType {
     /// All types.
     pub const ALL: [KvType; 2] = [KvType::F32, KvType::F16];
 
-    /// What sessions have unless told, by the type of the global transformer's matrices: half floats if
-    /// they are quantised, a rounding a hundred times coarser, and else all bits.
+    /// The default for the type of the global transformer's matrices: half floats if they are quantised, whose rounding is a
+    /// hundred times coarser, and f32 otherwise.
     pub fn for_weights(matrices: DType) -> KvType {
         match matrices.is_quantized() {
             true => KvType::F16,
@@ -47,7 +47,7 @@ impl KvType {
         }
     }
 
-    /// The name that is parsed and shown.
+    /// The name that is parsed and displayed.
     pub fn name(self) -> &'static str {
         match self {
             KvType::F32 => "f32",
@@ -79,7 +79,7 @@ impl FromStr for KvType {
     }
 }
 
-/// [`PAGE`] positions of all layers; of each, K (n_kv_heads, PAGE, head_dim), then V of the same shape.
+/// [`PAGE`] positions of all layers: for each layer, K (n_kv_heads, PAGE, head_dim), then V of the same shape.
 #[derive(Debug, Clone)]
 enum Page {
     F32(Arc<Values<f32>>),
@@ -101,7 +101,7 @@ impl Page {
         }
     }
 
-    /// Writes the rows of k and v (n, n_kv_heads * head_dim) of a layer from place `first` on.
+    /// Writes the rows of k and v (n, n_kv_heads * head_dim) of a layer, from slot `first` on.
     fn write(
         &mut self,
         compute: &Compute,
@@ -120,20 +120,20 @@ impl Page {
             rows.chunks_exact(head_dim)
                 .enumerate()
                 .map(move |(i, row)| {
-                    let (place, head) = (first + i / n_kv_heads, i % n_kv_heads);
+                    let (slot, head) = (first + i / n_kv_heads, i % n_kv_heads);
                     let head = (2 * layer + side) * n_kv_heads + head;
-                    let at = (head * PAGE + place) * head_dim;
-                    (at..at + head_dim, row)
+                    let start = (head * PAGE + slot) * head_dim;
+                    (start..start + head_dim, row)
                 })
         });
         match self {
             Page::F32(page) => {
                 let page = Arc::make_mut(page);
-                rows.for_each(|(to, row)| page[to].copy_from_slice(row));
+                rows.for_each(|(range, row)| page[range].copy_from_slice(row));
             }
             Page::F16(page) => {
                 let page = Arc::make_mut(page);
-                rows.for_each(|(to, row)| to_f16(compute.isa(), row, &mut page[to]));
+                rows.for_each(|(range, row)| to_f16(compute.isa(), row, &mut page[range]));
             }
         }
     }
@@ -146,22 +146,22 @@ impl Page {
     }
 }
 
-/// Keys and values of every layer of one stack.
+/// Keys and values of all layers of one stack.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     kv: KvType,
     heads: Heads,
-    /// Pages of a ring; `None`: all positions are kept.
+    /// The number of pages in the ring; `None` if all positions are kept.
     ring: Option<usize>,
-    /// One past the last position ever written: what lies a ring's length before it is gone.
+    /// One past the highest position written. Positions a ring length before it are overwritten.
     high: usize,
     n_layers: usize,
-    /// `None` where nothing was ever written.
+    /// `None` where nothing was written.
     pages: Vec<Option<Page>>,
 }
 
 impl KvCache {
-    /// An empty cache. With a `window`, the last `window + slack` positions at least are kept.
+    /// Creates an empty cache. With a `window`, it keeps at least the last `window + slack` positions.
     pub fn new(
         kv: KvType,
         n_layers: usize,
@@ -185,7 +185,7 @@ impl KvCache {
             .map_or(0, |pages| self.high.saturating_sub(pages * PAGE))
     }
 
-    /// Forgets the positions from `len` on, giving back the memory of whole pages.
+    /// Removes the positions from `len` on and frees whole pages.
     pub fn truncate(&mut self, len: usize) {
         if self.ring.is_none() {
             self.high = self.high.min(len);
@@ -193,7 +193,7 @@ impl KvCache {
         }
     }
 
-    /// Bytes held, pages shared with a fork included.
+    /// The memory in bytes, including pages shared with a fork.
     pub fn n_bytes(&self) -> usize {
         self.pages.iter().flatten().map(Page::n_bytes).sum()
     }
@@ -206,7 +206,7 @@ impl KvCache {
         let n = k.len() / dim;
         let mut done = 0;
         while done < n {
-            // Pages that follow each other: all of them, but for the end of a ring.
+            // Contiguous pages: all pages, except across the end of a ring.
             let (slot, skip) = (self.page_of(first + done), (first + done) % PAGE);
             let room = self.ring.map_or(n, |pages| (pages - slot) * PAGE - skip);
             let rows = done..n.min(done + room);
@@ -215,17 +215,17 @@ impl KvCache {
             if self.pages.len() < slots.end {
                 self.pages.resize(slots.end, None);
             }
-            // A new page's memory is touched here for the first time, which takes longer than copying.
+            // A new page is touched here for the first time, which takes longer than copying.
             compute.each(&mut self.pages[slots], 8 * PAGE * dim, |i, page| {
-                let at = (i * PAGE).max(skip)..((i + 1) * PAGE).min(skip + rows.len());
-                let from = rows.start + at.start - skip;
-                let values = from * dim..(from + at.len()) * dim;
+                let slots = (i * PAGE).max(skip)..((i + 1) * PAGE).min(skip + rows.len());
+                let first_row = rows.start + slots.start - skip;
+                let values = first_row * dim..(first_row + slots.len()) * dim;
                 let page = page.get_or_insert_with(|| Page::new(kv, page_values));
                 page.write(
                     compute,
                     heads,
                     layer,
-                    at.start % PAGE,
+                    slots.start % PAGE,
                     &k[values.clone()],
                     &v[values],
                 );
@@ -260,10 +260,10 @@ impl KvCache {
         }
     }
 
-    /// Writes the positions held below `len`.
+    /// Writes the stored positions below `len`.
     pub fn save(&self, len: usize, out: &mut Writer<impl Write>) -> io::Result<()> {
         let head_dim = self.heads.head_dim;
-        // Without a ring, what was written past `len` has no effect any more.
+        // Without a ring, positions from `len` on have no effect.
         out.size(self.ring.map_or(len, |_| self.high))?;
         for layer in 0..self.n_layers {
             let mut first = self.oldest().min(len);
@@ -273,8 +273,8 @@ impl KvCache {
                 first += n;
                 for side in [tile.k, tile.v] {
                     for head in 0..self.heads.n_kv_heads {
-                        let at = head * tile.head_stride;
-                        match side.slice(at..at + n * head_dim) {
+                        let start = head * tile.head_stride;
+                        match side.slice(start..start + n * head_dim) {
                             FloatSlice::F32(rows) => out.f32s(rows)?,
                             FloatSlice::F16(rows) => out.f16s(rows)?,
                         }
@@ -285,8 +285,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Reads what [`KvCache::save`] wrote, into this empty cache of the same shape. What a position
-    /// `len` will see through `window` must be there.
+    /// Reads the output of [`KvCache::save`] into this empty cache of the same shape. It must contain the positions that
+    /// position `len` sees through `window`.
     pub fn load(
         &mut self,
         compute: &Compute,
@@ -296,12 +296,12 @@ impl KvCache {
     ) -> Result<(), ReadError> {
         let high = input.size("cache length")?;
         let needed = (len + 1).saturating_sub(window.unwrap_or(len + 1));
-        let held = self
+        let oldest = self
             .ring
             .map_or(0, |pages| high.saturating_sub(pages * PAGE));
-        if high < len || held > needed || (self.ring.is_none() && high != len) {
+        if high < len || oldest > needed || (self.ring.is_none() && high != len) {
             return Err(format!(
-                "cache length: expected positions {needed} to {len} to be held, found {high}"
+                "cache length: expected positions {needed} to {len}, found {high}"
             ));
         }
         let Heads {
@@ -311,7 +311,7 @@ impl KvCache {
         } = self.heads;
         let dim = n_kv_heads * head_dim;
         for layer in 0..self.n_layers {
-            let mut first = held;
+            let mut first = oldest;
             while first < len {
                 let n = len.min((first / PAGE + 1) * PAGE) - first;
                 let mut side = |what| match self.kv {
@@ -358,19 +358,19 @@ impl KvTiles for Layer<'_> {
     }
 }
 
-/// Rows of a fixed width at consecutive positions, of which old ones can be dropped.
+/// Rows of a fixed width at consecutive positions. The oldest rows can be dropped.
 #[derive(Debug, Clone)]
 pub struct RowStore {
     dim: usize,
-    /// Position of the first row still held.
+    /// Position of the first row.
     first: usize,
-    /// Rows before `first` that are dropped but not yet moved over.
+    /// Rows before `first` that are dropped but still in `data`.
     dropped: usize,
-    data: Vec<f32>, // (dropped + held, dim)
+    data: Vec<f32>, // (dropped + stored, dim)
 }
 
 impl RowStore {
-    /// An empty store for rows of `dim`.
+    /// Creates an empty store for rows of `dim` values.
     pub fn new(dim: usize) -> Self {
         RowStore {
             dim,
@@ -380,7 +380,7 @@ impl RowStore {
         }
     }
 
-    /// Position of the first row held.
+    /// Position of the first row.
     pub fn first(&self) -> usize {
         self.first
     }
@@ -407,10 +407,10 @@ impl RowStore {
             .for_each(|piece| self.data.extend_from_slice(piece));
     }
 
-    /// The rows at `positions`, all of which must be held: (n, dim).
+    /// The rows at `positions`, which must be stored: (n, dim).
     pub fn rows(&self, positions: Range<usize>) -> &[f32] {
-        let at = |p: usize| (p - self.first + self.dropped) * self.dim;
-        &self.data[at(positions.start)..at(positions.end)]
+        let start = |position| (position - self.first + self.dropped) * self.dim;
+        &self.data[start(positions.start)..start(positions.end)]
     }
 
     /// Drops the rows before `position`.
@@ -418,7 +418,7 @@ impl RowStore {
         let n = position.min(self.end()).saturating_sub(self.first);
         self.first += n;
         self.dropped += n;
-        // Moving the rest over once it is the smaller half costs each row one move on average.
+        // Compacting once the stored rows are the smaller half costs one move per row on average.
         if self.dropped * self.dim * 2 > self.data.len() {
             self.data.drain(..self.dropped * self.dim);
             self.dropped = 0;
@@ -427,33 +427,35 @@ impl RowStore {
 
     /// Drops the rows from `position` on.
     pub fn truncate(&mut self, position: usize) {
-        let held = position.saturating_sub(self.first);
-        self.data.truncate((self.dropped + held) * self.dim);
+        let n = position.saturating_sub(self.first);
+        self.data.truncate((self.dropped + n) * self.dim);
     }
 
-    /// Writes the rows held up to `end`.
+    /// Writes the stored rows before `end`.
     pub fn save(&self, end: usize, out: &mut Writer<impl Write>) -> io::Result<()> {
         out.size(self.first)?;
         out.f32s(self.rows(self.first..end))
     }
 
-    /// Reads what [`RowStore::save`] wrote: rows up to `end`, from `first` at the latest.
+    /// Reads the output of [`RowStore::save`]: the rows before `end`, which must include those from `first` on.
     pub fn load(
         &mut self,
         first: usize,
         end: usize,
         input: &mut Reader<'_>,
     ) -> Result<(), ReadError> {
-        let from = input.size("rows")?;
-        if from > first || first > end {
-            return Err(format!("rows: expected them from {first}, found {from}"));
+        let start = input.size("rows")?;
+        if start > first || first > end {
+            return Err(format!(
+                "rows: expected a start of at most {first}, found {start}"
+            ));
         }
-        self.restart(from);
-        self.data = input.f32s("rows", (end - from).saturating_mul(self.dim))?;
+        self.restart(start);
+        self.data = input.f32s("rows", (end - start).saturating_mul(self.dim))?;
         Ok(())
     }
 
-    /// Drops everything; the next row pushed is at `position`.
+    /// Drops all rows. The next row pushed is at `position`.
     pub fn restart(&mut self, position: usize) {
         *self = RowStore {
             first: position,
@@ -461,7 +463,7 @@ impl RowStore {
         };
     }
 
-    /// Bytes held.
+    /// The memory in bytes.
     pub fn n_bytes(&self) -> usize {
         size_of_val(self.data.as_slice())
     }

@@ -1,4 +1,4 @@
-//! What this machine allows: the rate at which memory is read, and arithmetic in registers.
+//! The limits of this machine: the rate of memory reads, and of arithmetic in registers.
 //!
 //! `cargo bench -p blt-kernels --bench limits -- [THREADS]` prints one line of JSON: `read` in GB/s (the
 //! median and the best pass), `f32`, `bf16` and `int8` in GOP/s, the last two where the CPU has such
@@ -16,7 +16,7 @@ const BYTES: usize = 1 << 30;
 const PASSES: usize = 7;
 /// Rounds of the arithmetic loops.
 const ROUNDS: usize = 4_000_000;
-/// Sums side by side, so that no instruction waits for the one before.
+/// Independent sums, so that no instruction waits for the previous one.
 const CHAINS: usize = 12;
 
 fn main() {
@@ -69,11 +69,11 @@ fn seconds(threads: usize, work: impl Fn(usize) + Sync) -> Vec<f64> {
         (0..PASSES).map(pass).collect::<Vec<f64>>()
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads)
+        let workers: Vec<_> = (1..threads)
             .map(|t| scope.spawn(move || drop(run(t))))
             .collect();
         let times = run(0);
-        others.into_iter().for_each(|t| t.join().unwrap());
+        workers.into_iter().for_each(|t| t.join().unwrap());
         times
     })
 }
@@ -108,7 +108,7 @@ mod x86 {
     use super::{CHAINS, ROUNDS, black_box};
     use std::arch::x86_64::*;
 
-    /// By hand: the compiler makes scalar loads of the plain loop.
+    /// Written with intrinsics, because the compiler turns the plain loop into scalar loads.
     #[target_feature(enable = "avx512f")]
     pub fn sum(words: &[u64]) -> u64 {
         let mut sums = [_mm512_setzero_si512(); 4];

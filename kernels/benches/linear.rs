@@ -1,8 +1,8 @@
-//! Speed of `linear` at the shapes of blt-1b, beside what the machine allows in the same minute.
+//! The speed of `linear` at the shapes of blt-1b, next to the limits of the machine measured in the same minute.
 //!
-//! One input: weights come from memory, so the rate is GB/s, next to a plain read of the same bytes
-//! alternated pass by pass. Many inputs: GFLOP/s, next to a loop of fused multiply-adds in registers.
-//! Every case is first compared with the scalar path.
+//! For one input, weights come from memory, so the rate is in GB/s, next to a plain read of the same bytes in alternating
+//! passes. For many inputs it is in GFLOP/s, next to a loop of fused multiply-adds in registers. Every case is first
+//! checked against the scalar path.
 //!
 //! `cargo bench -p blt-kernels --bench linear -- [word...]` keeps the cases whose line contains all the
 //! words: types (`bf16`), shapes (`2048x2048`), `n=1`, `threads=2`, instruction sets (`avx2`; by default
@@ -34,7 +34,7 @@ const SHAPES: [(usize, usize); 7] = [
     (2816, 1024),
 ];
 
-/// Bytes of weights that one pass goes through, so that no cache holds them.
+/// Bytes of weights per pass: more than any cache holds.
 const ROTATION: usize = 320 << 20;
 
 const PASSES: usize = 7;
@@ -47,7 +47,7 @@ enum Kind {
     Bf12,
     /// bf16 weights times bf16 activations.
     Bf16Fast,
-    /// With activations in one step or in two.
+    /// With activations in one term or in two.
     Blocks(BlockFormat, Terms),
 }
 
@@ -89,7 +89,7 @@ impl Kind {
         }
     }
 
-    /// `len` bytes of weights: a short stretch of noise, repeated.
+    /// `len` bytes of weights: a short run of noise, repeated.
     fn fill(self, len: usize, cols: usize) -> Vec<u8> {
         let values = noise(1 << 18, 1);
         let stretch: Vec<u8> = match self {
@@ -107,7 +107,7 @@ impl Kind {
                 rows
             }
             Kind::Blocks(format, _) => {
-                // Chunks of any matrix are alike, so one tile serves every shape.
+                // A chunk does not depend on the shape of the matrix, so one tile serves every shape.
                 let cols = values.len() / 16;
                 let mut tile = vec![0; format.tile_bytes(cols).unwrap()];
                 format.encode_tile(&values, cols, None, &mut tile);
@@ -167,9 +167,9 @@ fn timed(threads: usize, work: impl Fn(usize, &Barrier) + Sync) -> Vec<f64> {
         times
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|t| scope.spawn(move || run(t))).collect();
+        let workers: Vec<_> = (1..threads).map(|t| scope.spawn(move || run(t))).collect();
         let times = run(0);
-        others.into_iter().for_each(|t| drop(t.join().unwrap()));
+        workers.into_iter().for_each(|t| drop(t.join().unwrap()));
         times
     })
 }
@@ -229,8 +229,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Rows of one thread.
-    fn share(&self, thread: usize) -> std::ops::Range<usize> {
+    /// The rows of one thread.
+    fn rows_of_thread(&self, thread: usize) -> std::ops::Range<usize> {
         let unit = 16;
         let blocks = self.rows / unit;
         let at = |t: usize| blocks * t / self.threads * unit;
@@ -242,11 +242,11 @@ impl Job<'_> {
         at(thread)..end
     }
 
-    /// Multiplies `count` matrices after another; a barrier after each, as between layers. Every thread
-    /// quantises the activations for itself, once for every matrix.
+    /// Multiplies `count` matrices one after the other, with a barrier after each, as between layers. Every thread
+    /// quantises the activations itself, once per matrix.
     fn run(&self, thread: usize, count: usize, barrier: &Barrier, out: &mut [f32]) {
         let size = self.size();
-        let range = self.share(thread);
+        let range = self.rows_of_thread(thread);
         let mut quantized = QuantizedActivations::new();
         let mut rounded = Bf16Activations::new();
         for bytes in self.bytes.chunks_exact(size).cycle().take(count) {
@@ -363,7 +363,7 @@ fn main() {
 fn report(job: &Job, line: &str) {
     let size = job.size();
     let flops = 2 * job.rows * job.cols * job.n;
-    let new_out = |thread| vec![0.0; job.share(thread).len() * job.n];
+    let new_out = |thread| vec![0.0; job.rows_of_thread(thread).len() * job.n];
     if job.n <= 8 {
         let count = job.bytes.len() / size;
         let used = count * size;

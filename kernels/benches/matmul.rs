@@ -1,5 +1,5 @@
-//! GFLOP/s of products of matrices at the shapes of training, one thread: forward (x W^T), the gradient of
-//! the input (dy W) and that of the weights (dy^T x), and one head of attention.
+//! GFLOP/s of `matmul` on one thread at the shapes of training: forward (x W^T), the gradient of the input (dy W), the
+//! gradient of the weights (dy^T x), and one head of attention.
 
 use std::hint::black_box;
 use std::time::Instant;

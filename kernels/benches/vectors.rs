@@ -1,5 +1,5 @@
-//! Time of the kernels that are not matrix products, at the sizes of blt-1b, on every path of the CPU.
-//! All data stays in the first-level caches; what matters is that none of these is felt beside a matrix.
+//! The time of the kernels that are not matrix products, at the sizes of blt-1b, on every path of the CPU. All data stays
+//! in the first-level cache. These kernels should take negligible time compared with a matrix product.
 
 use std::hint::black_box;
 use std::time::Instant;

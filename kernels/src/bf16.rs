@@ -1,26 +1,25 @@
-//! Activations rounded to bfloat16: what bfloat16 weights meet in the fast profile.
+//! Activations rounded to bfloat16, for products with bfloat16 weights in the fast profile.
 //!
 //! # The arithmetic
 //!
-//! It is that of the x86 instruction `vdpbf16ps`, on every path. A dot product over `k` has 16 lanes;
-//! lane `j` starts at +0 and takes the products with `k / 2 % 16 == j` in increasing pairs, of each pair
-//! the odd `k` first, each by fused multiply-add (the product of two bfloat16 numbers is exact anyway);
-//! then the lanes are added as the usual tree.
+//! Every path computes what the x86 instruction `vdpbf16ps` computes. A dot product over `k` has 16 lanes. Lane `j`
+//! starts at +0 and adds the products with `k / 2 % 16 == j`, pair by pair, the odd `k` of a pair first, each with a
+//! fused multiply-add. (The product of two bfloat16 numbers is exact anyway.) Then the usual tree adds the lanes.
 //!
-//! The instruction takes subnormal numbers for zero and gives none back; plain instructions do
-//! otherwise. Activations below 2^-40 in magnitude become zero here, so that no partial sum is subnormal
-//! unless the matrix has weights below 2^-70, other than zero: all sums are multiples of 2^-124 then.
-//! With smaller weights the paths may differ, by about 1e-38.
+//! The instruction treats subnormal numbers as zero, in its inputs and in its results; plain instructions do not.
+//! Activations below 2^-40 in magnitude therefore become zero here. No partial sum is then subnormal, unless the matrix
+//! has non-zero weights below 2^-70: all sums are multiples of 2^-124. With smaller weights the paths may differ by
+//! about 1e-38.
 
 use crate::view::ViewMut;
 
-/// Elements are padded to a multiple of this: 64 bytes.
+/// Rows are padded to a multiple of this many elements, which are 64 bytes.
 pub(crate) const VECTOR: usize = 32;
 
 /// Magnitudes below this become zero.
 const SMALLEST: u32 = (127 - 40) << 23;
 
-/// To the nearest bfloat16, ties to even.
+/// Rounds to the nearest bfloat16, ties to even.
 #[inline(always)]
 pub(crate) fn round(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -32,18 +31,17 @@ pub(crate) fn round(x: f32) -> u16 {
     }
 }
 
-/// `n` rows of activations in bfloat16, made by [`crate::round_activations`]. Keep one and reuse it:
-/// its memory is allocated when it first grows.
+/// Rows of bfloat16 activations, written by [`crate::round_activations`]. Reuse one: it allocates only when it grows.
 #[derive(Clone, Debug, Default)]
 pub struct Bf16Activations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
-    /// (n, stride), zeros after `cols`; and what more rows before left behind.
+    /// (n, stride), with zeros after `cols`. May be longer, after an earlier use with more rows.
     pub(crate) values: Vec<u16>,
 }
 
 impl Bf16Activations {
-    /// No rows.
+    /// Creates an empty buffer.
     pub fn new() -> Self {
         Self::default()
     }
@@ -58,7 +56,7 @@ impl Bf16Activations {
         self.cols
     }
 
-    /// Makes room for the rows of x (n, cols) and gives them, (n, stride), with old content.
+    /// Makes room for the rows of x (n, cols). Returns them as (n, stride), with their old content.
     pub(crate) fn resize(&mut self, x: &[f32], cols: usize) -> ViewMut<'_, u16> {
         self.n = x.len().checked_div(cols).unwrap_or(0);
         self.cols = cols;
@@ -71,8 +69,8 @@ impl Bf16Activations {
     }
 }
 
-/// Elements from row to row: an odd number of cache lines, or rows a power of two apart would share the
-/// sets of the first-level cache.
+/// The number of elements from row to row: an odd number of cache lines, because rows a power of two apart would share
+/// the sets of the first-level cache.
 pub(crate) fn stride(cols: usize) -> usize {
     (cols.div_ceil(VECTOR) | 1) * VECTOR
 }

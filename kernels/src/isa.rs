@@ -1,11 +1,11 @@
 //! Which instruction sets this CPU has.
 //!
-//! An [`Isa`] is a value that every kernel takes; there is no global choice. The variants that need
-//! special instructions carry a token that only a successful check at run time can make, so a caller
-//! cannot reach code that its CPU lacks.
+//! Every kernel takes an [`Isa`] value; there is no global setting. The variants that need special instructions hold a
+//! token, which only a successful check at run time creates. Safe code can therefore not reach instructions that the CPU
+//! lacks.
 //!
-//! The features tested for in a token's `new` and those named on the functions that the token opens
-//! (`entry_points!` in `x86/` and `aarch64/`) are the same list.
+//! The features that `new` of a token checks are the features of the functions that take the token (`entry_points!` in
+//! `x86/` and `aarch64/`).
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +39,7 @@ impl Avx2 {
 }
 
 impl Avx512 {
-    /// The token, if this CPU has AVX-512 F, BW, DQ and VL; remembers whether it has VNNI and BF16.
+    /// The token, if this CPU has AVX-512 F, BW, DQ and VL. Records whether the CPU also has VNNI and BF16.
     pub fn new() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if Avx2::new().is_some()
@@ -58,12 +58,12 @@ impl Avx512 {
         None
     }
 
-    /// Whether the 8-bit dot-product instructions (VNNI) may be used.
+    /// Whether the 8-bit dot-product instructions (VNNI) are available.
     pub fn has_vnni(self) -> bool {
         self.vnni
     }
 
-    /// Whether the bfloat16 dot product (BF16) may be used.
+    /// Whether the bfloat16 dot product (BF16) is available.
     pub fn has_bf16(self) -> bool {
         self.bf16
     }
@@ -104,7 +104,7 @@ unsafe fn adds_odd_first() -> bool {
 }
 
 impl Neon {
-    /// The token, if this CPU has NEON; remembers whether it has the 8-bit dot product.
+    /// The token, if this CPU has NEON. Records whether the CPU also has the 8-bit dot product.
     pub fn new() -> Option<Self> {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
@@ -115,7 +115,7 @@ impl Neon {
         None
     }
 
-    /// Whether the 8-bit dot-product instructions may be used.
+    /// Whether the 8-bit dot-product instructions are available.
     pub fn has_dotprod(self) -> bool {
         self.dotprod
     }
@@ -128,11 +128,11 @@ impl Neon {
 
 /// The instruction set a kernel runs on.
 ///
-/// All variants but [`Isa::Portable`] give the same bits. `Portable` has no fused multiply-add, so it
-/// may differ from the others by rounding; by itself it keeps the same invariances.
+/// All variants except [`Isa::Portable`] give the same bits. `Portable` has no fused multiply-add, so its results may
+/// differ by rounding; it keeps the same invariances.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Isa {
-    /// Plain loops: the definition every other path must agree with. Slow.
+    /// Plain loops: the definition that every other path must match. Slow.
     Scalar,
     /// Vectors whose width is fixed at compile time; runs on every CPU.
     Portable,
@@ -158,8 +158,8 @@ impl Isa {
         }
     }
 
-    /// Every path this CPU has, fastest first; a path with optional extras (VNNI and BF16, dot
-    /// product) is listed with them and without.
+    /// Every path this CPU has, fastest first. A path with optional extensions (VNNI and BF16, dot product) is listed with
+    /// and without them.
     pub fn available() -> Vec<Isa> {
         let mut list = Vec::new();
         if let Some(token) = Avx512::new() {
@@ -179,7 +179,7 @@ impl Isa {
         list
     }
 
-    /// The name that [`Isa::by_name`] understands.
+    /// The name that [`Isa::by_name`] accepts.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -193,7 +193,7 @@ impl Isa {
         }
     }
 
-    /// The path of that name; `None` if there is no such name or this CPU lacks it.
+    /// The path with this name. `None` if the name is unknown or this CPU lacks the path.
     pub fn by_name(name: &str) -> Option<Isa> {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }

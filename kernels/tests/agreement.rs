@@ -1,5 +1,5 @@
-//! Every path against the scalar definition, bit for bit; the portable path within a tolerance. One
-//! input against many, and any alignment, bit for bit on every path.
+//! Every path equals the scalar definition bit for bit, and the portable path within a tolerance. One input equals many
+//! inputs, at any alignment, bit for bit on every path.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn agree(isa: Isa, got: &[f32], want: &[f32], what: std::fmt::Arguments) {
     }
 }
 
-/// Runs `f` on every path and compares what it leaves behind.
+/// Runs `f` on every path and compares the results.
 fn on_every_path(what: std::fmt::Arguments, f: impl Fn(Isa) -> Vec<f32>) {
     let want = f(Isa::Scalar);
     for isa in Isa::available() {
@@ -39,8 +39,7 @@ fn on_every_path(what: std::fmt::Arguments, f: impl Fn(Isa) -> Vec<f32>) {
     }
 }
 
-/// A slice of noise that starts `shift` values into its allocation, with some values that make
-/// rounding, signs of zero and large ranges visible.
+/// Noise with some values that expose rounding, signs of zero and large ranges.
 fn rough(n: usize, seed: u64) -> Vec<f32> {
     let mut x = noise(n, seed);
     for (i, x) in x.iter_mut().enumerate() {
@@ -68,7 +67,7 @@ impl Stored {
         [Stored::F32(x), Stored::F16(half)]
     }
 
-    /// From value `first` on, `stride` apart; what is asked for ahead may be anything.
+    /// The rows from value `first` on, `stride` apart. The rows to prefetch are arbitrary.
     fn strided(&self, first: usize, stride: usize) -> StridedRows<'_> {
         let all = match self {
             Stored::F32(x) => FloatSlice::F32(x),
@@ -166,7 +165,7 @@ fn linear_any_alignment() {
     }
 }
 
-/// The contract: an input's results do not depend on its company, nor on how rows are split.
+/// The contract: the results of an input do not depend on the other inputs, or on how rows are split.
 #[test]
 fn linear_one_input_equals_many() {
     for (rows, cols) in [(21, 100), (40, 768), (13, 2817)] {
@@ -207,9 +206,9 @@ fn linear_one_input_equals_many() {
 }
 
 /// bfloat16 weights times activations rounded to bfloat16.
-fn run_rounded(isa: Isa, w: &[u8], rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
+fn run_bf16(isa: Isa, w: &[u8], rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
     let mut rounded = Bf16Activations::new();
-    // What an earlier, longer input left behind must not matter.
+    // The content after an earlier, longer input must not matter.
     round_activations(isa, &vec![f32::NAN; x.len() + cols * 2], cols, &mut rounded);
     round_activations(isa, x, cols, &mut rounded);
     let mut out = vec![f32::NAN; rounded.n() * rows];
@@ -218,19 +217,19 @@ fn run_rounded(isa: Isa, w: &[u8], rows: usize, cols: usize, x: &[f32]) -> Vec<f
     out
 }
 
-/// The portable path too: a product of two bfloat16 numbers is exact.
+/// This includes the portable path, because the product of two bfloat16 numbers is exact.
 #[test]
-fn rounded_every_length_and_batch() {
+fn bf16_every_length_and_batch() {
     let check = |rows, cols, n| {
         let (w, x) = (noise(rows * cols, 27), rough(n * cols, 28));
         let w = encode(Kind::Bf16, &w, 1);
-        let want = run_rounded(Isa::Scalar, &w[1..], rows, cols, &x);
+        let want = run_bf16(Isa::Scalar, &w[1..], rows, cols, &x);
         for isa in Isa::available() {
             let what = (isa.name(), rows, cols, n);
-            let got = run_rounded(isa, &w[1..], rows, cols, &x);
+            let got = run_bf16(isa, &w[1..], rows, cols, &x);
             assert_eq!(bits(&got), bits(&want), "{what:?}");
             for i in 0..n {
-                let one = run_rounded(isa, &w[1..], rows, cols, &x[i * cols..][..cols]);
+                let one = run_bf16(isa, &w[1..], rows, cols, &x[i * cols..][..cols]);
                 assert_eq!(bits(&one), bits(&got[i * rows..][..rows]), "{what:?}, {i}");
             }
         }
@@ -245,14 +244,14 @@ fn rounded_every_length_and_batch() {
     check(13, 4500, 7);
 }
 
-/// Close to the exact product: each input is off by 2^-9 of itself at most.
+/// Close to the exact product: the relative error of each input is at most 2^-9.
 #[test]
-fn rounded_is_near_the_exact_product() {
+fn bf16_is_near_the_exact_product() {
     let (rows, cols) = (5, 300);
     let (w, x) = (noise(rows * cols, 29), noise(cols, 30));
     let w = encode(Kind::Bf16, &w, 0);
     let exact = run_linear(Isa::Scalar, Weights::Bf16(&w), rows, cols, &x);
-    let found = run_rounded(Isa::detect(), &w, rows, cols, &x);
+    let found = run_bf16(Isa::detect(), &w, rows, cols, &x);
     for (found, exact) in found.iter().zip(&exact) {
         let most = cols as f32 / 512.0;
         assert!((found - exact).abs() <= most, "{found} for {exact}");
@@ -331,8 +330,8 @@ fn weighted_sums_every_length() {
                 assert_eq!(bits(&cut), bits(&whole), "{name}, {d}");
                 for i in 0..m {
                     let alone = run(isa, &[n], i..i + 1);
-                    let of_whole = &whole[i * d..][..d];
-                    assert_eq!(bits(&alone), bits(of_whole), "{name}, {d}, {i}");
+                    let whole_row = &whole[i * d..][..d];
+                    assert_eq!(bits(&alone), bits(whole_row), "{name}, {d}, {i}");
                 }
             }
         }
@@ -340,15 +339,15 @@ fn weighted_sums_every_length() {
 }
 
 #[test]
-fn narrowing_every_length() {
+fn to_f16_every_length() {
     for n in lengths() {
         let mut x = rough(n, 26);
-        // Halfway between neighbours, subnormal, too large, and no number.
+        // Halfway between neighbours, subnormal, too large, and NaN.
         let hard = [1.0 + 1.0 / 2048.0, 3e-8, -6e-6, 65519.9, 65520.0, f32::NAN];
         for (x, hard) in x.iter_mut().step_by(5).zip(hard) {
             *x = hard;
         }
-        on_every_path(format_args!("narrowing {n}"), |isa| {
+        on_every_path(format_args!("to_f16 of {n}"), |isa| {
             let mut out = vec![f16::ONE; n];
             to_f16(isa, &x, &mut out);
             out.iter().map(|x| x.to_f32()).collect()

@@ -1,11 +1,11 @@
-//! bfloat16 in 12 bits: nothing is lost, and products on every path have the bits of plain bfloat16.
+//! bfloat16 in 12 bits: packing is lossless, and products on every path have the bits of plain bfloat16.
 
 mod common;
 
 use blt_kernels::*;
 use common::*;
 
-/// Weights as models have them, rounded to bfloat16, a few of them tiny: the exceptions.
+/// Weights like those of a model, rounded to bfloat16. A few are tiny: the exceptions.
 fn weights(rows: usize, cols: usize) -> Vec<f32> {
     let mut w = noise(rows * cols, 21);
     for (i, w) in w.iter_mut().enumerate() {
@@ -16,13 +16,13 @@ fn weights(rows: usize, cols: usize) -> Vec<f32> {
             _ => 1.0,
         };
     }
-    // No row with more of them than it has places for.
+    // No row has more exceptions than slots.
     for row in w.chunks_exact_mut(cols) {
-        let mut left = 8;
+        let mut free_slots = 8;
         for w in row.iter_mut().filter(|w| **w != 0.0 && w.abs() < 1e-4) {
-            match left {
+            match free_slots {
                 0 => *w = 0.0,
-                _ => left -= 1,
+                _ => free_slots -= 1,
             }
         }
     }
@@ -53,13 +53,13 @@ const COLS: [usize; 14] = [
 ];
 
 #[test]
-fn nothing_is_lost() {
+fn packing_is_lossless() {
     for cols in COLS {
         let w = weights(5, cols);
         let back = unpack(&pack(&w, cols), cols);
         assert_eq!(bits(&back), bits(&w), "{cols} columns");
     }
-    // Whole octaves, and numbers that are no usual ones.
+    // Infinite, subnormal and extreme values, and powers of two.
     let strange = [
         f32::INFINITY,
         f32::NEG_INFINITY,
@@ -78,7 +78,7 @@ fn nothing_is_lost() {
 }
 
 #[test]
-fn more_exceptions_than_places_cost_little() {
+fn too_many_exceptions_cause_a_small_error() {
     let cols = 256;
     let mut w = vec![1.0; cols];
     (w.iter_mut().skip(1).step_by(2)).for_each(|w| *w = 1.0 / 32768.0 / 3.0);
@@ -89,7 +89,7 @@ fn more_exceptions_than_places_cost_little() {
         .collect();
     let back = unpack(&pack(&w, cols), cols);
     let lost = w.iter().zip(&back).filter(|(a, b)| a != b).count();
-    // 256 columns have places for 15.
+    // A row of 256 columns has 15 slots.
     assert_eq!(lost, 128 - 15);
     for (a, b) in w.iter().zip(&back) {
         assert!((a - b).abs() < 2f32.powi(-14), "{a} became {b}");
@@ -154,7 +154,7 @@ fn rows_are_sliced_and_added() {
     }
 }
 
-/// What no encoder writes: exceptions out of order, beyond the row, or of other rows' columns.
+/// Bytes that no encoder writes: exceptions out of order, or beyond the row.
 #[test]
 fn any_bytes_are_weights() {
     let cols = 300;
@@ -163,7 +163,7 @@ fn any_bytes_are_weights() {
     let mut bytes: Vec<u8> = (0..4 * row_bytes)
         .map(|_| random.below(256) as u8)
         .collect();
-    // Columns of which many are in the row.
+    // Many of the columns are in the row.
     let slots = 3 * 193;
     for row in bytes.chunks_exact_mut(row_bytes) {
         for slot in row[slots..].chunks_exact_mut(4) {
@@ -175,8 +175,8 @@ fn any_bytes_are_weights() {
         for n in [1, 2, 3] {
             let mut out = vec![0.0; n * 4];
             let x = vec![0.5; n * cols];
-            let to = ViewMut::dense(&mut out, 4);
-            linear(isa, Weights::Bf12(&bytes), cols, &x, to);
+            let y = ViewMut::dense(&mut out, 4);
+            linear(isa, Weights::Bf12(&bytes), cols, &x, y);
         }
         for (i, want) in want.chunks_exact(cols).enumerate() {
             let mut sum = vec![0.0; cols];

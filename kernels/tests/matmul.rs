@@ -1,4 +1,4 @@
-//! Products of matrices: every path against the scalar definition, and products in bf16.
+//! Matrix products: every path equals the scalar definition, and products in bfloat16.
 
 mod common;
 
@@ -10,7 +10,7 @@ fn whole(n: usize, seed: u64) -> Vec<f32> {
     noise(n, seed).iter().map(|x| (x * 100.0).round()).collect()
 }
 
-/// `scale * a b` on top of `c` (or in its place), for each way of laying a and b out.
+/// `c = scale * a b` and `c += scale * a b`, for each layout of a and b.
 fn products(
     isa: Isa,
     precision: Precision,
@@ -68,7 +68,7 @@ fn every_path_agrees_with_the_definition() {
         for isa in Isa::available() {
             let got = products(isa, Precision::F32, shape, &a, &b, 0.3);
             if isa == Isa::Portable {
-                // It rounds each product.
+                // The portable path rounds each product.
                 for (got, want) in got.iter().zip(&want) {
                     assert!((got - want).abs() < 1e-4, "{shape:?}: {got}, scalar {want}");
                 }
@@ -79,7 +79,7 @@ fn every_path_agrees_with_the_definition() {
     }
 }
 
-/// Small whole numbers are exact in bf16, and so are their sums in f32: the definition's result.
+/// Small whole numbers are exact in bfloat16, and so are their sums in f32.
 #[test]
 fn bf16_products_of_whole_numbers_are_exact() {
     for isa in Isa::available() {
@@ -96,7 +96,7 @@ fn bf16_products_of_whole_numbers_are_exact() {
     }
 }
 
-/// Factors are rounded to the nearest bf16, nothing else is.
+/// Only the factors are rounded, to the nearest bfloat16.
 #[test]
 fn bf16_products_round_the_factors_alone() {
     for isa in Isa::available() {
@@ -161,6 +161,6 @@ fn empty_products() {
 
 #[test]
 #[should_panic(expected = "a view beyond its slice")]
-fn views_beyond_their_slice_are_refused() {
+fn views_beyond_their_slice_panic() {
     View::strided(&[0.0f32; 7], 2, 4, 4);
 }

@@ -1,4 +1,4 @@
-//! What the kernels compute, against f64 arithmetic and known values, on every path of this CPU.
+//! The kernels compared with f64 arithmetic and known values, on every path of this CPU.
 
 mod common;
 
@@ -36,10 +36,10 @@ fn linear_is_a_matrix_product() {
 }
 
 #[test]
-fn attention_pieces() {
+fn attention_products() {
     let (d, n, stride) = (24, 9, 30);
     let (q, rows) = (noise(d, 3), noise(n * stride, 4));
-    let of_rows = StridedRows {
+    let strided = StridedRows {
         values: FloatSlice::F32(&rows),
         stride,
         next: FloatSlice::F32(&rows[..2 * stride]),
@@ -49,7 +49,7 @@ fn attention_pieces() {
         dot_rows(
             isa,
             View::dense(&q, d),
-            of_rows,
+            strided,
             0.5,
             ViewMut::dense(&mut scores, n),
         );
@@ -63,7 +63,7 @@ fn attention_pieces() {
         weighted_sum(
             isa,
             View::dense(&scores, n),
-            of_rows,
+            strided,
             ViewMut::dense(&mut acc, d),
         );
         for c in 0..d {
@@ -92,7 +92,7 @@ fn softmax_of_known_scores() {
 
 #[test]
 fn entropy_is_accurate() {
-    /// What the patcher's threshold can bear.
+    /// The error that the threshold of the patcher tolerates.
     const TOLERANCE: f64 = 2e-6;
     for isa in Isa::available() {
         for (scale, seed) in [(0.0, 5), (1.0, 6), (4.0, 7), (30.0, 8), (200.0, 9)] {
@@ -155,7 +155,7 @@ fn norm_gate_and_rotation() {
 }
 
 #[test]
-fn elementwise_pieces() {
+fn elementwise_operations() {
     for isa in Isa::available() {
         let mut x = [1.0, 2.0, 3.0];
         add_assign(isa, &mut x, &[0.5, 0.5, 0.5]);
@@ -182,7 +182,7 @@ fn elementwise_pieces() {
 
 #[test]
 #[should_panic(expected = "do not fit")]
-fn rows_out_of_range_are_refused() {
+fn rows_out_of_range_panic() {
     dot_rows(
         Isa::detect(),
         View::dense(&[0.0; 4], 4),

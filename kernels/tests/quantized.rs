@@ -1,12 +1,11 @@
-//! Block formats: what encoding loses, and the quantised products on every path against the scalar
-//! definition, bit for bit.
+//! Block formats: the error of the encoders, and products on every path, which equal the scalar definition bit for bit.
 
 mod common;
 
 use blt_kernels::*;
 use common::*;
 
-/// The portable path rounds products and sums apart: see `agreement.rs`.
+/// The portable path rounds products and sums separately: see `agreement.rs`.
 const PORTABLE_TOLERANCE: f32 = 1e-4;
 
 /// A (rows, cols) matrix in a block format, `offset` bytes into the buffer.
@@ -33,10 +32,10 @@ fn decode(w: Weights, rows: usize, cols: usize) -> Vec<f32> {
     out
 }
 
-/// All formats with activations in one step and in two.
+/// All formats, with activations in one term and in two.
 fn cases() -> impl Iterator<Item = (BlockFormat, Terms)> {
-    let both = |format| [(format, Terms::One), (format, Terms::Two)];
-    BlockFormat::ALL.into_iter().flat_map(both)
+    let terms = |format| [(format, Terms::One), (format, Terms::Two)];
+    BlockFormat::ALL.into_iter().flat_map(terms)
 }
 
 fn run(terms: Terms, isa: Isa, w: Weights, rows: usize, cols: usize, x: &[f32]) -> Vec<f32> {
@@ -142,8 +141,8 @@ fn extreme_weights_stay_finite() {
 }
 
 #[test]
-fn products_mean_what_the_weights_decode_to() {
-    // 8-bit activations: 2^-8 of a block's largest, averaged over the columns; and 2^-8 of that.
+fn products_match_the_decoded_weights() {
+    // 8-bit activations: 2^-8 of the largest value in a block, averaged over the columns. Two terms: 2^-8 of that.
     let tolerance = |terms| match terms {
         Terms::One => 0.01,
         Terms::Two => 0.01 / 256.0,
@@ -200,7 +199,7 @@ fn every_path_every_shape() {
     }
 }
 
-/// Bytes no encoder would write: every integer at the ends of its range.
+/// Bytes that no encoder writes: every integer at the ends of its range.
 #[test]
 fn extreme_integers_do_not_overflow() {
     let (rows, cols, n) = (16, 512, 3);
@@ -321,7 +320,7 @@ fn shared_activations_and_reuse_give_the_same() {
     let w = Weights::Blocks(BlockFormat::Q8_0, &bytes);
     for isa in Isa::available() {
         let mut shared = QuantizedActivations::new();
-        // A longer and wider use before must leave nothing behind.
+        // An earlier use with more and wider rows must have no effect.
         quantize_activations(isa, Terms::Two, &noise(5 * 700, 14), 700, &mut shared);
         quantize_activations(isa, Terms::One, &x, cols, &mut shared);
         assert_eq!((shared.n(), shared.cols()), (4, cols));
@@ -358,7 +357,7 @@ fn non_finite_activations_spread() {
 
 #[test]
 #[should_panic(expected = "inside a tile")]
-fn a_tile_is_not_cut() {
+fn splitting_a_tile_panics() {
     let bytes = vec![0; BlockFormat::Q8_0.matrix_bytes(64, 64).unwrap()];
     Weights::Blocks(BlockFormat::Q8_0, &bytes).slice_rows(0..20, 64);
 }

@@ -1,4 +1,4 @@
-//! Which instructions and how many threads the operations use.
+//! The instruction set and the threads that the operations use.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -10,18 +10,18 @@ use super::Matrix;
 use super::scratch::{Pooled, Scratch, ScratchVec};
 use crate::error::{Error, Result};
 
-/// Largest thread count that is believed.
+/// The largest thread count that is accepted.
 const MAX_THREADS: usize = 1024;
 
-/// The arithmetic of products with unquantised weights. Each gives the same bits however a text is
-/// read; the two differ from each other.
+/// The arithmetic of products with unquantised weights. Within a profile, results have the same bits for any chunking;
+/// the two profiles differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Profile {
-    /// Activations in f32: what the reference implementations compute in full precision.
+    /// Activations in f32, as the reference implementations compute in full precision.
     #[default]
     Exact,
-    /// Activations rounded to bfloat16 where the weights are bfloat16, as most frameworks do on most
-    /// hardware: prompts are read about twice as fast with AVX-512 BF16, and slower without.
+    /// Activations rounded to bfloat16 where the weights are bfloat16, as most frameworks do on most hardware. Faster on
+    /// prompts with AVX-512 BF16, slower without it.
     Fast,
 }
 
@@ -29,7 +29,7 @@ impl Profile {
     /// All profiles.
     pub const ALL: [Profile; 2] = [Profile::Exact, Profile::Fast];
 
-    /// The name that is parsed and shown.
+    /// The name that is parsed and displayed.
     pub fn name(self) -> &'static str {
         match self {
             Profile::Exact => "exact",
@@ -58,20 +58,20 @@ impl FromStr for Profile {
     }
 }
 
-/// Instruction set and threads of the operations. Owns its threads: an embedder's own pool is left
-/// alone.
+/// The instruction set and the threads of the operations. It owns its threads and does not use a pool of the embedding
+/// program.
 #[derive(Debug)]
 pub struct Compute {
     isa: Isa,
     profile: Profile,
-    /// Least multiply-adds worth a task of their own.
+    /// The smallest number of multiply-adds that is worth a task.
     min_work: usize,
     pool: ThreadPool,
     scratch: Scratch,
     observer: Option<Observer>,
 }
 
-/// Sees each matrix and the rows it is about to be multiplied with.
+/// A callback that receives each matrix and the rows it is multiplied with.
 struct Observer(Box<Observe>);
 
 type Observe = dyn Fn(&Matrix, &[f32]) + Send + Sync;
@@ -82,15 +82,15 @@ impl fmt::Debug for Observer {
     }
 }
 
-/// A few microseconds on one core, several times what handing a task over costs.
+/// A few microseconds on one core, which is several times the cost of starting a task.
 const MIN_WORK: usize = 1 << 16;
 
 impl Compute {
-    /// `n_threads` threads (`None`: as many as the machine offers) and the best instructions the
-    /// CPU has, or those given.
+    /// Starts `n_threads` threads (`None`: one per available core) and uses `isa` (`None`: the fastest instruction set of
+    /// the CPU).
     ///
     /// # Errors
-    /// [`Error::Argument`] if `n_threads` is 0 or absurd, or the threads cannot be started.
+    /// [`Error::Argument`] if `n_threads` is 0 or more than 1024, or the threads do not start.
     pub fn new(n_threads: Option<usize>, isa: Option<Isa>) -> Result<Self> {
         let n_threads = n_threads.unwrap_or_else(|| {
             std::thread::available_parallelism()
@@ -115,14 +115,13 @@ impl Compute {
         })
     }
 
-    /// Computes in another profile than [`Profile::Exact`].
+    /// Sets the profile.
     pub fn profiled(self, profile: Profile) -> Self {
         Compute { profile, ..self }
     }
 
-    /// Calls `observer` before every product with the matrix and the rows (n, cols) it is multiplied
-    /// with: to gather statistics of what a model's matrices meet. It may be called from several
-    /// threads.
+    /// Calls `observer` before every product, with the matrix and the rows (n, cols) it is multiplied with, to collect
+    /// activation statistics. Calls may come from several threads.
     pub fn observed(self, observer: impl Fn(&Matrix, &[f32]) + Send + Sync + 'static) -> Self {
         Compute {
             observer: Some(Observer(Box::new(observer))),
@@ -130,14 +129,14 @@ impl Compute {
         }
     }
 
-    /// Shows the observer, if there is one, a product about to be made.
+    /// Passes a product to the observer, if there is one.
     pub(super) fn observe(&self, w: &Matrix, x: &[f32]) {
         if let Some(Observer(observer)) = &self.observer {
             observer(w, x);
         }
     }
 
-    /// Shares out even the smallest piece of work, which is slow: for tests with tiny models.
+    /// Splits even the smallest operation into tasks. Slow; for tests with tiny models.
     pub fn split_everything(self) -> Self {
         Compute {
             min_work: 1,
@@ -160,22 +159,22 @@ impl Compute {
         self.pool.n_threads()
     }
 
-    /// Memory for `n` intermediate values, of any content: to be written before it is read.
+    /// Scratch memory for `n` values, with arbitrary content. Write it before reading it.
     pub fn buffer(&self, n: usize) -> ScratchVec<'_, f32> {
         self.scratch.lend(n)
     }
 
-    /// Memory like that of [`Compute::buffer`], empty, with room for `n` elements.
+    /// Scratch memory that is empty, with capacity for `n` elements.
     pub fn empty<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         self.scratch.lend_empty(n)
     }
 
-    /// How many tasks to cut `work` multiply-adds into: one if a thread's wake-up would cost more.
+    /// The number of tasks for `work` multiply-adds: one if waking a thread would cost more.
     pub(super) fn n_tasks(&self, work: usize) -> usize {
         if self.n_threads() == 1 || work < 2 * self.min_work {
             return 1;
         }
-        // More tasks than threads, so that a thread that loses its core does not hold up the rest.
+        // More tasks than threads, so that a thread that loses its core does not delay the others.
         (work / self.min_work).min(4 * self.n_threads())
     }
 
@@ -189,8 +188,7 @@ impl Compute {
         self.pool.parts(matrices, size, f);
     }
 
-    /// Calls `f(i, item)` on the threads for each of the items, which takes about as long as `work`
-    /// multiply-adds.
+    /// Calls `f(i, item)` on the threads for each item. A call takes about as long as `work` multiply-adds.
     pub(crate) fn each<T: Send + Sync>(
         &self,
         items: &mut [T],
@@ -198,10 +196,10 @@ impl Compute {
         f: impl Fn(usize, &mut T) + Sync,
     ) {
         let n = items.len();
-        let (pool, run) = self.runs(n, 1, work);
+        let (pool, task_rows) = self.task_rows(n, 1, work);
         pool.parts(
             &mut [ViewMut::strided(items, 1, n, n)],
-            (1, run),
+            (1, task_rows),
             |_, _, first, mut part| {
                 let part = part.row(0).iter_mut().enumerate();
                 part.for_each(|(i, item)| f(first + i, item));
@@ -209,15 +207,14 @@ impl Compute {
         );
     }
 
-    /// The threads, and how many of `n` rows of `dim` elements each takes at a time, if an element takes
-    /// about as long as `work` multiply-adds.
-    pub(super) fn runs(&self, n: usize, dim: usize, work: usize) -> (&ThreadPool, usize) {
+    /// The thread pool, and the number of rows per task for `n` rows of `dim` elements, if an element takes about as long as
+    /// `work` multiply-adds.
+    pub(super) fn task_rows(&self, n: usize, dim: usize, work: usize) -> (&ThreadPool, usize) {
         let n_tasks = self.n_tasks(work * n * dim);
         (&self.pool, n.div_ceil(n_tasks).max(1))
     }
 
-    /// Calls `f(first, rows)` on the threads for runs of rows of x (n, dim); `work` as for
-    /// [`Compute::runs`].
+    /// Calls `f(first, rows)` on the threads for runs of rows of x (n, dim). `work` is that of [`Compute::task_rows`].
     pub(crate) fn rows(
         &self,
         x: &mut [f32],
@@ -226,10 +223,14 @@ impl Compute {
         f: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let (n, len) = (x.len() / dim, x.len());
-        let (pool, run) = self.runs(n, dim, work);
+        let (pool, task_rows) = self.task_rows(n, dim, work);
         let whole = ViewMut::strided(x, 1, len, len);
-        pool.parts(&mut [whole], (1, run * dim), |_, _, at, mut part| {
-            f(at / dim, part.row(0));
-        });
+        pool.parts(
+            &mut [whole],
+            (1, task_rows * dim),
+            |_, _, start, mut part| {
+                f(start / dim, part.row(0));
+            },
+        );
     }
 }

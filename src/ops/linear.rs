@@ -1,9 +1,9 @@
-//! Matrix products with weights as they lie in the file.
+//! Products with weight matrices in the element types of their files.
 
 use std::cell::Cell;
 
 use blt_kernels::{
-    Bf16Activations, QuantizedActivations, Terms, ViewMut, Weights, linear as kernel,
+    Bf16Activations, BlockFormat, QuantizedActivations, Terms, ViewMut, Weights, linear as kernel,
     linear_bf16_bf16, linear_quantized, quantize_activations_on, round_activations_on,
 };
 
@@ -11,7 +11,7 @@ use super::{Compute, Profile};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-/// A weight matrix, row-major (out, in), or a table of rows, in the element type of its file.
+/// A row-major weight matrix (out, in), or a table of rows, in the element type of its file.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     tensor: Tensor,
@@ -21,10 +21,10 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix of a two-dimensional tensor.
+    /// A two-dimensional tensor as a matrix.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if the tensor has another rank or a type no kernel reads.
+    /// [`Error::Tensor`] if the tensor does not have two dimensions.
     pub fn new(name: &str, tensor: Tensor) -> Result<Self> {
         let &[rows, cols] = tensor.shape() else {
             return Err(Error::tensor(
@@ -40,8 +40,8 @@ impl Matrix {
         })
     }
 
-    /// If its weights are quantised, it is multiplied with activations of 15 bits in place of 8, which
-    /// costs a single row next to nothing and many rows twice the time.
+    /// Uses two terms for the activations if the weights are quantised: 15 bits instead of 8. That costs next to nothing
+    /// for a single row, and twice the time for many rows.
     pub fn with_two_terms(self) -> Self {
         let terms = Terms::Two;
         Matrix { terms, ..self }
@@ -62,7 +62,7 @@ impl Matrix {
         &self.tensor
     }
 
-    /// The weights in the form kernels take.
+    /// The weights in the form that the kernels take.
     pub(super) fn weights(&self) -> Weights<'_> {
         let bytes = self.tensor.bytes();
         match self.tensor.dtype() {
@@ -74,34 +74,34 @@ impl Matrix {
         }
     }
 
-    /// What products need the other side in.
+    /// The form of the activations that a product needs.
     fn activations(&self, compute: &Compute) -> Activations {
         match (self.tensor.dtype(), compute.profile()) {
             (dtype, _) if dtype.is_quantized() => Activations::Quantized(self.terms),
-            (DType::Bf16 | DType::Bf12, Profile::Fast) => Activations::Rounded,
-            _ => Activations::AsTheyAre,
+            (DType::Bf16 | DType::Bf12, Profile::Fast) => Activations::Bf16,
+            _ => Activations::F32,
         }
     }
 }
 
-/// What a kernel takes.
+/// The form of the activations that a kernel takes.
 #[derive(Clone, Copy, PartialEq)]
 enum Activations {
-    AsTheyAre,
-    Rounded,
+    F32,
+    Bf16,
     Quantized(Terms),
 }
 
-/// Activations in the other forms that kernels take.
+/// Activations in the forms that need a conversion.
 #[derive(Default)]
 struct Prepared {
-    rounded: Bf16Activations,
+    bf16: Bf16Activations,
     quantized: QuantizedActivations,
 }
 
 thread_local! {
-    /// Memory for activations in other forms, which goes from product to product. It is taken out while
-    /// in use: a thread that waits for others may begin another product meanwhile.
+    /// Memory for converted activations, reused from product to product. It is taken out while in use, because a thread
+    /// that waits for others may start another product meanwhile.
     static PREPARED: Cell<Prepared> = Cell::default();
 }
 
@@ -112,12 +112,12 @@ pub fn linear(compute: &Compute, w: &Matrix, x: &[f32], y: &mut [f32]) {
 
 /// `y = x W^T` for several matrices of one input width: x (n, cols), each y (n, rows).
 ///
-/// The same bits as one [`linear`] after the other, but threads are called together once, and x is
-/// turned into another form once if the matrices need it.
-pub fn linear_many<const M: usize>(
+/// Gives the same bits as one [`linear`] after the other, but starts the threads once, and converts x once if the matrices
+/// need another form.
+pub fn linear_many<const MATRICES: usize>(
     compute: &Compute,
     x: &[f32],
-    products: [(&Matrix, &mut [f32]); M],
+    products: [(&Matrix, &mut [f32]); MATRICES],
 ) {
     let Matrix { cols, terms, .. } = *products[0].0;
     let n = x.len() / cols;
@@ -135,37 +135,37 @@ pub fn linear_many<const M: usize>(
     if n == 0 {
         return;
     }
-    let matrices: [_; M] = std::array::from_fn(|i| products[i].0);
+    let matrices: [_; MATRICES] = std::array::from_fn(|i| products[i].0);
     let weights = matrices.map(|w| (w.weights(), w.activations(compute)));
     let needs = |form| weights.iter().any(|(_, needed)| *needed == form);
-    let rounds = needs(Activations::Rounded);
+    let rounds = needs(Activations::Bf16);
     let quantizes = needs(Activations::Quantized(terms));
     let mut prepared = match rounds || quantizes {
         true => PREPARED.take(),
         false => Prepared::default(),
     };
     if rounds {
-        let (pool, run) = compute.runs(n, cols, 8);
-        round_activations_on(pool, run, compute.isa(), x, cols, &mut prepared.rounded);
+        let (pool, task_rows) = compute.task_rows(n, cols, 8);
+        round_activations_on(pool, task_rows, compute.isa(), x, cols, &mut prepared.bf16);
     }
     if quantizes {
-        let (pool, run) = compute.runs(n, cols, 32);
+        let (pool, task_rows) = compute.task_rows(n, cols, 32);
         let quantized = &mut prepared.quantized;
-        quantize_activations_on(pool, run, compute.isa(), terms, x, cols, quantized);
+        quantize_activations_on(pool, task_rows, compute.isa(), terms, x, cols, quantized);
     }
 
     let rows: usize = matrices.iter().map(|w| w.rows).sum();
     let n_tasks = compute.n_tasks(n * rows * cols).min(rows);
-    // Whole tiles of 16 rows, as quantised matrices must be split.
-    let task_rows = rows.div_ceil(n_tasks).next_multiple_of(16);
-    let Prepared { rounded, quantized } = &prepared;
+    // Quantised matrices can only be split between tiles.
+    let task_rows = (rows.div_ceil(n_tasks)).next_multiple_of(BlockFormat::TILE_ROWS);
+    let Prepared { bf16, quantized } = &prepared;
     let mut outputs = products.map(|(w, y)| ViewMut::strided(y, n, w.rows, w.rows));
     compute.parts(&mut outputs, (n, task_rows), |i, _, first, out| {
         let (weights, form) = weights[i];
         let weights = weights.slice_rows(first..first + out.shape().1, cols);
         match form {
-            Activations::AsTheyAre => kernel(compute.isa(), weights, cols, x, out),
-            Activations::Rounded => linear_bf16_bf16(compute.isa(), weights, rounded, out),
+            Activations::F32 => kernel(compute.isa(), weights, cols, x, out),
+            Activations::Bf16 => linear_bf16_bf16(compute.isa(), weights, bf16, out),
             Activations::Quantized(_) => linear_quantized(compute.isa(), weights, quantized, out),
         }
     });

@@ -1,7 +1,7 @@
-//! Shape checks, threads, and the choice of kernel: the arithmetic of a model, one function each.
+//! The arithmetic of a model, one function per operation: shape checks, threads, and the choice of kernel.
 //!
-//! Nothing here knows of bytes or patches. Every operation gives the same bits for a row whatever
-//! rows share the call and however many threads there are: threads split outputs, never a sum.
+//! This module does not know bytes or patches. An operation gives the same bits for a row for any other rows in the call
+//! and any number of threads: threads split outputs, never a sum.
 
 mod attention;
 mod compute;

@@ -24,7 +24,7 @@ enum Pairs {
     Halves,
 }
 
-/// Cosines and sines of some positions.
+/// Cosines and sines of the angles at each position.
 #[derive(Debug)]
 pub struct Angles<'c> {
     half: usize,
@@ -108,7 +108,7 @@ impl Rope {
         rope
     }
 
-    /// No angles yet, with room for those at `n` positions.
+    /// Empty angles, with capacity for `n` positions.
     pub fn angles<'c>(&self, compute: &'c Compute, n: usize) -> Angles<'c> {
         let half = self.head_dim / 2;
         let (cos, sin) = (compute.empty(n * half), compute.empty(n * half));
@@ -120,14 +120,14 @@ impl Rope {
         }
     }
 
-    /// Adds the angles at `positions` to those of this `Rope`; position times frequency is rounded to
-    /// f32, as the references do.
-    pub fn add_angles(&self, positions: impl Iterator<Item = usize>, to: &mut Angles<'_>) {
+    /// Appends the angles at `positions` to `angles`. Position times frequency is rounded to f32, as in the reference
+    /// implementations.
+    pub fn add_angles(&self, positions: impl Iterator<Item = usize>, angles: &mut Angles<'_>) {
         for position in positions {
             for &freq in &self.freqs {
                 let (s, c) = f64::from(position as f32 * freq).sin_cos();
-                to.cos.extend([c as f32 * self.magnitude]);
-                to.sin.extend([s as f32 * self.magnitude]);
+                angles.cos.extend([c as f32 * self.magnitude]);
+                angles.sin.extend([s as f32 * self.magnitude]);
             }
         }
     }
@@ -139,15 +139,15 @@ impl Angles<'_> {
         (&self.cos, &self.sin)
     }
 
-    /// Turns every head of every row of x (n, heads * head_dim) in place.
+    /// Rotates every head of every row of x (n, heads * head_dim) in place.
     pub fn apply(&self, compute: &Compute, x: &mut [f32]) {
         let n = self.cos.len() / self.half;
         let dim = x.len() / n;
         compute.rows(x, dim, 4, |first, rows| {
             for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-                let at = (first + i) * self.half..(first + i + 1) * self.half;
+                let angles = (first + i) * self.half..(first + i + 1) * self.half;
                 for head in row.chunks_exact_mut(2 * self.half) {
-                    let (cos, sin) = (&self.cos[at.clone()], &self.sin[at.clone()]);
+                    let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles.clone()]);
                     match self.pairs {
                         Pairs::Interleaved => blt_kernels::rope(compute.isa(), head, cos, sin),
                         Pairs::Halves => blt_kernels::rope_halves(compute.isa(), head, cos, sin),

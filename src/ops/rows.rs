@@ -1,4 +1,4 @@
-//! Operations that work on each row by itself: norms, residuals, gates, pooling, lookups.
+//! Operations on single rows: norms, residuals, gates, pooling, lookups.
 
 use super::{Compute, Matrix};
 use crate::tensor::DType;
@@ -6,7 +6,7 @@ use crate::tensor::DType;
 /// The widest chunk of all block formats.
 const MAX_CHUNK: usize = 256;
 
-/// Elements that a thread takes at a time, or a multiple, where rows do not matter.
+/// Tasks of elementwise operations take a multiple of this many elements.
 const CHUNK: usize = 1024;
 
 /// RMSNorm of every row: x (n, dim), weight (dim), out (n, dim).
@@ -85,7 +85,7 @@ pub fn add_table_row(compute: &Compute, table: &Matrix, row: usize, acc: &mut [f
         blt_kernels::decode_row(weights, row, &mut values);
         return blt_kernels::add_assign(compute.isa(), acc, &values);
     };
-    // The pieces of the row are rows of a matrix one chunk wide.
+    // The pieces of the row are rows of a matrix that is one chunk wide.
     let width = format.chunk_cols();
     let first = row * table.cols().div_ceil(width);
     let mut piece = [0.0; MAX_CHUNK];
@@ -95,7 +95,7 @@ pub fn add_table_row(compute: &Compute, table: &Matrix, row: usize, acc: &mut [f
     }
 }
 
-/// Entropy in nats of the distribution that one row of logits stands for.
+/// Entropy in nats of the distribution softmax(`logits`).
 pub fn entropy(compute: &Compute, logits: &[f32]) -> f32 {
     blt_kernels::log_softmax_entropy(compute.isa(), logits)
 }

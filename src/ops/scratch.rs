@@ -1,11 +1,11 @@
-//! Memory for intermediate results: lent out, taken back, kept for the next operation, so that a byte
-//! read like the one before it allocates nothing.
+//! Memory for intermediate results, reused from operation to operation, so that a step like the previous one allocates
+//! nothing.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Mutex;
 
-/// Memory that is not lent at the moment.
+/// The memory that is not in use.
 #[derive(Default)]
 pub struct Scratch {
     floats: Free<f32>,
@@ -21,9 +21,9 @@ impl fmt::Debug for Scratch {
     }
 }
 
-/// What there are buffers of.
+/// An element type of scratch memory.
 pub trait Pooled: Clone + Default + 'static {
-    /// Where its buffers go.
+    /// The free memory of this type.
     #[doc(hidden)]
     fn free(scratch: &Scratch) -> &Free<Self>;
 }
@@ -46,18 +46,17 @@ impl Pooled for Range<usize> {
     }
 }
 
-/// Borrowed memory: a slice that goes back when it is dropped.
+/// A slice of scratch memory that returns to its pool when dropped.
 #[derive(Debug)]
 pub struct ScratchVec<'a, T: Pooled> {
-    /// With `n` elements at least: what lies behind keeps its old content, or growing again would have
-    /// to fill it.
+    /// At least `n` elements. The rest keeps its old content, so that growing again does not have to fill it.
     data: Vec<T>,
     n: usize,
     home: &'a Scratch,
 }
 
 impl Scratch {
-    /// `n` elements of whatever an earlier use left.
+    /// `n` elements with the content of an earlier use.
     pub(super) fn lend<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         let mut buffer = self.best_for(n);
         if buffer.data.len() < n {
@@ -67,7 +66,7 @@ impl Scratch {
         buffer
     }
 
-    /// None yet, with room for `n`.
+    /// An empty vector with capacity for `n` elements.
     pub(super) fn lend_empty<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         let mut buffer = self.best_for(n);
         buffer.data.clear();
@@ -75,7 +74,7 @@ impl Scratch {
         buffer
     }
 
-    /// The smallest free memory with room for `n` elements; if none has, the largest, to be grown.
+    /// The smallest free memory with capacity for `n` elements, or else the largest, which will grow.
     fn best_for<T: Pooled>(&self, n: usize) -> ScratchVec<'_, T> {
         let mut free = T::free(self).lock().unwrap_or_else(|e| e.into_inner());
         let fits = |v: &Vec<T>| match v.capacity() {
@@ -93,7 +92,7 @@ impl Scratch {
 }
 
 impl<T: Pooled> ScratchVec<'_, T> {
-    /// Appends what `items` gives.
+    /// Appends `items`.
     pub fn extend(&mut self, items: impl IntoIterator<Item = T>) {
         self.data.truncate(self.n);
         self.data.extend(items);
@@ -128,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_that_fits_is_lent_again() {
+    fn the_smallest_that_fits_is_reused() {
         let scratch = Scratch::default();
         let sizes = [100, 10, 1000];
         drop(sizes.map(|n| scratch.lend::<f32>(n)));

@@ -1,11 +1,11 @@
-//! 8-bit activations: what quantised weights are multiplied with.
+//! 8-bit activations, for products with quantised weights.
 //!
-//! A row is cut into blocks of 32 values. With `amax` the largest magnitude of a block, its scale is
-//! `amax / 127` and its integers are `x * (127 / amax)`, rounded half to even. A block with a NaN or an
-//! infinity gets the scale NaN, so that every result it enters is NaN; one below 2^-100 becomes zero.
+//! A row is split into blocks of 32 values. If `amax` is the largest magnitude in a block, its scale is `amax / 127` and
+//! its integers are `x * (127 / amax)`, rounded half to even. A block with a NaN or infinity gets the scale NaN, so that
+//! every result that uses it is NaN. A block whose `amax` is below 2^-100 becomes zero.
 //!
-//! With [`Terms::Two`] what rounding left, `fma(-scale, integer, x)`, is quantised in the same way, and a
-//! product is the sum of the products with both.
+//! With [`Terms::Two`], the rounding error `fma(-scale, integer, x)` is quantised the same way, and a product is the sum
+//! of the products with the two terms.
 
 use crate::scalar::exp::MAGIC;
 use crate::view::ViewMut;
@@ -13,19 +13,19 @@ use crate::view::ViewMut;
 /// Values that share a scale.
 pub(crate) const BLOCK: usize = 32;
 
-/// Rows are padded with zero blocks to a multiple of this many values, the longest super-block.
+/// Rows are padded with zero blocks to a multiple of this many values: the widest chunk of all formats.
 pub(crate) const ROW_MULTIPLE: usize = 256;
 
-/// Magnitudes below this are zero: the factor `127 / amax` must stay finite.
+/// Blocks with smaller magnitudes become zero, so that the factor `127 / amax` stays finite.
 pub(crate) const SMALLEST: f32 = f32::from_bits((127 - 100) << 23);
 
-/// 32 activations and what the kernels need of them: one cache line.
+/// 32 activations and the sums that the kernels need: one cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct ActivationBlock {
     /// The integers, -127..=127, four to an element in memory order.
     pub(crate) q: [[i8; 4]; BLOCK / 4],
-    /// What one step of the integers stands for.
+    /// The value of one step of the integers.
     pub(crate) scale: f32,
     /// The scale times the sum of the integers.
     pub(crate) weighted_sum: f32,
@@ -36,7 +36,7 @@ pub(crate) struct ActivationBlock {
 }
 
 impl ActivationBlock {
-    /// The block of 32 values, by definition, and what rounding leaves of them.
+    /// Quantises 32 values, by definition. Returns the block and the rounding errors.
     pub(crate) fn quantize(x: &[f32; BLOCK]) -> (Self, [f32; BLOCK]) {
         let (scale, factor) = scale_and_factor(largest_magnitude(x));
         let mut block = ActivationBlock::default();
@@ -50,7 +50,7 @@ impl ActivationBlock {
         (block, core::array::from_fn(rest))
     }
 
-    /// Fills in what follows from the scale and the sums of the halves.
+    /// Fills in the fields that follow from the scale and the sums of the halves.
     #[inline(always)]
     pub(crate) fn finish(&mut self, scale: f32, mut halves: [i32; 2]) {
         if scale.is_nan() {
@@ -65,13 +65,13 @@ impl ActivationBlock {
     }
 }
 
-/// The largest magnitude; NaN if any value is. As integers, NaN is above infinity.
+/// The largest magnitude; NaN if any value is NaN. As an integer, NaN is larger than infinity.
 #[inline(always)]
 pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0))
 }
 
-/// The scale of a block and the factor that makes its values integers.
+/// The scale of a block, and the factor that scales its values to integers.
 #[inline(always)]
 pub(crate) fn scale_and_factor(amax: f32) -> (f32, f32) {
     if amax < SMALLEST {
@@ -83,24 +83,24 @@ pub(crate) fn scale_and_factor(amax: f32) -> (f32, f32) {
     }
 }
 
-/// To the nearest integer, ties to even; `x` is within -127.5..127.5 or NaN.
+/// Rounds to the nearest integer, ties to even. `x` is within -127.5..127.5 or NaN.
 #[inline(always)]
 pub(crate) fn round(x: f32) -> i8 {
     (x + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i8
 }
 
-/// How often activations are rounded to 8 bits.
+/// The number of 8-bit terms that represent an activation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Terms {
-    /// Once.
+    /// One term: 8 bits.
     #[default]
     One,
-    /// What the first time leaves is rounded again: 15 bits, for twice the arithmetic.
+    /// A second term for the rounding error of the first: 15 bits, for twice the arithmetic.
     Two,
 }
 
 impl Terms {
-    /// Rows of blocks for a row of activations.
+    /// The number of rows of blocks for a row of activations.
     pub(crate) fn count(self) -> usize {
         match self {
             Terms::One => 1,
@@ -109,19 +109,18 @@ impl Terms {
     }
 }
 
-/// `n` rows of 8-bit activations, made by [`crate::quantize_activations`]. Keep one and reuse it: its
-/// memory is allocated when it first grows.
+/// Rows of 8-bit activations, written by [`crate::quantize_activations`]. Reuse one: it allocates only when it grows.
 #[derive(Clone, Debug, Default)]
 pub struct QuantizedActivations {
     pub(crate) cols: usize,
     pub(crate) n: usize,
     pub(crate) terms: Terms,
-    /// (n, terms, blocks_per_row), and what more rows before left behind.
+    /// (n, terms, blocks_per_row). May be longer, after an earlier use with more rows.
     pub(crate) blocks: Vec<ActivationBlock>,
 }
 
 impl QuantizedActivations {
-    /// No rows.
+    /// Creates an empty buffer.
     pub fn new() -> Self {
         Self::default()
     }
@@ -136,8 +135,8 @@ impl QuantizedActivations {
         self.cols
     }
 
-    /// Makes room for the rows of x (n, cols) and gives their blocks, (n, terms * blocks_per_row), with
-    /// old content.
+    /// Makes room for the rows of x (n, cols). Returns their blocks as (n, terms * blocks_per_row), with their old
+    /// content.
     pub(crate) fn resize(
         &mut self,
         terms: Terms,
@@ -161,7 +160,7 @@ impl QuantizedActivations {
     }
 }
 
-/// One more than needed: rows a power of two apart would share the sets of the first-level cache.
+/// One more than needed, because rows a power of two apart would share the sets of the first-level cache.
 pub(crate) fn blocks_per_row(cols: usize) -> usize {
     cols.div_ceil(ROW_MULTIPLE) * (ROW_MULTIPLE / BLOCK) + 1
 }
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_cannot_be_scaled() {
+    fn blocks_without_a_finite_scale() {
         let mut x = [0.0; BLOCK];
         assert_eq!(ActivationBlock::quantize(&x).0, ActivationBlock::default());
         x[3] = 1e-40;

@@ -2,32 +2,30 @@
 //!
 //! # Numbers
 //!
-//! What a block stands for is the public definition of GGML's formats of the same names, so values can be
-//! compared with any reader of those. The bytes are arranged differently.
+//! The value of a block is that of GGML's public format of the same name, so values can be compared with any reader of
+//! those formats. The order of the bytes is different.
 //!
 //! # Bytes (layout version 1)
 //!
-//! 16 consecutive rows form a *tile*; tiles follow each other. A tile is cut along the columns into
-//! *chunks* of [`Format::COLS`] columns (64, or 256 for the formats with super-blocks), which also follow
-//! each other. In a chunk the 16 rows lie side by side: wherever a format has one number a row (a scale),
-//! the chunk has 16 of them in a row; the integers lie in groups of 4 columns, 16 rows each, so that
-//! 64 bytes hold `[row 0: k..k+4][row 1: k..k+4]..[row 15: k..k+4]`. A multiplication broadcasts 4
-//! activations and gets 16 outputs from one 64-byte load, with no sum across lanes, on AVX-512, AVX2
-//! (two halves) and NEON (four quarters) alike. The integers are stored unsigned, as the 8-bit
-//! dot-product instructions of x86 want them.
+//! 16 consecutive rows form a *tile*, and tiles are contiguous. A tile is split along the columns into contiguous
+//! *chunks* of [`Format::COLS`] columns (64, or 256 for the formats with super-blocks). A chunk interleaves its 16 rows.
+//! Where a format has one number per row, such as a scale, the chunk has 16 consecutive numbers. The integers are in
+//! groups of 4 columns by 16 rows, so that 64 bytes hold `[row 0: k..k+4][row 1: k..k+4]..[row 15: k..k+4]`. A
+//! multiplication broadcasts 4 activations and gets 16 outputs from one 64-byte load, with no sum across lanes, on
+//! AVX-512, on AVX2 (two halves) and on NEON (four quarters). The integers are stored unsigned, as the 8-bit dot-product
+//! instructions of x86 require.
 //!
-//! Every chunk is a multiple of 64 bytes. A matrix should start at a multiple of 64 in its file, so that
-//! no load crosses a cache line; the kernels themselves take any alignment.
+//! The size of a chunk is a multiple of 64 bytes. A matrix should start at a multiple of 64 in its file, so that no load
+//! crosses a cache line, but the kernels accept any alignment.
 //!
-//! Rows are padded to a multiple of 16 and columns to a multiple of [`Format::COLS`]: with zero scales,
-//! so padding weighs nothing. Integers and scales of 16 bits are little-endian.
+//! Rows are padded to a multiple of 16 and columns to a multiple of [`Format::COLS`]. The padding has zero scales, so it
+//! adds nothing. 16-bit integers and scales are little-endian.
 //!
 //! # The order of sums
 //!
-//! Per output there is one f32 sum, +0 at the start. Block by block in increasing column order, the integer
-//! dot product with the activations' integers (exact, so its order is free) is added by one fused
-//! multiply-add with the factor `weight scale * activation scale`; formats with a minimum add that
-//! part by a second one. Each format states its own; `Format::dot` is the definition.
+//! Each output is one f32 sum that starts at +0. For each block, in increasing column order, one fused multiply-add adds
+//! the integer dot product (exact, so its order is free) times `weight scale * activation scale`. Formats with a minimum
+//! add the minimum with a second one. Each format documents its own terms, and `Format::dot` is the definition.
 
 pub(crate) mod activations;
 pub(crate) mod q4_0;
@@ -43,8 +41,8 @@ use half::f16;
 
 use crate::vector::{Int8, Prefetch};
 
-/// Rows of a tile.
-pub(crate) const TILE_ROWS: usize = 16;
+/// Rows of a tile: one lane each.
+pub(crate) const TILE_ROWS: usize = crate::scalar::LANES;
 
 /// One block format.
 pub(crate) trait Format {
@@ -53,7 +51,7 @@ pub(crate) trait Format {
     /// Bytes of a chunk: 16 rows of `COLS` columns.
     const CHUNK: usize;
 
-    /// Encodes 16 rows of `COLS` weights each. `importance` weighs the squared errors of the columns.
+    /// Encodes 16 rows of `COLS` weights. `importance` weights the squared errors of the columns.
     fn encode(rows: &[f32], importance: &[f32], chunk: &mut [u8]);
 
     /// The `COLS` weights of one row of a chunk.
@@ -62,7 +60,7 @@ pub(crate) trait Format {
     /// Adds the dot product of one row of a chunk with `COLS` activations to `acc`: the definition.
     fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32;
 
-    /// [`Format::dot`] of all 16 rows of `TILES` tiles with `INPUTS` inputs: a chunk of each tile.
+    /// [`Format::dot`] of one chunk of each of `TILES` tiles, all 16 rows, with `INPUTS` inputs.
     ///
     /// # Safety
     /// Each of `chunks` is valid for reading `CHUNK` bytes, each of `x` for `COLS / 32` blocks.
@@ -79,17 +77,17 @@ pub(crate) trait Format {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum BlockFormat {
-    /// 8-bit integers, one scale for 32: 8.5 bits a weight.
+    /// 8-bit integers, one scale per 32 weights: 8.5 bits per weight.
     Q8_0,
-    /// 4-bit integers, one scale for 32: 4.5 bits a weight.
+    /// 4-bit integers, one scale per 32 weights: 4.5 bits per weight.
     Q4_0,
-    /// 4-bit integers, a 6-bit scale and minimum for 32 under a scale for 256: 4.5 bits a weight.
+    /// 4-bit integers, a 6-bit scale and minimum per 32 weights, a scale per 256: 4.5 bits per weight.
     Q4K,
-    /// 6-bit integers, an 8-bit scale for 16 under a scale for 256: 6.625 bits a weight.
+    /// 6-bit integers, an 8-bit scale per 16 weights, a scale per 256: 6.625 bits per weight.
     Q6K,
 }
 
-/// Runs `$body` with `$F` standing for the type that implements `$format`.
+/// Runs `$body` with `$F` as the type that implements `$format`.
 macro_rules! with_format {
     ($format:expr, $F:ident => $body:expr) => {
         match $format {
@@ -114,7 +112,7 @@ macro_rules! with_format {
 }
 
 impl BlockFormat {
-    /// All of them.
+    /// All formats.
     pub const ALL: [BlockFormat; 4] = [
         BlockFormat::Q8_0,
         BlockFormat::Q4_0,
@@ -122,10 +120,10 @@ impl BlockFormat {
         BlockFormat::Q6K,
     ];
 
-    /// Rows of a tile: matrices are encoded, and split over threads, in multiples of so many rows.
+    /// Rows of a tile. Matrices are encoded, and split over threads, in multiples of this.
     pub const TILE_ROWS: usize = TILE_ROWS;
 
-    /// The version of the byte layout, to be stored beside the weights.
+    /// The version of the byte layout, which files store with the weights.
     pub const LAYOUT_VERSION: u32 = 1;
 
     /// `q8_0`, `q4_0`, `q4_k` or `q6_k`.
@@ -138,12 +136,12 @@ impl BlockFormat {
         }
     }
 
-    /// The format of that name.
+    /// The format with this name.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|f| f.name() == name)
     }
 
-    /// Columns are padded to a multiple of this: the width of a chunk.
+    /// The width of a chunk. Columns are padded to a multiple of this.
     pub fn chunk_cols(self) -> usize {
         with_format!(self, F => F::COLS)
     }
@@ -161,11 +159,11 @@ impl BlockFormat {
     /// Encodes up to 16 rows as one tile.
     ///
     /// - `rows`: (1 to 16, cols), finite.
-    /// - `importance`: (cols), how much a squared error in each column weighs; all the same if `None`.
+    /// - `importance`: (cols), the weight of the squared error in each column; equal weights if `None`.
     /// - `tile`: [`BlockFormat::tile_bytes`] bytes.
     ///
     /// # Panics
-    /// If the lengths do not fit.
+    /// If the lengths do not match.
     pub fn encode_tile(
         self,
         rows: &[f32],
@@ -180,24 +178,24 @@ impl BlockFormat {
             let mut buffer = [0.0; TILE_ROWS * F::COLS];
             let mut weights = [1.0; F::COLS];
             for (c, chunk) in tile.chunks_exact_mut(F::CHUNK).enumerate() {
-                let from = c * F::COLS;
-                let width = F::COLS.min(cols - from);
+                let first = c * F::COLS;
+                let width = F::COLS.min(cols - first);
                 buffer.fill(0.0);
-                for (to, row) in buffer.chunks_exact_mut(F::COLS).zip(rows.chunks_exact(cols)) {
-                    to[..width].copy_from_slice(&row[from..][..width]);
+                for (padded, row) in buffer.chunks_exact_mut(F::COLS).zip(rows.chunks_exact(cols)) {
+                    padded[..width].copy_from_slice(&row[first..][..width]);
                 }
                 if let Some(importance) = importance {
-                    weights[..width].copy_from_slice(&importance[from..][..width]);
+                    weights[..width].copy_from_slice(&importance[first..][..width]);
                 }
                 F::encode(&buffer, &weights, chunk);
             }
         })
     }
 
-    /// Row `row` of a tile, as floats.
+    /// Decodes row `row` of a tile.
     ///
     /// # Panics
-    /// If `row` is not below 16 or the tile is not one of `out.len()` columns.
+    /// If `row` is 16 or more, or the tile does not have `out.len()` columns.
     pub fn decode_row(self, tile: &[u8], row: usize, out: &mut [f32]) {
         assert!(row < TILE_ROWS);
         assert_eq!(Some(tile.len()), self.tile_bytes(out.len()));
@@ -211,21 +209,21 @@ impl BlockFormat {
     }
 }
 
-/// The half float at byte `at`.
+/// The half float at byte `offset`.
 #[inline]
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+fn half_at(bytes: &[u8], offset: usize) -> f32 {
+    f16::from_le_bytes([bytes[offset], bytes[offset + 1]]).to_f32()
 }
 
-/// Writes `x` as a half float to byte `at` and returns what was written.
-fn put_half(bytes: &mut [u8], at: usize, x: f32) -> f32 {
-    // Beyond the largest half float the nearest is better than infinity.
+/// Writes `x` as a half float at byte `offset` and returns the rounded value.
+fn put_half(bytes: &mut [u8], offset: usize, x: f32) -> f32 {
+    // Beyond the largest half float, that value is better than infinity.
     let h = f16::from_f32(x.clamp(-65504.0, 65504.0));
-    bytes[at..at + 2].copy_from_slice(&h.to_le_bytes());
+    bytes[offset..offset + 2].copy_from_slice(&h.to_le_bytes());
     h.to_f32()
 }
 
-/// The exact dot product of 32 integers, given by their position, with a block of activations.
+/// The exact dot product of the integers `w(k)` with the activations of a block, for `k` in `range`.
 #[inline]
 fn int_dot(x: &ActivationBlock, range: std::ops::Range<usize>, w: impl Fn(usize) -> i32) -> f32 {
     let q = x.q.as_flattened();

@@ -21,8 +21,8 @@ const SCALES: usize = BLOCKS * TILE_ROWS * 2;
 /// Bytes of 32 columns of 4-bit integers.
 pub(super) const QUANTS: usize = BLOCK / 2 * TILE_ROWS;
 
-/// Where column `k` of a block of 32 lies: its byte and its shift. A byte holds column `k` (0..16) in its
-/// lower half and column `k + 16` in its upper half; bytes lie in groups of 4 columns, 16 rows each.
+/// Byte and shift of column `k` of a block of 32. A byte holds column `k` (0..16) in its lower half and column `k + 16` in
+/// its upper half. Bytes are in groups of 4 columns by 16 rows.
 pub(super) fn nibble(row: usize, k: usize) -> (usize, u32) {
     let byte = (k % 16 / 4 * TILE_ROWS + row) * 4 + k % 4;
     (byte, if k < 16 { 0 } else { 4 })
@@ -34,7 +34,7 @@ pub(super) fn nibble_at(quants: &[u8], row: usize, k: usize) -> i32 {
     (quants[byte] >> shift & 15) as i32
 }
 
-/// Writes the 4-bit integer of column `k` of a block of 32; the bits must be zero before.
+/// Writes the 4-bit integer of column `k` of a block of 32. The bits must be zero.
 pub(super) fn put_nibble(quants: &mut [u8], row: usize, k: usize, q: i32) {
     let (byte, shift) = nibble(row, k);
     quants[byte] |= (q as u8) << shift;
@@ -101,7 +101,7 @@ impl Format for Q4_0 {
             // SAFETY: the caller guarantees chunks and for `BLOCKS` blocks of every input.
             unsafe {
                 let x = x.map(|x| &*x.add(block));
-                // Minus 8 times the sums of the activations.
+                // Minus 8 times the sum of the activations.
                 let starts = x.map(|x| q.start::<3>(x.neg_sum));
                 let quants = chunks.map(|chunk| chunk.add(SCALES + block * QUANTS));
                 let ints = dot_nibbles(q, quants, prefetch, x, starts);
@@ -117,8 +117,8 @@ impl Format for Q4_0 {
     }
 }
 
-/// The products of 32 columns of 4-bit integers, 16 rows of `TILES` tiles, with `INPUTS` blocks of activations,
-/// added to `starts`.
+/// Adds to `starts` the products of 32 columns of 4-bit integers, 16 rows of `TILES` tiles, with `INPUTS` blocks of
+/// activations.
 ///
 /// # Safety
 /// Each of `quants` is valid for reading `QUANTS` bytes.

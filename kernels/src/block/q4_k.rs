@@ -7,8 +7,8 @@
 //! |---|---|
 //! | 0..32 | `d`: f16 \[16 rows] |
 //! | 32..64 | `dmin`: f16 \[16 rows] |
-//! | 64..160 | `s`: \[2]\[3]\[16 rows] bytes; four 6-bit numbers a row in three bytes, see [`six`] |
-//! | 160..256 | `m`: likewise |
+//! | 64..160 | `s`: \[2]\[3]\[16 rows] bytes; four 6-bit numbers per row in three bytes, see [`six`] |
+//! | 160..256 | `m`: the same layout |
 //! | 256..2304 | `q`: \[8 blocks] of 256 bytes, each as in [`super::q4_0`] |
 //!
 //! Per block of 32: `acc = fma(q . x, (d * s) * scale(x), acc)`, then
@@ -29,9 +29,8 @@ const SIXES: usize = 4 * TILE_ROWS;
 const FOUR_SIXES: usize = 3 * TILE_ROWS;
 const INTS: usize = SIXES + 4 * FOUR_SIXES;
 
-/// The 6-bit number of a row for block `block`: three of four lie in the lower bits of three bytes,
-/// 16 apart; the fourth is put together from the upper two bits of each. Scales are blocks 0..8,
-/// minimums 8..16.
+/// The 6-bit number of a row for block `block`. Of four numbers, three are the lower bits of three bytes, 16 apart. The
+/// fourth consists of the upper two bits of each of those bytes. Blocks 0..8 are the scales, 8..16 the minimums.
 fn six(chunk: &[u8], row: usize, block: usize) -> u8 {
     let bytes = &chunk[SIXES + block / 4 * FOUR_SIXES + row..];
     match block % 4 {
@@ -40,7 +39,7 @@ fn six(chunk: &[u8], row: usize, block: usize) -> u8 {
     }
 }
 
-/// Writes what [`six`] reads; the bits must be zero before.
+/// Writes the number that [`six`] reads. The bits must be zero.
 fn put_six(chunk: &mut [u8], row: usize, block: usize, value: u8) {
     let bytes = &mut chunk[SIXES + block / 4 * FOUR_SIXES + row..];
     match block % 4 {
@@ -49,7 +48,7 @@ fn put_six(chunk: &mut [u8], row: usize, block: usize, value: u8) {
     }
 }
 
-/// `d * s` and `dmin * m` of a row and block; both products are exact.
+/// `d * s` and `dmin * m` of a row and block. Both products are exact.
 fn scales(chunk: &[u8], row: usize, block: usize) -> (f32, f32) {
     let (d, dmin) = (half_at(chunk, row * 2), half_at(chunk, MINIMUM + row * 2));
     let (s, m) = (six(chunk, row, block), six(chunk, row, block + BLOCKS));

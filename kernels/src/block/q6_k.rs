@@ -8,7 +8,7 @@
 //! | 32..64 | zero |
 //! | 64..320 | `s`: i8 \[16 blocks of 16]\[16 rows] |
 //! | 320..2368 | lower 4 bits of `q`: \[8 blocks of 32] of 256 bytes, each as in [`super::q4_0`] |
-//! | 2368..3392 | upper 2 bits of `q`: \[8 blocks of 32]\[2 halves]\[16 rows]\[4 columns] bytes; columns `k`, `k + 4`, `k + 8`, `k + 12` of a half lie in bits 0, 2, 4, 6 |
+//! | 2368..3392 | upper 2 bits of `q`: \[8 blocks of 32]\[2 halves]\[16 rows]\[4 columns] bytes; columns `k`, `k + 4`, `k + 8`, `k + 12` of a half start at bits 0, 2, 4, 6 |
 //!
 //! Per block of 32, with halves `a` and `b` of 16: `t = fma((q - 32) . b, s(b), (q - 32) . a * s(a))`, then
 //! `acc = fma(t, d * scale(x), acc)`.
@@ -63,8 +63,8 @@ impl Format for Q6K {
             for (half, (x, ideal)) in x.chunks_exact(HALF).zip(ideal).enumerate() {
                 let s = nearest(ideal / d, -127, 127);
                 chunk[scale_position(row, half)] = s as i8 as u8;
-                let (block, from) = (half / 2, half % 2 * HALF);
-                for (k, x) in (from..).zip(x) {
+                let (block, first) = (half / 2, half % 2 * HALF);
+                for (k, x) in (first..).zip(x) {
                     let q = nearest(x / (d * s as f32), -32, 31) + 32;
                     put_nibble(&mut chunk[LOWER + block * QUANTS..], row, k, q & 15);
                     let (byte, shift) = upper(block, row, k);
@@ -78,8 +78,8 @@ impl Format for Q6K {
         let d = half_at(chunk, row * 2);
         for (half, out) in out.chunks_exact_mut(HALF).enumerate() {
             let scale = d * (chunk[scale_position(row, half)] as i8) as f32;
-            let (block, from) = (half / 2, half % 2 * HALF);
-            for (k, out) in (from..).zip(out) {
+            let (block, first) = (half / 2, half % 2 * HALF);
+            for (k, out) in (first..).zip(out) {
                 *out = scale * quant(chunk, block, row, k) as f32;
             }
         }
@@ -135,7 +135,7 @@ impl Format for Q6K {
                         let lower = chunks[t].add(LOWER + block * QUANTS);
                         let upper = chunks[t].add(UPPER + block * UPPER_BYTES);
                         let bytes = q.load_and_prefetch(lower.add(group * 64), prefetch);
-                        // Asked for once each.
+                        // Prefetch each once.
                         let upper = match group {
                             0 => [
                                 q.load_and_prefetch(upper, prefetch),

@@ -82,8 +82,9 @@ impl Format for Q8_0 {
                 let starts = x.map(|x| q.start_signed(x.neg_sum));
                 let mut ints = [starts; TILES];
                 for group in 0..BLOCK / 4 {
-                    let at = SCALES + block * QUANTS + group * 64;
-                    let w = chunks.map(|chunk| q.load_signed_and_prefetch(chunk.add(at), prefetch));
+                    let offset = SCALES + block * QUANTS + group * 64;
+                    let w =
+                        chunks.map(|chunk| q.load_signed_and_prefetch(chunk.add(offset), prefetch));
                     for (i, x) in x.iter().enumerate() {
                         for t in 0..TILES {
                             ints[t][i] = q.dot_signed(ints[t][i], w[t], x.q[group]);

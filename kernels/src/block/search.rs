@@ -1,16 +1,16 @@
-//! Choosing scales: the search for the one that loses least, shared by the encoders.
+//! The search for the scale with the smallest error, shared by the encoders.
 //!
-//! Sums run over 8 lanes, and rounding is an addition, so that the compiler makes vectors of the loops:
-//! ten times as fast as one element after another with a library call to round.
+//! Sums have 8 lanes, and rounding is an addition, so that the compiler vectorises the loops. This is ten times as fast as
+//! a scalar loop that calls a library function to round.
 
 use crate::scalar::exp::MAGIC;
 
-/// Lanes of the sums; divides every block's length.
+/// Lanes of the sums, a divisor of the length of every block.
 const SUM_LANES: usize = 8;
 
 /// The integer nearest to `x`, between `low` and `high`.
 pub(super) fn nearest(x: f32, low: i32, high: i32) -> i32 {
-    // 0 / 0, for a zero scale, is NaN: the cast makes it 0.
+    // 0 / 0, for a zero scale, is NaN, which the cast turns into 0.
     round(x.clamp(low as f32, high as f32)) as i32
 }
 
@@ -20,7 +20,7 @@ fn round(x: f32) -> f32 {
     (x + MAGIC) - MAGIC
 }
 
-/// `f(i)` for every `i` below `n`, summed.
+/// The sum of `f(i)` for `i` in `0..n`.
 #[inline(always)]
 fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; SUM_LANES];
@@ -32,11 +32,11 @@ fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// The scale `d` for which `d * q`, `q` integers between `-limit` and `limit - 1`, is nearest to the `LEN`
-/// values `x` in the sense of weighted squares; 0 for zeros.
+/// The scale `d` that minimises the weighted squared error of `d * q` for the `LEN` values `x`, where `q` are integers
+/// from `-limit` to `limit - 1`. 0 for zeros.
 ///
-/// Scales a little above and below the one that maps the largest magnitude onto the end of the range are
-/// tried; for each the integers are rounded and the scale that fits them best is computed.
+/// The search tries scales slightly above and below the one that maps the largest magnitude to the end of the range. For
+/// each, it rounds the integers and computes the best scale for them.
 pub(super) fn symmetric_scale<const LEN: usize>(x: &[f32], weights: &[f32], limit: i32) -> f32 {
     let (x, w): (&[f32; LEN], &[f32; LEN]) = (x.try_into().unwrap(), weights.try_into().unwrap());
     let extreme = x
@@ -45,12 +45,12 @@ pub(super) fn symmetric_scale<const LEN: usize>(x: &[f32], weights: &[f32], limi
     if extreme == 0.0 || !extreme.is_finite() {
         return 0.0;
     }
-    // In units of the largest magnitude, so that no square leaves the range of f32.
+    // In units of the largest magnitude, so that squares stay in the range of f32.
     let x = x.map(|x| x / extreme);
     let wx: [f32; LEN] = core::array::from_fn(|i| w[i] * x[i]);
     let mut best = (f32::NEG_INFINITY, 0.0);
     for step in -9..=9 {
-        // The range has one step more below zero: the extreme goes there, whatever its sign.
+        // The range has one more step below zero: the extreme value goes there, whatever its sign.
         let inverse = -(limit as f32 + 0.1 * step as f32);
         let (low, high) = (-limit as f32, (limit - 1) as f32);
         let q = x.map(|x| round((x * inverse).max(low).min(high)));
@@ -65,8 +65,8 @@ pub(super) fn symmetric_scale<const LEN: usize>(x: &[f32], weights: &[f32], limi
     best.1 * extreme
 }
 
-/// The scale `d >= 0` and minimum `m >= 0` for which `d * q - m`, `q` integers from 0 to `limit`, is
-/// nearest to the `LEN` values `x` in the sense of weighted squares.
+/// The scale `d >= 0` and minimum `m >= 0` that minimise the weighted squared error of `d * q - m` for the `LEN` values
+/// `x`, where `q` are integers from 0 to `limit`.
 pub(super) fn scale_and_minimum<const LEN: usize>(
     x: &[f32],
     weights: &[f32],
@@ -79,7 +79,7 @@ pub(super) fn scale_and_minimum<const LEN: usize>(
     if range.is_nan() || range <= 0.0 || range.is_infinite() {
         return (0.0, -low);
     }
-    // In units of the range, so that no square leaves the range of f32.
+    // In units of the range of values, so that squares stay in the range of f32.
     let (x, low) = (x.map(|x| x / range), low / range);
     let wx: [f32; LEN] = core::array::from_fn(|i| w[i] * x[i]);
     let (w1, x1) = (sum(LEN, |i| w[i]), sum(LEN, |i| wx[i]));
@@ -98,7 +98,7 @@ pub(super) fn scale_and_minimum<const LEN: usize>(
             m = (q1 * xq - q2 * x1) / determinant;
         }
         if m <= 0.0 {
-            // The minimum cannot lie above zero: through zero instead.
+            // The minimum cannot be above zero: fit a line through zero instead.
             (d, m) = (if q2 > 0.0 { xq / q2 } else { 0.0 }, 0.0);
         }
         let error = sum(LEN, |i| {

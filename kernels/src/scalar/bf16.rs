@@ -1,4 +1,4 @@
-//! bfloat16 weights times activations in bfloat16, by their definition in [`crate::rounded`].
+//! bfloat16 weights times bfloat16 activations, by the definition in [`crate::bf16`].
 
 use super::{LANES, tree};
 use crate::bf16::{Bf16Activations, round, stride};

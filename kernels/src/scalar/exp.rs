@@ -1,10 +1,10 @@
-//! The exponential function, as a fixed sequence of f32 operations that every path repeats.
+//! The exponential function, as a fixed sequence of f32 operations that is the same on every path.
 //!
 //! ```text
 //! t = x * log2(e) + MAGIC          n = t - MAGIC: x / ln 2, rounded to an integer
 //! r = x - n * ln 2                 |r| <= ln 2 / 2; ln 2 in two parts
 //! p = 1 + r + r^2 * q(r)           q of degree 4, fitted at Chebyshev nodes, error 1.1e-8
-//! exp x = p * 2^(n/2) * 2^(n-n/2)  two factors, so that neither leaves the range of f32
+//! exp x = p * 2^(n/2) * 2^(n-n/2)  two factors, so that each stays in the range of f32
 //! ```
 
 /// Above this the result is infinite.
@@ -12,7 +12,7 @@ pub(crate) const HIGHEST: f32 = 89.0;
 /// Below this the result is 0.
 pub(crate) const LOWEST: f32 = -104.0;
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
-/// 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits.
+/// 1.5 * 2^23: adding it rounds to an integer and leaves that integer in the low bits.
 pub(crate) const MAGIC: f32 = 12_582_912.0;
 /// The upper 15 bits of ln 2; their product with an integer below 256 is exact.
 pub(crate) const LN2_HIGH: f32 = 0.693_145_75;
@@ -31,7 +31,7 @@ pub(crate) const POLY: [f32; 7] = [
 
 /// e^x, within 2 units in the last place. NaN gives NaN.
 pub(crate) fn exp(x: f32) -> f32 {
-    // Written so that NaN passes through.
+    // Written so that NaN propagates.
     let x = if HIGHEST < x { HIGHEST } else { x };
     let x = if LOWEST > x { LOWEST } else { x };
     let t = x.mul_add(LOG2_E, MAGIC);
@@ -42,7 +42,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     scale(p, t)
 }
 
-/// `p * 2^n`, where `n` stands in the low bits of `t`.
+/// `p * 2^n`, where `n` is in the low bits of `t`.
 #[inline(always)]
 pub(crate) fn scale(p: f32, t: f32) -> f32 {
     let n = t.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
@@ -55,7 +55,7 @@ pub(crate) fn scale(p: f32, t: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// The distance in units in the last place of the true value.
+    /// The error in units in the last place of the true value.
     fn ulps(x: f32) -> f64 {
         let truth = (x as f64).exp();
         let exponent = truth.log2().floor().max(-126.0);

@@ -1,4 +1,4 @@
-//! Quantised matrices times 8-bit activations, in one or two steps, by their definition.
+//! Quantised matrices times 8-bit activations in one or two terms, by their definition.
 
 use crate::block::activations::{ActivationBlock, BLOCK, QuantizedActivations, Terms};
 use crate::block::{Format, TILE_ROWS};
@@ -35,10 +35,10 @@ pub(crate) fn quantize_row(terms: Terms, x: &[f32], blocks: &mut [ActivationBloc
     for (i, x) in x.chunks(BLOCK).enumerate() {
         let mut padded = [0.0; BLOCK];
         padded[..x.len()].copy_from_slice(x);
-        let rest;
-        (first[i], rest) = ActivationBlock::quantize(&padded);
+        let error;
+        (first[i], error) = ActivationBlock::quantize(&padded);
         if terms == Terms::Two {
-            (second[i], _) = ActivationBlock::quantize(&rest);
+            (second[i], _) = ActivationBlock::quantize(&error);
         }
     }
 }

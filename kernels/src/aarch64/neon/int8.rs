@@ -1,4 +1,4 @@
-//! NEON on bytes, with the 8-bit dot product and without.
+//! NEON on 8-bit integers, with the 8-bit dot product and without it.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -13,14 +13,14 @@ type Bytes = [uint8x16_t; 4];
 /// 16 lanes.
 type Ints = [int32x4_t; 4];
 
-/// 4 bytes, 4 times.
+/// 4 bytes, repeated 4 times.
 #[inline(always)]
 fn broadcast(_: Neon, x: [i8; 4]) -> int8x16_t {
     // SAFETY: the token proves NEON.
     unsafe { vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(x.map(|x| x as u8)))) }
 }
 
-/// What both have in common; `$dot` adds the products of four rows, all signed.
+/// The common part of both implementations; `$dot` adds the signed products of four rows.
 macro_rules! implement {
     ($name:ident, $dot:path) => {
         impl Int8 for $name {
@@ -99,7 +99,7 @@ macro_rules! implement {
             }
             #[inline(always)]
             unsafe fn load_i8(self, p: *const u8) -> Quad {
-                // SAFETY: the caller guarantees 16 bytes, which have no alignment to keep.
+                // SAFETY: the caller guarantees 16 bytes; bytes need no alignment.
                 let bytes = unsafe { p.cast::<[i8; LANES]>().read() };
                 self.0.load_lanes(bytes.map(f32::from))
             }
@@ -158,7 +158,7 @@ macro_rules! implement {
 pub(crate) mod dot {
     use super::*;
 
-    /// A token that was checked for the dot product.
+    /// Proof that the CPU has the dot product.
     #[derive(Clone, Copy)]
     pub(crate) struct Dot(Neon);
 
@@ -174,7 +174,7 @@ pub(crate) mod dot {
         tile 1 x 4
     );
 
-    /// Adds sums of four products. The intrinsic is not stable yet.
+    /// Adds sums of four products. The intrinsic is unstable.
     #[inline(always)]
     unsafe fn add_products(_: Dot, acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
         let mut acc = acc;
@@ -199,7 +199,7 @@ pub(crate) mod dot {
 pub(crate) mod plain {
     use super::*;
 
-    /// A token whose dot product, if any, is not used.
+    /// A token whose dot product, if the CPU has it, is not used.
     #[derive(Clone, Copy)]
     pub(crate) struct Plain(pub(crate) Neon);
 
@@ -209,7 +209,7 @@ pub(crate) mod plain {
         tile 1 x 4
     );
 
-    /// Adds sums of four products: products in 16 bits, pairs of them in 32.
+    /// Adds sums of four products: the products in 16 bits, their pairs in 32 bits.
     #[inline(always)]
     unsafe fn add_products(_: Plain, acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
         // SAFETY: the token proves NEON.

@@ -26,7 +26,7 @@ fn zip(a: Quad, b: Quad, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) ->
 }
 
 impl Neon {
-    /// 16 lanes out of memory.
+    /// Loads 16 lanes.
     #[inline(always)]
     fn load_lanes(self, lanes: [f32; LANES]) -> Quad {
         // SAFETY: an array of 16 values.
@@ -80,7 +80,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u8) -> Quad {
         core::array::from_fn(|i| {
-            // The intrinsic needs the unstable type `f16`; the instruction belongs to plain NEON.
+            // The intrinsic needs the unstable type `f16`, but the instruction is part of plain NEON.
             // SAFETY: the caller guarantees 32 bytes.
             unsafe {
                 let h = vld1_u8(p.add(8 * i));
@@ -119,7 +119,7 @@ impl Simd for Neon {
                     _ => vshrq_n_u8::<4>(codes),
                 };
                 let exponents = vandq_u8(vaddq_u8(codes, base), vtstq_u8(codes, codes));
-                // The upper bit of one, the other bits of the other.
+                // The sign bit of one operand and the other bits of the other operand.
                 let upper = vbslq_u8(sign, bytes, vshrq_n_u8::<1>(exponents));
                 let lower = vbslq_u8(sign, vshlq_n_u8::<7>(exponents), bytes);
                 let words = [vzip1q_u8(lower, upper), vzip2q_u8(lower, upper)];
@@ -190,7 +190,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     fn max(self, a: Quad, b: Quad) -> Quad {
-        // `fmax` would order the zeros and pass NaN on; compare and select, as x86 does.
+        // `fmax` would order the zeros and propagate NaN, so compare and select as x86 does.
         // SAFETY: as in `splat`.
         zip(a, b, |a, b| unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) })
     }

@@ -1,4 +1,4 @@
-//! AVX2 on bytes.
+//! AVX2 on 8-bit integers.
 
 use core::arch::x86_64::*;
 
@@ -16,14 +16,14 @@ crate::vector::int8_entry_points!(
 /// 64 bytes, or 16 lanes of i32.
 type Ints = [__m256i; 2];
 
-/// 4 bytes, 8 times.
+/// 4 bytes, repeated 8 times.
 #[inline(always)]
 fn broadcast(_: Avx2, x: [i8; 4]) -> __m256i {
     // SAFETY: the token proves AVX2.
     unsafe { _mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8))) }
 }
 
-/// Adds sums of four products; pairs are summed in 16 bits first, which must not overflow.
+/// Adds sums of four products. Pairs are summed in 16 bits first, which must not overflow.
 #[inline(always)]
 fn add_products(_: Avx2, acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
     // SAFETY: the token proves AVX2.
@@ -33,7 +33,7 @@ fn add_products(_: Avx2, acc: __m256i, unsigned: __m256i, signed: __m256i) -> __
     }
 }
 
-/// [`Int8::upper2`] of half the bytes.
+/// [`Int8::upper2`] for half of the bytes.
 ///
 /// # Safety
 /// The CPU has AVX2.
@@ -51,7 +51,7 @@ unsafe fn upper2(b: __m256i, i: usize) -> __m256i {
     }
 }
 
-/// [`Int8::dot_signed`] of half the rows: |w| times x with the sign of w, at most 2 * 128 * 127.
+/// [`Int8::dot_signed`] for half of the rows: |w| times x with the sign of w, at most 2 * 128 * 127.
 ///
 /// # Safety
 /// The CPU has AVX2.
@@ -62,7 +62,7 @@ unsafe fn dot_signed(avx2: Avx2, acc: __m256i, w: __m256i, x: __m256i) -> __m256
     add_products(avx2, acc, magnitude, x)
 }
 
-/// [`Int8::load_sixes`] of half the rows.
+/// [`Int8::load_sixes`] for half of the rows.
 ///
 /// # Safety
 /// `p` is valid for reading 40 bytes; the CPU has AVX2.
@@ -198,7 +198,7 @@ impl Int8 for Avx2 {
         // SAFETY: as in `low4`; the array has room for 16 bytes.
         unsafe {
             let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
-            // Packing works inside halves: put the quarters in order.
+            // Packing works within 128-bit halves, so reorder the quarters.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
             let bytes = _mm_packs_epi16(
                 _mm256_castsi256_si128(words),

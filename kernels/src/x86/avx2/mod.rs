@@ -40,7 +40,7 @@ unsafe fn four(v: __m256) -> __m128 {
 #[derive(Clone, Copy)]
 pub(crate) struct Pair(__m256, __m256);
 
-/// [`Simd::max_or_nan`] of half the lanes.
+/// [`Simd::max_or_nan`] for half of the lanes.
 ///
 /// # Safety
 /// The CPU has AVX.
@@ -67,7 +67,7 @@ unsafe fn power(n: __m256i) -> __m256 {
     }
 }
 
-/// [`Simd::scale`] of half the lanes, by the steps of `scalar::exp::scale`.
+/// [`Simd::scale`] for half of the lanes, with the steps of `scalar::exp::scale`.
 ///
 /// # Safety
 /// The CPU has AVX2.
@@ -83,7 +83,7 @@ unsafe fn scale(p: __m256, t: __m256) -> __m256 {
     }
 }
 
-/// 8 bfloat16 values, widened.
+/// Loads 8 bfloat16 values and widens them.
 ///
 /// # Safety
 /// `p` is valid for reading 16 bytes; the CPU has AVX2.
@@ -96,7 +96,7 @@ unsafe fn widen_bf16(p: *const u8) -> __m256 {
     }
 }
 
-/// 16 bfloat16 values, widened.
+/// Widens 16 bfloat16 values.
 ///
 /// # Safety
 /// The CPU has AVX2.
@@ -164,7 +164,7 @@ impl Simd for Avx2 {
                 let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
                 let is_zero = _mm256_cmpeq_epi8(codes, _mm256_setzero_si256());
                 let exponents = _mm256_andnot_si256(is_zero, _mm256_add_epi8(codes, base));
-                // The upper bit of one, the other bits of the other.
+                // The sign bit of one operand and the other bits of the other operand.
                 let to_upper = _mm256_andnot_si256(sign, _mm256_srli_epi16::<1>(exponents));
                 let to_lower = _mm256_and_si256(sign, _mm256_slli_epi16::<7>(exponents));
                 let upper = _mm256_or_si256(_mm256_and_si256(sign, bytes), to_upper);

@@ -1,4 +1,4 @@
-//! AVX-512 on bytes, with the 8-bit dot product (VNNI) and without.
+//! AVX-512 on 8-bit integers, with the 8-bit dot product (VNNI) and without it.
 
 use core::arch::x86_64::*;
 
@@ -6,7 +6,7 @@ use crate::isa::Avx512;
 use crate::scalar::LANES;
 use crate::vector::Int8;
 
-/// What both have in common. `$dot`, `$load_signed`, `$start_signed` and `$dot_signed` differ.
+/// The common part of both implementations; `$differs` has `dot`, `load_signed`, `start_signed` and `dot_signed`.
 macro_rules! implement {
     ($name:ident, { $($differs:tt)* }) => {
         impl Int8 for $name {
@@ -114,7 +114,7 @@ macro_rules! implement {
     };
 }
 
-/// 4 bytes, 16 times.
+/// 4 bytes as the word to broadcast.
 #[inline(always)]
 fn broadcast(x: [i8; 4]) -> i32 {
     i32::from_le_bytes(x.map(|x| x as u8))
@@ -124,7 +124,7 @@ fn broadcast(x: [i8; 4]) -> i32 {
 pub(crate) mod vnni {
     use super::*;
 
-    /// A token that was checked for VNNI.
+    /// Proof that the CPU has VNNI.
     #[derive(Clone, Copy)]
     pub(crate) struct Vnni(Avx512);
 
@@ -153,7 +153,7 @@ pub(crate) mod vnni {
         }
         #[inline(always)]
         fn start_signed(self, neg_sum: i32) -> __m512i {
-            // The bytes are used as they lie, 128 too large.
+            // The bytes are used as stored, 128 too large.
             self.start::<7>(neg_sum)
         }
         #[inline(always)]
@@ -167,7 +167,7 @@ pub(crate) mod vnni {
 pub(crate) mod plain {
     use super::*;
 
-    /// A token whose VNNI, if any, is not used.
+    /// A token whose VNNI, if the CPU has it, is not used.
     #[derive(Clone, Copy)]
     pub(crate) struct Plain(pub(crate) Avx512);
 
@@ -177,7 +177,7 @@ pub(crate) mod plain {
         tile 2 x 6
     );
 
-    /// Adds sums of four products; pairs are summed in 16 bits first, which must not overflow.
+    /// Adds sums of four products. Pairs are summed in 16 bits first, which must not overflow.
     #[inline(always)]
     fn add_products(acc: __m512i, unsigned: __m512i, signed: __m512i) -> __m512i {
         // SAFETY: only called with a token, which proves AVX-512 BW.

@@ -65,8 +65,8 @@ impl Simd for Avx512 {
     unsafe fn load_bf16(self, p: *const u8) -> __m512 {
         // SAFETY: the caller guarantees 32 bytes.
         unsafe {
-            // One instruction puts a value into the upper half of its lane and zeros into the lower;
-            // widening and shifting are two.
+            // One instruction moves a value to the upper half of its lane and clears the lower half; widening and
+            // shifting would be two.
             const UPPER: u32 = 0xaaaa_aaaa;
             let places = _mm512_slli_epi32::<16>(_mm512_setr_epi32(
                 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
@@ -89,7 +89,7 @@ impl Simd for Avx512 {
             let is_normal = _mm512_test_epi8_mask(codes, codes);
             let base = _mm512_set1_epi8(base as i8);
             let exponents = _mm512_maskz_add_epi8(is_normal, codes, base);
-            // The upper bit of one, the other bits of the other.
+            // The sign bit of one operand and the other bits of the other operand.
             const SELECT: i32 = 0xca;
             let sign = _mm512_set1_epi8(-128);
             let to_upper = _mm512_srli_epi16::<1>(exponents);
@@ -242,7 +242,7 @@ impl Simd for Avx512 {
                 v[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
                 v[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
             }
-            // The same with quarters for elements.
+            // The same with quarters instead of elements.
             for j in 0..4 {
                 let [a, b, c, d] = [v[j], v[4 + j], v[8 + j], v[12 + j]];
                 let ab_even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b); // quarters 0, 2
