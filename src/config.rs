@@ -1,6 +1,6 @@
 //! Hyper-parameters of the model and its parts; [`Config::validate`] proves every shape before use.
 //!
-//! This is the one statement of the architecture. Each checkpoint layout translates its own keys
+//! [`Config`] is the only description of the architecture. Each checkpoint layout translates its own keys
 //! into it (`checkpoint/hf.rs`, `checkpoint/meta.rs`); the native file stores it as it is.
 
 pub(crate) mod arch;

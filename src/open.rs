@@ -114,7 +114,7 @@ impl ModelOptions {
     /// Opens a checkpoint in any of the known layouts.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; [`Error::Argument`] for a number of threads out of range.
+    /// Same as [`Checkpoint::open`]; [`Error::Argument`] for a number of threads out of range.
     pub fn open(&self, path: impl Into<PathBuf>) -> Result<Model> {
         self.open_with(path, |_, _| ControlFlow::Continue(()))
     }
@@ -123,7 +123,7 @@ impl ModelOptions {
     /// first, with all of them last, and every few megabytes between if they are preloaded.
     ///
     /// # Errors
-    /// As [`ModelOptions::open`]; [`Error::Cancelled`] if `progress` breaks off.
+    /// Same as [`ModelOptions::open`]; [`Error::Cancelled`] if `progress` breaks off.
     pub fn open_with(
         &self,
         path: impl Into<PathBuf>,
@@ -136,7 +136,7 @@ impl ModelOptions {
     /// kept by the model. `progress` as in [`ModelOptions::open_with`].
     ///
     /// # Errors
-    /// As [`Checkpoint::from_bytes`] and [`ModelOptions::open_with`].
+    /// Same as [`Checkpoint::from_bytes`] and [`ModelOptions::open_with`].
     pub fn open_bytes(
         &self,
         bytes: impl Into<Storage>,
@@ -148,7 +148,7 @@ impl ModelOptions {
     /// Opens a checkpoint without taking its weights: to look at it, or to [`ModelOptions::load`] it.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// Same as [`Checkpoint::open`].
     pub fn open_checkpoint(&self, path: impl Into<PathBuf>) -> Result<Checkpoint> {
         Checkpoint::open(&path.into(), &self.checkpoint)
     }
@@ -156,7 +156,7 @@ impl ModelOptions {
     /// The same for a native file in memory.
     ///
     /// # Errors
-    /// As [`Checkpoint::from_bytes`].
+    /// Same as [`Checkpoint::from_bytes`].
     pub fn open_checkpoint_bytes(&self, bytes: impl Into<Storage>) -> Result<Checkpoint> {
         Checkpoint::from_bytes(bytes, &self.checkpoint)
     }
@@ -164,7 +164,7 @@ impl ModelOptions {
     /// The model in an open checkpoint, whose bytes it shares. Options about files count for nothing here.
     ///
     /// # Errors
-    /// As [`ModelOptions::open`].
+    /// Same as [`ModelOptions::open`].
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<Model> {
         self.load_with(checkpoint, |_, _| ControlFlow::Continue(()))
     }

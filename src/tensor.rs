@@ -1,7 +1,7 @@
 //! Tensors: element type, shape, and who owns the bytes; no arithmetic.
 //!
 //! A [`Tensor`] is a cheap handle on bytes in a mapped file, in memory or in the program itself.
-//! The bytes stay as the file stores them, at whatever alignment they lie there: kernels load
+//! The bytes stay as the file stores them, at any alignment: kernels load
 //! unaligned. Numbers are little-endian.
 
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! Which columns of a matrix matter: the mean square of what they are multiplied with, while the
-//! model reads a text. An error in a weight shows in the output in proportion to it.
+//! Importance of a matrix's columns: the mean square of the activations they are multiplied with while the model
+//! reads a text. An error in a weight shows in the output in proportion to it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! A whole checkpoint to one native file.
+//! Converts a whole checkpoint to one native file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -86,7 +86,7 @@ impl Job<'_> {
     /// Converts a sample of each tensor and writes nothing.
     ///
     /// # Errors
-    /// As [`Job::write`].
+    /// Same as [`Job::write`].
     pub fn rehearse(&self, mut progress: impl FnMut(u64) -> Result<()>) -> Result<Vec<Done>> {
         let mut done = 0;
         let mut results = Vec::new();

@@ -1,4 +1,4 @@
-//! What a converted model makes of a text, beside what the original makes of it.
+//! Compares the predictions of a converted model on a text with those of the original.
 //!
 //! Both read the same bytes, window by window, each window after BOS; every byte of the text is
 //! predicted once by each.

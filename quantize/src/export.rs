@@ -1,4 +1,4 @@
-//! A checkpoint to a folder in Hugging Face layout: `config.json` and `model.safetensors`, every
+//! Converts a checkpoint to a folder in Hugging Face layout: `config.json` and `model.safetensors`, every
 //! tensor in the type it has.
 
 use std::io::Write;
@@ -44,7 +44,7 @@ pub fn plan(checkpoint: &Checkpoint, to: Option<DType>) -> Result<(HfLayout, Vec
 /// error; then there is no folder.
 ///
 /// # Errors
-/// As [`plan`], and whatever keeps the folder from being written.
+/// Same as [`plan`], and whatever keeps the folder from being written.
 pub fn write(
     checkpoint: &Checkpoint,
     to: Option<DType>,

@@ -2,9 +2,8 @@
 //! the Hugging Face layout.
 //!
 //! `policy` decides which tensor gets which type, `calibrate` which weights matter most, `convert`
-//! streams the file, `evaluate` measures what the text makes of it, `report` puts it all into a
-//! table. How a block is encoded is the affair of `blt-kernels`, where tensors lie in a file that of
-//! `blt::checkpoint`: here are decisions only.
+//! streams the file, `evaluate` compares the result with the original on a text, `report` prints
+//! tables. `blt-kernels` encodes blocks and `blt::checkpoint` lays files out; this crate only decides.
 
 #![forbid(unsafe_code)]
 

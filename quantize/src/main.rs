@@ -1,4 +1,4 @@
-//! The program `blt-quantize`: arguments, progress, tables. The work is the library's.
+//! The program `blt-quantize`: arguments, progress, tables. The library does the work.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,16 +1,18 @@
-//! Which tensor gets which type.
+//! Decides the type of every tensor.
 //!
 //! | part | default |
 //! |---|---|
 //! | norms and other vectors | `f32`: a few kilobytes that scale everything |
-//! | entropy model | it decides where patches begin, and a patch that begins elsewhere changes all that follows: as it is with `q8_0`, which is to change nothing (`bf16` as `bf12`), else `q8_0` but for embeddings and head, which stay as they are |
+//! | entropy model | unchanged with `q8_0` (`bf16` packed as `bf12`), else `q8_0` except for embeddings and head, which stay unchanged (1) |
 //! | byte embeddings | `q8_0`: 260 rows |
-//! | hash tables | `q8_0` with `q8_0` and `q6_k`, else `q4_0`: rows of their own, several of which are added up for every byte |
+//! | hash tables | `q8_0` with `q8_0` and `q6_k`, else `q4_0`: every byte adds up several of their rows |
 //! | output head | `q8_0` |
 //! | all other matrices | the type asked for |
 //!
-//! With `bf12` vectors stay as they are. A matrix whose rows do not fill a format's blocks would be padded: a format with super-blocks then
-//! gives way to `q8_0`, and where padding costs more than it saves the matrix becomes `bf16`.
+//! (1) It decides where patches start, and a patch that starts elsewhere changes everything after it.
+//!
+//! With `bf12` vectors stay unchanged. A matrix whose rows do not fill a format's blocks would be padded: a format with
+//! super-blocks is then replaced by `q8_0`, and where padding costs more than it saves, the matrix becomes `bf16`.
 
 use blt::checkpoint::{Checkpoint, Component, ModelTensor, Role};
 use blt::config::Config;

@@ -1,4 +1,4 @@
-//! Tables for people: what became of each part, and what a text says about it.
+//! Tables for people: sizes and errors of each part, and the comparison on a text.
 
 use std::fmt::Write;
 
@@ -101,7 +101,7 @@ pub fn parts(done: &[Done], sampled: bool) -> String {
     text
 }
 
-/// What a text says: bits per byte before and after, divergence, agreement.
+/// The comparison on a text: bits per byte before and after, divergence, agreement.
 pub fn comparison(c: &Comparison) -> String {
     let (before, after) = c.bits_per_byte();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! One tensor from one type to another, piece by piece, on several threads.
+//! Converts one tensor from one type to another, piece by piece, on several threads.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use blt::tensor::{DType, Tensor, encode};
 /// Weights that a thread converts at a time: 4 MB of singles.
 const PIECE: usize = 1 << 20;
 
-/// What a conversion lost.
+/// The error of a conversion.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Loss {
     /// Weights compared.
@@ -64,7 +64,7 @@ impl Conversion<'_> {
     /// What converting would lose, judged by at most `n_pieces` runs of rows spread over the tensor.
     ///
     /// # Errors
-    /// As [`Conversion::run`].
+    /// Same as [`Conversion::run`].
     pub fn sample(
         &self,
         tensor: &Tensor,

@@ -1,5 +1,5 @@
 //! The configuration as JSON text: the keys are the fields of [`Config`], all of them and no others, except
-//! that `differential`, `variant` and `bolmo` only stand where there is one. It round-trips exactly.
+//! that `differential`, `variant` and `bolmo` are present only where a model has them. It round-trips exactly.
 
 mod bolmo;
 

@@ -1,4 +1,4 @@
-//! The entropy model that lives apart from its BLT: beside it, or in a repository of its own.
+//! An entropy model in files of its own: beside its BLT, or in another repository.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(super) struct EntropyModel {
 /// A whole BLT that has an entropy model inside (HF or native layout) serves, too.
 ///
 /// # Errors
-/// As [`Checkpoint::open`](super::Checkpoint::open).
+/// Same as [`Checkpoint::open`](super::Checkpoint::open).
 pub(super) fn open(path: &Path) -> Result<EntropyModel> {
     let mut weights = WeightFiles::open(&find_weights(path)?)?;
     let (config, table) = if let Some(config) = native::read(&mut weights)? {

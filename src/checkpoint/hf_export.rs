@@ -1,4 +1,4 @@
-//! The Hugging Face layout, the other way round: our configuration as `config.json`, our tensors
+//! Writing the Hugging Face layout: our configuration as `config.json`, our tensors
 //! under transformers' names. Published names only; nothing of ours is added.
 
 use serde_json::{Map, Value, json};

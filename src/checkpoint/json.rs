@@ -1,5 +1,5 @@
 //! Typed reading of configuration files: every wrong type, range or missing key is an error that
-//! names the key. Unknown keys are the callers' affair; foreign layouts ignore them.
+//! names the key. Callers decide about unknown keys; foreign layouts ignore them.
 
 use std::path::Path;
 

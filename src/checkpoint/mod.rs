@@ -1,12 +1,12 @@
 //! Checkpoints: open any published layout, memory-mapped, and serve its tensors under our names.
 //!
-//! Opening reads configuration and headers, checks that every tensor of the model is there with
-//! the right shape, and touches no weight. Each layout has a file with its configuration keys and
+//! Opening reads configuration and headers and checks that every tensor of the model is present with the right
+//! shape. It reads no weights. Each layout has a file with its configuration keys and
 //! its name table (`hf`, `meta`, `native`); the containers they come in (`safetensors`, `pth`) know
 //! nothing of models.
 //!
-//! A checkpoint is data from strangers. A hostile one gives an [`Error`]; it cannot run code, lead
-//! to files outside its folder, or make the reader allocate out of proportion to its own size.
+//! A checkpoint is untrusted data. A hostile one gives an [`Error`]; it cannot run code, open files outside its
+//! folder, or make the reader allocate out of proportion to its own size.
 
 #![forbid(unsafe_code)]
 
@@ -50,7 +50,7 @@ use crate::tensor::{Storage, Tensor};
 use json::Object;
 use weight_files::find_weights;
 
-/// Who laid the checkpoint out, and how.
+/// The layout of a checkpoint's files and names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
@@ -78,16 +78,16 @@ impl fmt::Display for Layout {
     }
 }
 
-/// What the path of a checkpoint alone does not tell.
+/// How a checkpoint is opened, beyond its path.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// Configuration file of the weights, in the spelling of any layout; `None`: `config.json` or
     /// `params.json` beside the weights.
     pub config: Option<PathBuf>,
-    /// Entropy model of its own: a folder or a weights file with its configuration beside it;
-    /// `None`: the one in the checkpoint or in the folder `entropy_model` beside it.
+    /// Path of a separate entropy model: a folder, or a weights file with its configuration beside it; `None`: the
+    /// one in the checkpoint or in the folder `entropy_model` beside it.
     pub entropy_model: Option<PathBuf>,
-    /// Patching mode instead of the checkpoint's. All but entropy do without an entropy model.
+    /// Patching mode instead of the checkpoint's. All but entropy work without an entropy model.
     pub patching: Option<PatchingMode>,
     /// Tokenizer of the subword model that a Bolmo model was made from: `tokenizer.json`, or the folder that holds it
     /// and `tokenizer_config.json`; `None`: the folder `tokenizer` beside the weights.
@@ -108,12 +108,12 @@ impl Checkpoint {
     /// Opens the checkpoint at `path`, a file or a folder of any layout.
     ///
     /// The files are mapped: see [`MappedFile`](crate::tensor::MappedFile) on what happens if they
-    /// change meanwhile.
+    /// change while they are open.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] for files that are missing, damaged or hostile,
-    /// [`Error::Config`] for configurations that make no sense, [`Error::Tensor`] for tensors that
-    /// are missing or misshapen, [`Error::Unsupported`] for variants this engine does not compute.
+    /// [`Error::Config`] for invalid configurations, [`Error::Tensor`] for tensors that are missing
+    /// or have another shape, [`Error::Unsupported`] for variants this engine does not compute.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         let weights = WeightFiles::open(&find_weights(path)?)?;
         Unresolved::find(weights, options)?.open(options)
@@ -123,7 +123,7 @@ impl Checkpoint {
     /// caller read.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; [`Error::Format`] if the bytes are in another layout.
+    /// Same as [`Checkpoint::open`]; [`Error::Format`] if the bytes are in another layout.
     pub fn from_bytes(bytes: impl Into<Storage>, options: &OpenOptions) -> Result<Checkpoint> {
         let path = Path::new("<memory>");
         let mut weights = WeightFiles::from_storage(path, bytes.into())?;

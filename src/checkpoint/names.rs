@@ -86,7 +86,7 @@ pub enum Pace {
     Reading,
 }
 
-/// A tensor that a model of some configuration has.
+/// A tensor of a model, as its configuration implies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelTensor {
     /// Our name: `encoder.layers.0.wq`.

@@ -1,7 +1,7 @@
 //! A reader for the pickles of `torch.save`: dictionaries of tensors, nothing else.
 //!
 //! A pickle is a program for a stack machine that can call anything. This machine knows only the
-//! opcodes that state dicts use and only the callables below; every other is refused by name, and
+//! opcodes that state dicts use and only the callables below; all others are refused by name, and
 //! nothing is executed. Values live in one arena and refer to each other by number, so that deep
 //! nesting and cycles cost no recursion. Size, stack and number of values are bounded.
 
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::tensor::DType;
 
-/// Largest pickle that is read; that of a 7B checkpoint with its optimizer has some 200 KB.
+/// Largest pickle that is read; a 7B checkpoint with its optimizer has one of about 200 KB.
 pub const MAX_PICKLE: usize = 4 << 20;
 /// Most values, and most of them on the stack at once; a tensor takes about 20.
 const MAX_VALUES: usize = 1 << 18;
@@ -99,7 +99,7 @@ enum Global {
 type Fallible<T> = Result<T, String>;
 
 /// The tensors of the state dict in a pickle: the dictionary under `"model"` if there is one, else
-/// the outermost dictionary. Values that are no tensors are passed over.
+/// the outermost dictionary. Values that are not tensors are skipped.
 ///
 /// # Errors
 /// What is not allowed, or what was expected and what was found.

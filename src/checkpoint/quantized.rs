@@ -13,8 +13,8 @@
 //! The number of bytes must be exactly what format, arrangement and shape take, padding included:
 //! rows to a multiple of 16 (of a table: its pieces), columns to a multiple of 64, or 256 for formats
 //! with super-blocks, each row of `bf12` to what `blt_kernels::Bf12` says. It is a multiple of 64, so
-//! that every such tensor begins at a multiple of 64 in the file, as the data themselves do. Nothing else may be listed, and bytes that are not
-//! listed are no tensor. Foreign layouts have no such metadata, so they hold plain tensors only.
+//! that every such tensor begins at a multiple of 64 in the file, as the data do. Nothing else may be listed, and
+//! bytes that are not listed are not a tensor. Foreign layouts have no such metadata, so they hold plain tensors only.
 
 use std::collections::HashMap;
 

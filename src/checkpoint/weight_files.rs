@@ -1,5 +1,4 @@
-//! The files that hold a checkpoint's tensors, whatever their container: one file or shards with an
-//! index. Tensors are served under the names of the file.
+//! The files that hold a checkpoint's tensors, in any container: one file or shards with an index. Tensors are served under the names of the file.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -55,7 +54,7 @@ pub fn find_weights(path: &Path) -> Result<PathBuf> {
         })
 }
 
-/// An open file, whatever it is.
+/// An open file of either kind.
 #[derive(Debug)]
 enum Container {
     Safetensors(SafetensorsFile),

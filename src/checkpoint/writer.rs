@@ -2,7 +2,7 @@
 //! written without being held in memory.
 //!
 //! The file appears under its name only when it is complete: it is written beside it, synced and
-//! renamed. What is left of an attempt that fails is removed.
+//! renamed. A failed attempt leaves nothing behind.
 //!
 //! Alignment: the data begin at a multiple of 64 bytes, and the format allows no holes, so a tensor
 //! begins at a multiple of 64 if the sizes of all before it are.

@@ -2,7 +2,7 @@
 //!
 //! Reads the central directory, with its 64-bit form; every offset and length is checked against
 //! the archive. Nothing is decompressed and no checksum is computed: entries are ranges of the
-//! archive's own bytes. Damage inside an entry is for its reader to find.
+//! archive's own bytes. The reader of an entry finds damage inside it.
 
 use std::collections::HashMap;
 use std::ops::Range;

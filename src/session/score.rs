@@ -36,7 +36,7 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// As [`Session::feed_ids`].
+    /// Same as [`Session::feed_ids`].
     pub fn score(&mut self, bytes: &[u8]) -> Result<Score> {
         self.begin()?;
         if self.model().choices().has_flags() {

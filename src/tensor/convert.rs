@@ -1,4 +1,4 @@
-//! Between stored elements and single precision, both ways.
+//! Conversion of stored elements to single precision and back.
 
 use std::borrow::Cow;
 

@@ -1,16 +1,16 @@
 //! Softmax attention, forward and backward.
 //!
 //! Two forms. [`Causal`] is self-attention: each row sees a run of rows that ends with itself; it
-//! goes in tiles of queries as matrix products. [`Ranged`] is cross-attention: each query sees a
-//! short run of foreign rows; it goes row by row.
+//! is computed in tiles of queries as matrix products. [`Ranged`] is cross-attention: each query sees a
+//! short run of other rows; it is computed row by row.
 //!
 //! ```text
 //! forward    P = softmax(scale Q K^T)   O = P V
 //! backward   dV = P^T dO   dP = dO V^T   dS = P (dP - rowsum(dO O))   dQ = scale dS K   dK = scale dS^T Q
 //! ```
 //!
-//! The causal form keeps only the logarithm of each softmax's denominator and computes P again on
-//! the way back: keeping P would move more memory than the product costs.
+//! The causal form keeps only the logarithm of each softmax's denominator and computes P again in
+//! the backward pass: keeping P would move more memory than the product costs.
 
 use std::ops::Range;
 
@@ -164,7 +164,7 @@ impl Causal<'_> {
         (o, lse)
     }
 
-    /// The way back, from the output `o`, `lse` and the output's gradient: gradients of q, k, v.
+    /// Backward pass, from the output `o`, `lse` and the output's gradient: gradients of q, k, v.
     #[allow(clippy::too_many_arguments)]
     pub fn backward<F: Float>(
         &self,
@@ -324,7 +324,7 @@ impl Ranged<'_> {
         (o, probabilities)
     }
 
-    /// The way back: the gradient of q, and those of k and v added to `dk` and `dv`.
+    /// Backward pass: the gradient of q, and those of k and v added to `dk` and `dv`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward<F: Float>(
         &self,

@@ -1,8 +1,8 @@
 //! Sequences and what is computed from their ids alone: patches, what each row sees, hash rows.
 //!
 //! A sequence of n + 1 ids is n positions that are read and n targets: position i predicts id
-//! i + 1. Sequences of any lengths lie one after the other, with no padding and nothing between
-//! them: none sees another.
+//! i + 1. Sequences of any lengths are packed one after the other, without padding; none sees
+//! another.
 
 use std::ops::Range;
 
@@ -120,7 +120,7 @@ impl<F: Float> Batch<F> {
     /// Lays the sequences out.
     ///
     /// # Errors
-    /// As [`NgramHasher::new`].
+    /// Same as [`NgramHasher::new`].
     pub fn new(config: &Config, sequences: &[&Sequence]) -> Result<Self> {
         let hasher = NgramHasher::new(&config.hash)?;
         let k = config.cross_attn_k;

@@ -85,7 +85,7 @@ pub struct Stack {
     site: u64,
 }
 
-/// What one layer keeps for the way back. n rows.
+/// Values of one layer that its backward pass needs. n rows.
 #[derive(Debug)]
 pub struct BlockTape<F: Float> {
     x: Buffer<F>,    // (n, dim)
@@ -210,7 +210,7 @@ impl Stack {
         (y, tape)
     }
 
-    /// The way back: the gradient d (n, dim) of the output becomes that of the input.
+    /// Backward pass: the gradient d (n, dim) of the output becomes that of the input.
     pub fn backward<F: Float>(
         &self,
         pass: Pass<'_, F>,

@@ -26,7 +26,7 @@ pub struct CrossAttention {
     wo: ParamId,
 }
 
-/// What it keeps for the way back. n queries, m attended rows.
+/// Values that the backward pass needs. n queries, m attended rows.
 #[derive(Debug)]
 pub struct CrossTape<F: Float> {
     x: Buffer<F>,      // (n, dim)
@@ -103,7 +103,7 @@ impl CrossAttention {
         (y, tape)
     }
 
-    /// The way back: the gradient d (n, dim) of the output becomes that of the queries, and that
+    /// Backward pass: the gradient d (n, dim) of the output becomes that of the queries, and that
     /// of the attended rows is added to `d_kv` (m, dim).
     #[allow(clippy::too_many_arguments)]
     pub fn backward<F: Float>(

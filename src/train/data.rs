@@ -1,8 +1,7 @@
 //! Text to train on: files, folders, JSONL or standard input, cut into documents and pieces.
 //!
-//! A document is what stands between two separator lines (a whole file without one), or the
-//! `text` of one JSONL line, whatever is in it. It becomes BOS, its bytes, EOS; if that is longer
-//! than the longest sequence allowed, it is cut into pieces. Pieces are drawn in an order that the
+//! A document is the text between two separator lines (the whole file without one) or the `text` of one JSONL
+//! line. It becomes BOS, its bytes, EOS. If that is longer than the longest sequence allowed, it is cut into pieces. Pieces are drawn in an order that the
 //! seed and the epoch determine.
 
 use std::io::Read;

@@ -24,7 +24,7 @@ pub struct Differential {
     lambda_init: f64,
 }
 
-/// What is kept for the way back. n rows.
+/// Values that the backward pass needs. n rows.
 #[derive(Debug)]
 pub struct DifferentialTape<F: Float> {
     /// The outputs of both softmaxes.
@@ -102,7 +102,7 @@ impl Differential {
         (o, DifferentialTape { both, mixed, inv })
     }
 
-    /// The way back: the gradient d_o (n, n_heads * head_dim) becomes that of the outputs of both
+    /// Backward pass: the gradient d_o (n, n_heads * head_dim) becomes that of the outputs of both
     /// softmaxes.
     pub fn backward<F: Float>(
         &self,

@@ -56,7 +56,7 @@ pub fn round_as_saved(params: &mut Params<f32>, dtype: DType) {
 /// Writes the native file, tensor by tensor; norms stay f32.
 ///
 /// # Errors
-/// As [`native_file`], [`saved`] and [`SafetensorsWriter`].
+/// Same as [`native_file`], [`saved`] and [`SafetensorsWriter`].
 pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
     let typed =
         |tensor: ModelTensor| (tensor.name, (saved_dtype(tensor.role, dtype), tensor.shape));
@@ -93,7 +93,7 @@ pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
 /// Writes the folder that `BltForCausalLM.from_pretrained` loads: all tensors in one type.
 ///
 /// # Errors
-/// As [`hf_layout_of`] and [`native`].
+/// Same as [`hf_layout_of`] and [`native`].
 pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
     hf_with(folder, config, dtype, |name, shape| {
         saved(name, shape, sources, dtype)
@@ -103,7 +103,7 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
 /// The same for a model that was written as a native file.
 ///
 /// # Errors
-/// As [`hf`] and [`Checkpoint::open`].
+/// Same as [`hf`] and [`Checkpoint::open`].
 pub fn hf_of_native(folder: &Path, native: &Path, dtype: DType) -> Result<()> {
     let checkpoint = Checkpoint::open(native, &OpenOptions::default())?;
     hf_with(folder, checkpoint.config(), dtype, |name, shape| {

@@ -1,7 +1,7 @@
 //! The number types of training, and loops over them that use the machine's widest instructions.
 //!
-//! The arithmetic is written once for both types: f32 trains, f64 is what the gradient checks against
-//! finite differences run in.
+//! The arithmetic is written once for both types: f32 for training, f64 for the gradient checks against
+//! finite differences.
 
 use std::fmt::{Debug, Display};
 use std::iter::Sum;

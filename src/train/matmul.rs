@@ -1,4 +1,4 @@
-//! Matrix products: the kernels', shared out over threads and counted.
+//! Matrix products: the kernels' matmul, split over threads, with a count of operations.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -1,9 +1,9 @@
 //! Training: gradients, optimiser, data. Nothing else in the crate imports it.
 //!
-//! The model is the one inference runs (`config`, the names of `checkpoint::expected_tensors`, the
-//! patcher, the n-gram hash); here are its passes forward and backward over whole batches, derived
-//! by hand. They are written once for f32, which trains, and f64, in which `tests/grad.rs` compares
-//! them with finite differences.
+//! The model is the one that inference runs: it shares `config`, the tensor names of
+//! `checkpoint::expected_tensors`, the patcher and the n-gram hash. This module has its forward and backward passes
+//! over whole batches, derived by hand. They are generic over f32, which trains, and f64, in which `tests/grad.rs`
+//! compares them with finite differences.
 
 #![deny(clippy::undocumented_unsafe_blocks)]
 

@@ -1,6 +1,6 @@
 //! Norms, rotary positions, the gated activation, dropout and the loss, forward and backward.
 //!
-//! Rows are flat: x (n, dim). Each function states what it keeps for the way back.
+//! Rows are flat: x (n, dim). Each function states which values its backward pass needs.
 
 use super::buffer::Buffer;
 use super::float::{Float, dot, max_of, sum_of, vectorized};
@@ -175,8 +175,8 @@ pub fn swiglu_backward<F: Float>(gate: &mut [F], up: &mut [F], dh: &[F]) {
     );
 }
 
-/// Dropout: which elements vanish is a function of the seed, the place and the index, so nothing
-/// is kept for the way back.
+/// Dropout. Which elements are dropped is a function of the seed, the site and the index, so the backward pass
+/// needs no mask.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     /// Probability that an element becomes 0.
@@ -188,8 +188,8 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Zeroes some elements and enlarges the others so that the mean stays. Its own gradient is
-    /// the same operation. `site` tells one place of the network from another.
+    /// Zeroes some elements and scales the others so that the mean stays the same. The gradient is the same
+    /// operation. `site` tells one place of the network from another.
     pub fn apply<F: Float>(&self, site: u64, x: &mut [F]) {
         if self.p <= 0.0 {
             return;

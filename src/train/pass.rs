@@ -62,7 +62,7 @@ impl<F: Float> Pass<'_, F> {
         y
     }
 
-    /// The way back of [`Pass::linear`]: adds to the gradients of the weights, and sets `dx` (n, in) or
+    /// Backward pass of [`Pass::linear`]: adds to the gradients of the weights, and sets `dx` (n, in) or
     /// adds to it.
     pub(super) fn linear_backward(
         &self,

@@ -1,4 +1,4 @@
-//! Sizes to start from.
+//! Named model sizes.
 
 use crate::config::{
     Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,

@@ -316,7 +316,7 @@ impl Settings {
     /// The same from TOML, without tables.
     ///
     /// # Errors
-    /// As [`Settings::set_json`].
+    /// Same as [`Settings::set_json`].
     pub fn set_toml(&mut self, text: &str) -> Result<()> {
         let map = basic_toml::from_str(text)
             .map_err(|e| Error::config("config", format!("expected TOML, found a fault: {e}")))?;

@@ -1,7 +1,7 @@
 //! Checkpoints of a run: everything needed to resume it with the same results.
 //!
 //! One safetensors file: `param.*`, `mean.*`, `square.*`, and in the metadata the configuration, the
-//! settings and the counters. It replaces the one before it only when it is complete and on disk.
+//! settings and the counters. It replaces the previous file only when it is complete and on disk.
 
 use std::path::Path;
 

@@ -1,8 +1,7 @@
-//! One optimiser step, one validation: sequences shared out over threads.
+//! One optimiser step or validation: sequences split over threads.
 //!
-//! Sequences go to a fixed number of shards by their lengths alone, shards compute on whatever
-//! threads there are, and their gradients are added in order: the result depends on the number of
-//! shards, not on the number of threads.
+//! Sequences are assigned to a fixed number of shards by length, shards run on the available threads, and their
+//! gradients are added in order. So the result depends on the number of shards, not on the number of threads.
 
 use rayon::prelude::*;
 
@@ -90,7 +89,7 @@ impl Network {
     /// of the whole step, of which `sequences` may be a part.
     ///
     /// # Errors
-    /// As [`Batch::new`].
+    /// Same as [`Batch::new`].
     #[allow(clippy::too_many_arguments)]
     pub fn gradients(
         &self,
@@ -146,7 +145,7 @@ impl Network {
     /// The loss alone, without dropout.
     ///
     /// # Errors
-    /// As [`Batch::new`].
+    /// Same as [`Batch::new`].
     pub fn score(
         &self,
         config: &Config,
@@ -197,7 +196,7 @@ pub fn entropies(
 /// Cuts a text into patches as inference does. `entropies` is empty if the patcher needs none.
 ///
 /// # Errors
-/// As [`Patcher::new`].
+/// Same as [`Patcher::new`].
 pub fn cut(config: &Config, ids: Vec<Id>, entropies: &[f32]) -> Result<Sequence> {
     let mut patcher = Patcher::new(&config.patcher)?;
     let mut starts = vec![0];

@@ -1,4 +1,4 @@
-//! A run: what is trained on what, step by step, and everything that must survive it.
+//! A training run: its data, weights, optimiser and position, step by step.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -355,7 +355,7 @@ impl Trainer {
     /// The loss on validation text: on a random sample of about `max_bytes` of it, the same every time.
     ///
     /// # Errors
-    /// As [`Trainer::step`].
+    /// Same as [`Trainer::step`].
     pub fn validate(&mut self, max_bytes: usize) -> Result<Score> {
         let mut sum = Score::default();
         let sample = self.valid.sample(max_bytes, self.settings.seed);
@@ -395,7 +395,7 @@ impl Trainer {
     /// Keeps the weights of now as the best: a model, or in the entropy stage a state.
     ///
     /// # Errors
-    /// As [`Trainer::save`].
+    /// Same as [`Trainer::save`].
     pub fn keep_as_best(&self, stage: &str) -> Result<()> {
         match self.stage {
             Stage::Entropy => self.save_as(BEST, stage),
@@ -449,7 +449,7 @@ impl Trainer {
     /// or the last, and writes both to [`ENTROPY_FILE`]. Returns what [`Trainer::choose_threshold`] does.
     ///
     /// # Errors
-    /// As [`Trainer::choose_threshold`] and [`Trainer::save`].
+    /// Same as [`Trainer::choose_threshold`] and [`Trainer::save`].
     pub fn finish_entropy(&mut self, stage: &str) -> Result<(f32, f64)> {
         let last = match self.best() {
             None => None,
@@ -495,7 +495,7 @@ impl Trainer {
     /// gives.
     ///
     /// # Errors
-    /// As [`Trainer::step`].
+    /// Same as [`Trainer::step`].
     pub fn choose_threshold(&mut self) -> Result<(f32, f64)> {
         let Network::Bytes(model) = &self.network else {
             return Err(Error::argument("stage", "expected the entropy stage"));

@@ -9,7 +9,7 @@ pub struct Args {
     pub stage: String,
     /// The checkpoint to fine-tune.
     pub model: Option<String>,
-    /// Go on with the run in `--out`.
+    /// Continue the run in `--out`.
     pub resume: bool,
     /// Widen quantised weights rather than refuse them.
     pub dequantize: bool,
@@ -32,12 +32,12 @@ fn help() -> String {
     let mut text = String::from(
         "Usage: blt-train entropy|main|bench [--SETTING VALUE ...]\n       \
          blt-train finetune MODEL [--SETTING VALUE ...]\n\n\
-         Trains a Byte Latent Transformer on the CPU. First its entropy model (entropy), then all the\n\
-         rest with that (main --entropy-model RUN); or goes on from any checkpoint (finetune). bench\n\
-         measures a few steps of main on made-up text, beside what the CPU can do at most.\n\n\
+         Trains a Byte Latent Transformer on the CPU: first its entropy model (entropy), then everything\n\
+         else (main --entropy-model RUN); or continues from any checkpoint (finetune). bench times a few\n\
+         steps of main on generated text, beside the CPU's peak.\n\n\
          Options:\n  \
          --config FILE     settings from a .toml or JSON file; flags win\n  \
-         --resume          go on with the run in --out\n  \
+         --resume          continue the run in --out\n  \
          --log FILE        log as JSON lines (default: log.jsonl in --out)\n  \
          --plot FILE       write the loss curves as .svg or .html at the end\n  \
          --hf DIR          write the model in the layout of transformers too\n  \

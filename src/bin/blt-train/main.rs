@@ -1,4 +1,4 @@
-//! blt-train: trains the entropy model, then the rest; or goes on from any checkpoint; or measures how
+//! blt-train: trains the entropy model, then the rest; or continues from any checkpoint; or measures how
 //! fast that is here.
 
 mod args;
