@@ -69,6 +69,7 @@
 //! |---|---|
 //! | `kernels/` (crate `blt-kernels`) | inner loops on slices, one module per instruction set; block formats; CUDA sources |
 //! | `error`, `config`, `vocab` | the error type; hyper-parameters, validated; bytes and ids |
+//! | `output_file` | files that appear under their names when they are complete |
 //! | `tensor` | element types, shapes, and who owns the bytes: mapped file, memory or device |
 //! | `checkpoint` | files in every layout, served as tensors under one set of names |
 //! | `ops` | operations on rows: linear layers, attention, norms, RoPE; threads |
@@ -108,6 +109,7 @@ pub mod grammar;
 pub mod model;
 mod open;
 pub mod ops;
+pub mod output_file;
 pub mod random;
 mod recurrence;
 pub mod sampler;

@@ -1,10 +1,10 @@
 //! Converts a whole checkpoint to one native file.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use blt::checkpoint::{Checkpoint, ModelTensor, SafetensorsWriter, native_file};
 use blt::error::{Error, Result};
+use blt::output_file::OutputFile;
 use blt::tensor::{DType, Tensor};
 
 use crate::stream::{Conversion, Loss};
@@ -48,14 +48,14 @@ pub struct Job<'a> {
 const SAMPLES: usize = 8;
 
 impl Job<'_> {
-    /// Writes the native file `out`. `progress` is told how many bytes of the source are done, and
+    /// Writes the native file that `open` begins. `progress` is told how many bytes of the source are done, and
     /// may stop the work with an error; then there is no file.
     ///
     /// # Errors
     /// Those of the writer, of weights that are not finite, and of `progress`.
     pub fn write(
         &self,
-        out: &Path,
+        open: impl FnOnce() -> Result<OutputFile>,
         mut progress: impl FnMut(u64) -> Result<()>,
     ) -> Result<Vec<Done>> {
         let list = (self.plan.iter()).map(|(name, dtype)| {
@@ -64,7 +64,7 @@ impl Job<'_> {
         });
         let (metadata, specs) = native_file(self.checkpoint.config(), list)?;
         let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
-        let mut writer = SafetensorsWriter::create(out, &metadata, specs)?;
+        let mut writer = SafetensorsWriter::begin(open, &metadata, specs)?;
         let mut done = 0;
         let mut results = HashMap::new();
         for name in &names {

@@ -1,11 +1,11 @@
 //! Converts a checkpoint to a folder in Hugging Face layout: `config.json` and `model.safetensors`, every
 //! tensor in the type it has.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blt::checkpoint::{Checkpoint, HfLayout, SafetensorsWriter, TensorSpec, hf_layout};
 use blt::error::{Error, Result};
+use blt::output_file::{self, OutputFolder};
 use blt::tensor::DType;
 
 use crate::stream::Conversion;
@@ -53,17 +53,12 @@ pub fn write(
     mut progress: impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
     let (layout, specs) = plan(checkpoint, to)?;
-    let folder = Unfinished::create(out)?;
-    let config = folder.0.join("config.json");
-    let mut file = std::fs::File::create_new(&config).map_err(|e| Error::io(&config, e))?;
-    (file
-        .write_all(layout.config.as_bytes())
-        .and_then(|()| file.sync_all()))
-    .map_err(|e| Error::io(&config, e))?;
+    let folder = OutputFolder::create(out)?;
+    output_file::write(&folder.join("config.json"), layout.config.as_bytes())?;
 
     // As transformers itself marks its files.
     let metadata = [("format".to_string(), "pt".to_string())];
-    let path = folder.0.join("model.safetensors");
+    let path = folder.join("model.safetensors");
     let mut writer = SafetensorsWriter::create(&path, &metadata, specs)?;
     let mut done = 0;
     for tensor in &layout.tensors {
@@ -83,7 +78,7 @@ pub fn write(
         }
     }
     writer.finish()?;
-    folder.rename_to(out)
+    folder.finish()
 }
 
 fn source<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a blt::tensor::Tensor> {
@@ -91,45 +86,4 @@ fn source<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a blt::tensor:
     found
         .map(|(_, t)| t)
         .ok_or_else(|| Error::tensor(name, "expected in the checkpoint, found nothing"))
-}
-
-/// A folder beside its final place, removed unless it gets there.
-struct Unfinished(PathBuf);
-
-impl Unfinished {
-    fn create(out: &Path) -> Result<Unfinished> {
-        if let Ok(mut entries) = std::fs::read_dir(out)
-            && entries.next().is_some()
-        {
-            return Err(Error::format(
-                out,
-                "expected a new or empty folder, found files in it",
-            ));
-        }
-        let name = out.file_name().ok_or_else(|| {
-            Error::argument(
-                "out",
-                format!("expected the path of a folder, found {}", out.display()),
-            )
-        })?;
-        let mut unfinished = std::ffi::OsString::from(".");
-        unfinished.push(name);
-        unfinished.push(format!(".{}.unfinished", std::process::id()));
-        let path = out.with_file_name(unfinished);
-        std::fs::create_dir(&path).map_err(|e| Error::io(&path, e))?;
-        Ok(Unfinished(path))
-    }
-
-    fn rename_to(self, out: &Path) -> Result<()> {
-        // An empty folder in the way is replaced by the rename itself, on Unix; elsewhere it must go.
-        let _ = std::fs::remove_dir(out);
-        std::fs::rename(&self.0, out).map_err(|e| Error::io(out, e))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // After the rename there is nothing of that name; before it, all of it is ours.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

@@ -8,6 +8,7 @@ use blt::Model;
 use blt::checkpoint::Checkpoint;
 use blt::error::Error;
 use blt::ops::Compute;
+use blt::output_file::OutputFolder;
 use blt::program_args;
 use blt::tensor::DType;
 use blt_kernels::BlockFormat;
@@ -18,6 +19,7 @@ use blt_quantize::{calibrate, evaluate, export, report};
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
 use blt::cli::model;
+use blt::cli::output::{self, Inputs};
 use blt::cli::progress::Progress;
 
 /// Bytes of the calibration text that are read unless said otherwise.
@@ -47,7 +49,8 @@ program_args! {
         #[argh(positional, arg_name = "IN")]
         input: PathBuf,
 
-        /// the file (or folder, with --to hf) to write; not needed with --dry-run
+        /// the file to write, - for standard output, or with --to hf the folder, which must be new or empty; not
+        /// needed with --dry-run
         #[argh(positional, arg_name = "OUT")]
         output: Option<PathBuf>,
 
@@ -132,13 +135,11 @@ fn run(args: Args) -> Result<(), Failure> {
             t.dtype()
         )));
     }
-    if let Some(out) = &args.output {
-        refuse_to_overwrite(&checkpoint, &args, out)?;
-    }
+    let tables_aside = check_output(&args, &checkpoint, &product)?;
     interrupt::watch()?;
     match product {
         Product::Hf => to_hf(&args, &checkpoint, n_threads),
-        Product::Native(policy) => to_native(&args, &checkpoint, &policy, n_threads),
+        Product::Native(policy) => to_native(&args, &checkpoint, &policy, n_threads, tables_aside),
     }
 }
 
@@ -203,37 +204,32 @@ fn product(args: &Args) -> Result<Product, Failure> {
     })
 }
 
-/// The input is mapped and read to the end: it must not be replaced by the output.
-fn refuse_to_overwrite(checkpoint: &Checkpoint, args: &Args, out: &Path) -> Result<(), Failure> {
-    let Ok(out_path) = std::fs::canonicalize(out) else {
-        return Ok(()); // nothing there yet
+/// Checks the file or folder to be written. Whether it is standard output, so that tables go elsewhere.
+fn check_output(args: &Args, checkpoint: &Checkpoint, product: &Product) -> Result<bool, Failure> {
+    let Some(out) = &args.output else {
+        return Ok(false);
     };
-    let mut inputs: Vec<&Path> = checkpoint
-        .files()
-        .iter()
-        .map(|f| f.path.as_path())
-        .collect();
-    inputs.extend([args.input.as_path()]);
-    inputs.extend(
-        [
-            &args.config,
-            &args.entropy_model,
-            &args.calibrate,
-            &args.eval,
-        ]
-        .into_iter()
-        .flatten()
-        .map(PathBuf::as_path),
-    );
-    for input in inputs {
-        if std::fs::canonicalize(input).is_ok_and(|input| input == out_path) {
-            return Err(Failure::usage(format!(
-                "OUT: expected another path than the input's, found {}",
-                out.display()
-            )));
-        }
+    if matches!(product, Product::Hf) {
+        return Ok(OutputFolder::check(out).map(|()| false)?);
     }
-    Ok(())
+    let mut inputs = Inputs::of(checkpoint);
+    inputs.add(&args.input);
+    let read = [&args.config, &args.entropy_model, &args.tokenizer];
+    for input in read
+        .into_iter()
+        .chain([&args.calibrate, &args.eval])
+        .flatten()
+    {
+        inputs.add(input);
+    }
+    let is_stdout = inputs.check(&[("OUT", Some(out))])?;
+    if args.eval.is_some() && (is_stdout || out.exists() && !out.is_file()) {
+        return Err(Failure::usage(format!(
+            "--eval: expected OUT to be a file, which is read again, found {}",
+            out.display()
+        )));
+    }
+    Ok(is_stdout)
 }
 
 /// Reports progress and ends the work when Ctrl-C has been pressed.
@@ -272,6 +268,7 @@ fn to_native(
     checkpoint: &Checkpoint,
     policy: &Policy,
     n_threads: usize,
+    tables_aside: bool,
 ) -> Result<(), Failure> {
     let plan = policy.plan(checkpoint)?;
     // What can go wrong with the arguments goes wrong before the long work.
@@ -302,10 +299,17 @@ fn to_native(
     let mut progress = Progress::new("converting", Some(job.total_bytes()), args.quiet);
     let result = match args.dry_run {
         true => job.rehearse(step(&mut progress)),
-        false => job.write(output(args)?, step(&mut progress)),
+        false => {
+            let out = output(args)?;
+            job.write(|| output::create(out), step(&mut progress))
+        }
     };
     progress.finish();
-    print(&report::parts(&result?, args.dry_run))?;
+    let table = report::parts(&result?, args.dry_run);
+    match tables_aside {
+        true => eprint!("{table}"),
+        false => print(&table)?,
+    }
     let Some(text) = eval else {
         return Ok(());
     };

@@ -4,13 +4,12 @@
 //! shapes. So what instruction tuning did to the subword model can be added to the byte model: for each of these tensors
 //! `W += alpha * (W_instruct - W_base)`. Local networks and embeddings stay as they are.
 
-use std::path::Path;
-
 use blt::checkpoint::{
     Checkpoint, Component, ModelTensor, Role, SafetensorsWriter, WeightFiles, bolmo_tensor_name,
     native_file,
 };
 use blt::error::{Error, Result};
+use blt::output_file::OutputFile;
 use blt::tensor::{Tensor, encode};
 
 /// Weights that are added up at a time: 4 MB of singles.
@@ -41,13 +40,17 @@ pub struct Merged {
 }
 
 impl Merge<'_> {
-    /// Writes the merged model as a native file. `progress` is told how many bytes of the byte model are done, and may
+    /// Writes the merged model as the native file that `open` begins. `progress` is told how many bytes of the byte model are done, and may
     /// stop the work with an error; then there is no file.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the byte model is not of the Bolmo family or quantised, [`Error::Tensor`] if a tensor of
     /// its global layers is missing from one of the others or has another shape there; those of the writer.
-    pub fn write(&self, out: &Path, mut progress: impl FnMut(u64) -> Result<()>) -> Result<Merged> {
+    pub fn write(
+        &self,
+        open: impl FnOnce() -> Result<OutputFile>,
+        mut progress: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Merged> {
         let config = self.checkpoint.config();
         if config.bolmo.is_none() {
             return Err(Error::Unsupported(
@@ -73,7 +76,7 @@ impl Merge<'_> {
             .map(|(of, t)| (of.name.clone(), t.dtype(), of.shape.clone()));
         let (metadata, specs) = native_file(config, list)?;
         let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
-        let mut writer = SafetensorsWriter::create(out, &metadata, specs)?;
+        let mut writer = SafetensorsWriter::begin(open, &metadata, specs)?;
         let (mut merged, mut done) = (Merged::default(), 0);
         let mut sums = Sums::default();
         for name in &names {

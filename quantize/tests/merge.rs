@@ -8,6 +8,7 @@ use blt::checkpoint::{
     Checkpoint, Component, OpenOptions, SafetensorsWriter, TensorSpec, WeightFiles,
     bolmo_tensor_name,
 };
+use blt::output_file::OutputFile;
 use blt::tensor::{DType, Tensor};
 use blt_quantize::merge::{Merge, Merged};
 
@@ -84,7 +85,7 @@ fn merge(
         instruct: &instruct,
         alpha,
     };
-    merge.write(out, |_| Ok(()))
+    merge.write(|| OutputFile::create(out), |_| Ok(()))
 }
 
 #[test]

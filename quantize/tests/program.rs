@@ -10,6 +10,7 @@ use blt::checkpoint::{
 use blt::config::DifferentialConfig;
 use blt::error::Error;
 use blt::ops::{Compute, Profile};
+use blt::output_file::OutputFile;
 use blt::tensor::{DType, Tensor};
 use blt::{Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
@@ -374,19 +375,45 @@ fn the_input_is_never_overwritten() {
     std::fs::create_dir(folder.path("x")).unwrap();
     for out in [&native, &roundabout] {
         let (code, error) = fails(&[text(&native), text(out), "--type", "q8_0"]);
-        assert!(code == 2 && error.contains("another path"), "{error}");
+        assert!(code == 2 && error.contains("another file"), "{error}");
     }
     #[cfg(unix)]
     {
         let link = folder.path("link");
         std::os::unix::fs::symlink(&native, &link).unwrap();
         let (_, error) = fails(&[text(&native), text(&link), "--type", "q8_0"]);
-        assert!(error.contains("another path"), "{error}");
+        assert!(error.contains("another file"), "{error}");
     }
     // Nor is a folder with something in it.
     let (_, error) = fails(&[text(&native), text(&folder.0), "--to", "hf"]);
     assert!(error.contains("new or empty"), "{error}");
     assert!(std::fs::read(&native).unwrap() == before);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_need_not_be_a_file() {
+    let folder = Folder::new("streams");
+    let (input, out) = (model(), folder.path("a.safetensors"));
+    let table = run(&[text(&input), text(&out), "--type", "q8_0", "--quiet"]);
+    let program = || std::process::Command::new(env!("CARGO_BIN_EXE_blt-quantize"));
+    for stdout in ["-", "/dev/stdout"] {
+        let mut command = program();
+        let command = command.args([text(&input), stdout, "--type", "q8_0", "--quiet"]);
+        let result = command.output().unwrap();
+        assert!(result.stdout == std::fs::read(&out).unwrap());
+        assert_eq!(String::from_utf8(result.stderr).unwrap(), table);
+    }
+    run(&[text(&input), "/dev/null", "--type", "q8_0"]);
+    let null = std::fs::metadata("/dev/null").unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&null));
+    // What cannot be written is said before the work.
+    for wrong in [text(&folder.0), text(&folder.path("no/a"))] {
+        let (code, error) = fails(&[text(&input), wrong, "--type", "q8_0"]);
+        assert!(code == 1 && error.contains(wrong), "{error}");
+    }
+    let (code, error) = fails(&[text(&input), "-", "--type", "q8_0", "--eval", text(&out)]);
+    assert!(code == 2 && error.contains("--eval"), "{error}");
 }
 
 #[test]
@@ -457,7 +484,7 @@ fn work_that_is_stopped_leaves_nothing() {
         false => Err(Error::argument("interrupted", "by the test")),
     };
     let error = job
-        .write(&folder.path("out"), stop)
+        .write(|| OutputFile::create(&folder.path("out")), stop)
         .unwrap_err()
         .to_string();
     assert!(error.contains("by the test"), "{error}");
@@ -559,7 +586,7 @@ fn calibration_sees_every_matrix_and_helps_where_it_looked() {
             threads: 1,
         };
         let out = folder.path("out");
-        job.write(&out, |_| Ok(())).unwrap();
+        job.write(|| OutputFile::create(&out), |_| Ok(())).unwrap();
         let after = Model::load(&open(&out), compute()).unwrap();
         let c = evaluate::compare(&before, &after, sample.as_bytes(), 128, |_| Ok(())).unwrap();
         assert_eq!(c.n, sample.len());

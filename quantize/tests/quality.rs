@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use blt::checkpoint::{Checkpoint, OpenOptions};
 use blt::ops::Compute;
+use blt::output_file::OutputFile;
 use blt::sampler::SamplerConfig;
 use blt::{GenerateOptions, Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
@@ -46,7 +47,7 @@ fn keeps_its_promises(model: &Path, text: &[u8]) {
         let name = model.file_stem().unwrap().display();
         let name = format!("blt-{name}-{}-{}", std::process::id(), format.name());
         let out = std::env::temp_dir().join(name);
-        job.write(&out, |_| Ok(())).unwrap();
+        job.write(|| OutputFile::create(&out), |_| Ok(())).unwrap();
         let after = load(&open(&out));
         std::fs::remove_file(&out).unwrap();
         let c = evaluate::compare(&before, &after, text, 512, |_| Ok(())).unwrap();

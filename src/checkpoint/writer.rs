@@ -1,8 +1,7 @@
 //! Writing safetensors: tensors declared first, then streamed, so that a checkpoint of any size is
 //! written without being held in memory.
 //!
-//! The file appears under its name only when it is complete: it is written beside it, synced and
-//! renamed. A failed attempt leaves nothing behind.
+//! The file is an [`OutputFile`]: it appears under its name only when it is complete.
 //!
 //! Alignment: the data begin at a multiple of 64 bytes, and the format allows no holes, so a tensor
 //! begins at a multiple of 64 if the sizes of all before it are.
@@ -10,26 +9,22 @@
 //! multiple of 64.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::safetensors::MAX_HEADER;
 use super::spec::{ALIGNMENT, TensorSpec};
 use crate::error::{Error, Result};
+use crate::output_file::OutputFile;
 
 /// A safetensors file in the making.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
-    path: PathBuf,
-    unfinished: PathBuf,
-    out: BufWriter<File>,
+    out: OutputFile,
     specs: Vec<TensorSpec>,
     current: usize, // in specs
     written: u64,   // bytes of the current tensor
-    finished: bool,
 }
 
 impl SafetensorsWriter {
@@ -37,25 +32,33 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// [`Error::Argument`] if a name occurs twice, a type is unknown or a size does not fit its
-    /// shape; [`Error::Io`] if the folder cannot be written to.
+    /// shape; those of [`OutputFile::create`].
     pub fn create(
         path: &Path,
         metadata: &[(String, String)],
         specs: Vec<TensorSpec>,
     ) -> Result<SafetensorsWriter> {
+        SafetensorsWriter::begin(|| OutputFile::create(path), metadata, specs)
+    }
+
+    /// Begins the file that `open` returns, such as standard output, which is called once the tensors are checked.
+    ///
+    /// # Errors
+    /// As [`SafetensorsWriter::create`].
+    pub fn begin(
+        open: impl FnOnce() -> Result<OutputFile>,
+        metadata: &[(String, String)],
+        specs: Vec<TensorSpec>,
+    ) -> Result<SafetensorsWriter> {
         let header = header(metadata, &specs)?;
-        let (unfinished, file) = create_beside(path)?;
         let mut writer = SafetensorsWriter {
-            path: path.to_path_buf(),
-            unfinished,
-            out: BufWriter::with_capacity(1 << 20, file),
+            out: open()?,
             specs,
             current: 0,
             written: 0,
-            finished: false,
         };
-        writer.put(&(header.len() as u64).to_le_bytes())?;
-        writer.put(&header)?;
+        writer.out.put(&(header.len() as u64).to_le_bytes())?;
+        writer.out.put(&header)?;
         writer.pass_complete();
         Ok(writer)
     }
@@ -98,7 +101,7 @@ impl SafetensorsWriter {
                 ),
             ));
         }
-        self.put(bytes)?;
+        self.out.put(bytes)?;
         self.written += bytes.len() as u64;
         self.pass_complete();
         Ok(())
@@ -108,7 +111,7 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// [`Error::Argument`] if a tensor is missing or incomplete; [`Error::Io`] if the system fails.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         if let Some(spec) = self.specs.get(self.current) {
             return Err(Error::argument(
                 "tensors",
@@ -118,25 +121,7 @@ impl SafetensorsWriter {
                 ),
             ));
         }
-        self.out.flush().map_err(|e| Error::io(&self.path, e))?;
-        self.out
-            .get_ref()
-            .sync_all()
-            .map_err(|e| Error::io(&self.path, e))?;
-        std::fs::rename(&self.unfinished, &self.path).map_err(|e| Error::io(&self.path, e))?;
-        self.finished = true;
-        // The new name outlasts a crash only once its folder is written, which not every system
-        // lets a program ask for.
-        if let Ok(folder) = File::open(folder_of(&self.path)) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out
-            .write_all(bytes)
-            .map_err(|e| Error::io(&self.path, e))
+        self.out.finish()
     }
 
     /// Moves on to the first tensor that still needs bytes.
@@ -146,43 +131,6 @@ impl SafetensorsWriter {
         {
             self.current += 1;
             self.written = 0;
-        }
-    }
-}
-
-impl Drop for SafetensorsWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing better can be done about a leftover than to try.
-            let _ = std::fs::remove_file(&self.unfinished);
-        }
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// A new file in the folder of `path`; rename works within a folder.
-fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| Error::argument("path", "expected the path of a file, found a folder"))?;
-    let mut attempt = 0;
-    loop {
-        let mut unfinished = std::ffi::OsString::from(".");
-        unfinished.push(name);
-        unfinished.push(format!(".{}-{attempt}.unfinished", std::process::id()));
-        let unfinished = folder_of(path).join(unfinished);
-        match File::create_new(&unfinished) {
-            Ok(file) => return Ok((unfinished, file)),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => {
-                attempt += 1;
-            }
-            Err(e) => return Err(Error::io(path, e)),
         }
     }
 }
@@ -260,6 +208,7 @@ fn check_size(spec: &TensorSpec) -> Result<()> {
 mod tests {
     use super::super::safetensors::SafetensorsFile;
     use super::*;
+    use std::path::PathBuf;
 
     /// A folder that is removed with what is in it.
     struct Folder(PathBuf);

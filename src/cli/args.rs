@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
+use crate::output_file::STDOUT;
+
 /// Why a program ends before its work is done.
 #[derive(Debug)]
 pub enum Failure {
@@ -42,7 +44,12 @@ impl Failure {
 
 impl From<crate::Error> for Failure {
     fn from(error: crate::Error) -> Self {
-        Failure::Failed(error.to_string())
+        match error {
+            crate::Error::Io { path, source } if path.as_os_str() == STDOUT => {
+                Failure::of_output(source)
+            }
+            error => Failure::Failed(error.to_string()),
+        }
     }
 }
 

@@ -16,10 +16,9 @@
 //! Sizes are not stored where they follow from the model and the number of ids. A state is data
 //! from strangers like a checkpoint: a hostile one gives an error or a session that says nonsense.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 
 use super::{Overflow, Session, SessionOptions};
 use crate::cache::KvType;
@@ -27,6 +26,7 @@ use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::saved::finite;
+use crate::output_file::OutputFile;
 use crate::wire::{Checksum, ReadError, Reader, Writer};
 
 /// The first bytes of a state.
@@ -35,24 +35,16 @@ pub const MAGIC: &[u8; 8] = b"bltstate";
 pub const VERSION: u32 = 2;
 
 impl Session {
-    /// Writes the session's state to the file at `path`, under another name until it is whole: no
-    /// other program ever finds half a state there.
+    /// Writes the session's state to the file at `path`, which appears or changes when it is complete: see
+    /// [`OutputFile`].
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let unfinished = beside(path);
-        let written = File::create_new(&unfinished).and_then(|file| {
-            self.save_to(BufWriter::new(&file))?;
-            file.sync_data()?;
-            fs::rename(&unfinished, path)
-        });
-        written.map_err(|e| {
-            // The file may not exist; the error that counts is the first.
-            let _ = fs::remove_file(&unfinished);
-            Error::io(path, e)
-        })
+        let mut file = OutputFile::create(path)?;
+        self.save_to(&mut file).map_err(|e| Error::io(path, e))?;
+        file.finish()
     }
 
     /// Writes the session's state to `out`, which should be buffered.
@@ -275,13 +267,4 @@ fn load_patcher(input: &mut Reader<'_>) -> Result<PatcherConfig, ReadError> {
         max_patch_length: input.optional_size("max_patch_length")?,
         patch_size: input.size("patch_size")?,
     })
-}
-
-/// A name in the same folder that nobody else uses.
-fn beside(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}-{n}.tmp", std::process::id()));
-    path.with_file_name(name)
 }

@@ -10,6 +10,7 @@ use crate::checkpoint::{
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::output_file::{self, OutputFolder};
 use crate::tensor::{DType, Tensor};
 
 /// One tensor of a model as it is saved, adapters merged, from the first of `sources` that has it: as
@@ -122,7 +123,7 @@ fn hf_with(
     tensor_of: impl Fn(&str, &[usize]) -> Result<Tensor>,
 ) -> Result<()> {
     let layout = hf_layout_of(config, dtype)?;
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let folder = OutputFolder::create(folder)?;
     let shapes: HashMap<String, Vec<usize>> = (expected_tensors(config).into_iter())
         .map(|tensor| (tensor.name, tensor.shape))
         .collect();
@@ -138,8 +139,8 @@ fn hf_with(
         }
     }
     writer.finish()?;
-    let path = folder.join("config.json");
-    std::fs::write(&path, layout.config).map_err(|e| Error::io(&path, e))
+    output_file::write(&folder.join("config.json"), layout.config.as_bytes())?;
+    folder.finish()
 }
 
 #[cfg(test)]

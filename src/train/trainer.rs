@@ -1,6 +1,7 @@
 //! A training run: its data, weights, optimiser and position, step by step.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use super::step::{Network, cut, entropies};
 use super::{export, matmul};
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};
+use crate::output_file::OutputFile;
 use crate::random::mix;
 use crate::tensor::DType;
 use crate::vocab::Id;
@@ -433,10 +435,10 @@ impl Trainer {
         match &best {
             None => self.export(&path)?,
             Some(best) => {
-                // A name beside it and a rename: whoever reads the old file has all of it.
-                let copy = self.path(".model.safetensors.unfinished");
-                std::fs::copy(best, &copy).map_err(|e| Error::io(&copy, e))?;
-                std::fs::rename(&copy, &path).map_err(|e| Error::io(&path, e))?;
+                let mut model = OutputFile::create(&path)?;
+                let copied = File::open(best).and_then(|mut f| std::io::copy(&mut f, &mut model));
+                copied.map_err(|e| Error::io(&path, e))?;
+                model.finish()?;
             }
         }
         if let Some(folder) = hf {

@@ -7,6 +7,7 @@ mod bolmo;
 mod common;
 #[cfg(feature = "default-model")]
 mod default_model;
+mod outputs;
 mod run;
 mod score;
 

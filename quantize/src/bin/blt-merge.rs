@@ -7,6 +7,7 @@ use argh::FromArgs;
 use blt::checkpoint::{Checkpoint, OpenOptions, WeightFiles};
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
+use blt::cli::output::{self, Inputs};
 use blt::cli::progress::Progress;
 use blt::error::Error;
 use blt_quantize::merge::Merge;
@@ -38,7 +39,7 @@ struct Args {
     #[argh(positional, arg_name = "INSTRUCT")]
     instruct: PathBuf,
 
-    /// the file to write
+    /// the file to write; - is standard output
     #[argh(positional, arg_name = "OUT")]
     out: PathBuf,
 
@@ -85,15 +86,26 @@ fn run(args: Args) -> Result<(), Failure> {
         .tensors()
         .map(|(_, tensor)| tensor.bytes().len() as u64)
         .sum();
+    let mut inputs = Inputs::of(&checkpoint);
+    for input in [&args.byte, &args.base, &args.instruct] {
+        inputs.add(input);
+    }
+    for file in base.files().chain(instruct.files()) {
+        inputs.add(&file.path);
+    }
+    inputs.check(&[("OUT", Some(&args.out))])?;
     interrupt::watch()?;
     let mut progress = Progress::new("merging", Some(total), args.quiet);
-    let merged = merge.write(&args.out, |done| {
-        progress.set(done);
-        match interrupt::requested() {
-            true => Err(Error::argument("interrupted", "nothing has been written")),
-            false => Ok(()),
-        }
-    })?;
+    let merged = merge.write(
+        || output::create(&args.out),
+        |done| {
+            progress.set(done);
+            match interrupt::requested() {
+                true => Err(Error::argument("interrupted", "nothing has been written")),
+                false => Ok(()),
+            }
+        },
+    )?;
     progress.finish();
     eprintln!(
         "{} tensors changed by {:.2} % of their size, {} kept",

@@ -7,6 +7,7 @@ use blt::checkpoint::{SafetensorsWriter, TensorSpec};
 use blt::vocab::VOCAB_SIZE;
 
 use super::scorer::Scorer;
+use blt::cli::output;
 
 /// Writes what the scorer's only window holds:
 ///
@@ -45,7 +46,7 @@ pub fn write(path: &Path, scorer: &Scorer) -> Result<()> {
             shape: shape.clone(),
             n_bytes: bytes.len() as u64,
         });
-    let mut writer = SafetensorsWriter::create(path, &[], specs.collect())?;
+    let mut writer = SafetensorsWriter::begin(|| output::create(path), &[], specs.collect())?;
     for (name, _, _, bytes) in &tensors {
         writer.write(name, bytes)?;
     }

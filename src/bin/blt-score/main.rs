@@ -15,12 +15,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use blt::checkpoint::Checkpoint;
 use blt::program_args;
 use blt::{Model, Session, SessionOptions};
 use serde_json::json;
 
 use blt::cli::args::{self, Failure};
 use blt::cli::model::{self, patcher_config};
+use blt::cli::output::{self, Inputs};
 use blt::cli::progress::Progress;
 use blt::cli::{interrupt, memory, units};
 use input::Input;
@@ -70,7 +72,8 @@ program_args! {
         #[argh(option, arg_name = "bytes")]
         context: Option<usize>,
 
-        /// write one line per byte to this CSV file
+        /// write one line per byte to this CSV file; - is standard output, as for --html and --dump, and the figures
+        /// then go to standard error
         #[argh(option, arg_name = "file")]
         per_byte: Option<PathBuf>,
 
@@ -108,7 +111,10 @@ fn run(args: Args) -> Result<(), Failure> {
         }
     };
     interrupt::watch()?;
-    let model = load(&args)?;
+    let options = args.model_options();
+    let checkpoint = model::open(&options, args.model.as_deref())?;
+    let figures_aside = check_outputs(&args, &checkpoint)?;
+    let model = model::load(&options, &checkpoint)?;
     if model.choices().has_flags() {
         return flags::run(&args, &model, input);
     }
@@ -151,9 +157,7 @@ fn run(args: Args) -> Result<(), Failure> {
         table.finish()?;
     }
     if let (Some(page), Some(path)) = (page, &args.html) {
-        let text = page.render(&totals);
-        std::fs::write(path, text)
-            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        output::write(path, page.render(&totals).as_bytes())?;
     }
     if let Some(path) = &args.dump {
         dump::write(path, &scorer)?;
@@ -162,8 +166,13 @@ fn run(args: Args) -> Result<(), Failure> {
         true => record(&totals, time, interrupted),
         false => figures(&totals, time),
     };
-    let mut out = std::io::stdout().lock();
-    (out.write_all(report.as_bytes()).and_then(|()| out.flush())).map_err(Failure::of_output)?;
+    if figures_aside {
+        eprint!("{report}");
+    } else {
+        let mut out = std::io::stdout().lock();
+        (out.write_all(report.as_bytes()).and_then(|()| out.flush()))
+            .map_err(Failure::of_output)?;
+    }
     match interrupted {
         false => Ok(()),
         true => Err(Failure::Failed(format!(
@@ -172,10 +181,33 @@ fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-fn load(args: &Args) -> Result<Model, Failure> {
-    let options = args.model_options();
-    let checkpoint = model::open(&options, args.model.as_deref())?;
-    model::load(&options, &checkpoint)
+/// Checks the files to be written. Whether one of them is standard output, so that the figures go elsewhere.
+fn check_outputs(args: &Args, checkpoint: &Checkpoint) -> Result<bool, Failure> {
+    let mut inputs = Inputs::of(checkpoint);
+    let read = [
+        &args.model,
+        &args.config,
+        &args.entropy_model,
+        &args.tokenizer,
+    ];
+    for input in read
+        .into_iter()
+        .chain([&args.file, &args.raw_ids])
+        .flatten()
+    {
+        inputs.add(input);
+    }
+    let aside = inputs.check(&[
+        ("--per-byte", args.per_byte.as_deref()),
+        ("--html", args.html.as_deref()),
+        ("--dump", args.dump.as_deref()),
+    ])?;
+    match aside && args.json {
+        true => Err(Failure::usage(
+            "--json: expected no other output on standard output, found one",
+        )),
+        false => Ok(aside),
+    }
 }
 
 fn scorer(args: &Args, model: &Model) -> Result<Scorer, Failure> {

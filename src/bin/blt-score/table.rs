@@ -5,34 +5,32 @@
 //! patch), empty without an entropy model; `surprisal`, in bits, of this byte in the model's guess,
 //! empty for an id with nothing before it; `patch_start`, 1 or 0.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
+use blt::output_file::OutputFile;
 use blt::vocab::id_to_byte;
+use blt::{Error, Result};
 
 use super::scorer::ScoredId;
-use blt::cli::args::Failure;
+use blt::cli::output;
 
 /// Names of the special ids.
 pub const SPECIAL: [&str; 4] = ["boe", "bos", "eos", "bpe"];
 
 /// A CSV file in the making.
 pub struct Table {
-    path: PathBuf,
-    out: BufWriter<File>,
+    out: OutputFile,
     position: u64,
     error: Option<std::io::Error>,
 }
 
 impl Table {
     /// Begins the file.
-    pub fn create(path: &Path) -> Result<Self, Failure> {
-        let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
-        let mut out = BufWriter::new(File::create(path).map_err(failed)?);
-        writeln!(out, "position,byte,entropy,surprisal,patch_start").map_err(failed)?;
+    pub fn create(path: &Path) -> Result<Self> {
+        let mut out = output::create(path)?;
+        out.put(b"position,byte,entropy,surprisal,patch_start\n")?;
         Ok(Table {
-            path: path.to_path_buf(),
             out,
             position: 0,
             error: None,
@@ -64,16 +62,16 @@ impl Table {
     }
 
     /// Whether all lines so far could be written.
-    pub fn check(&mut self) -> Result<(), Failure> {
+    pub fn check(&mut self) -> Result<()> {
         match self.error.take() {
-            Some(e) => Err(Failure::failed(format!("{}: {e}", self.path.display()))),
+            Some(e) => Err(Error::io(self.out.path(), e)),
             None => Ok(()),
         }
     }
 
     /// Ends the file.
-    pub fn finish(mut self) -> Result<(), Failure> {
+    pub fn finish(mut self) -> Result<()> {
         self.check()?;
-        (self.out.flush()).map_err(|e| Failure::failed(format!("{}: {e}", self.path.display())))
+        self.out.finish()
     }
 }
