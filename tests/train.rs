@@ -7,7 +7,7 @@ use blt::checkpoint::Component;
 use blt::tensor::DType;
 use blt::train::init;
 use blt::train::params::{Params, Value};
-use blt::train::settings::Settings;
+use blt::train::settings::{Interval, Settings};
 use blt::train::state::Saved;
 use blt::train::trainer::{Stage, Trainer};
 use blt::{Model, Session, SessionOptions};
@@ -246,7 +246,7 @@ fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
         let mut of_file = Settings::default();
         of_file.set_json(&saved.settings).unwrap();
         assert_eq!(of_file, settings);
-        trainer.resume(&saved).unwrap();
+        trainer.resume(&saved, false).unwrap();
         for _ in 5..8 {
             trainer.step().unwrap();
         }
@@ -287,7 +287,7 @@ fn a_state_that_is_damaged_is_refused() {
         &temp,
         &[("data", &data), ("seq-len", "200"), ("batch", "500")],
     );
-    let trainer = main_stage(&settings);
+    let mut trainer = main_stage(&settings);
     trainer.save("main").unwrap();
     let bytes = std::fs::read(trainer.path("state.safetensors")).unwrap();
     for cut in [0, 1, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
@@ -297,7 +297,7 @@ fn a_state_that_is_damaged_is_refused() {
     let mut other = settings.clone();
     other.set("local-dim", "48").unwrap();
     let saved = Saved::open(&trainer.path("state.safetensors")).unwrap();
-    assert!(main_stage(&other).resume(&saved).is_err());
+    assert!(main_stage(&other).resume(&saved, false).is_err());
 }
 
 #[test]
@@ -375,5 +375,73 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
             .map(drop)
             .unwrap_err();
         assert!(error.to_string().contains(expected), "{set:?}: {error}");
+    }
+}
+
+/// The checkpoint that is there stays unless the weights are finite and give a finite loss.
+#[test]
+fn weights_that_are_not_finite_are_never_saved() {
+    let temp = Temp::new("finite");
+    let data = temp.file("text.txt", &text(2000));
+    let settings = settings(
+        &temp,
+        &[
+            ("data", &data),
+            ("seq-len", "200"),
+            ("batch", "500"),
+            ("keep", "last"),
+        ],
+    );
+    let mut trainer = main_stage(&settings);
+    trainer.step().unwrap();
+    trainer.save("main").unwrap();
+    trainer.finish(None).unwrap();
+    let of = |name: &str| std::fs::read(Path::new(&settings.out).join(name)).unwrap();
+    let before = (of("state.safetensors"), of("model.safetensors"));
+    trainer.step().unwrap();
+    let sound = trainer.params.clone();
+    // The last is finite in f32, and neither in bf16 nor in its products.
+    for bad in [f32::NAN, f32::INFINITY, 3.4e38, 1e30] {
+        for param in trainer.params.list_mut() {
+            if let Value::Owned(values) = &mut param.value {
+                values.fill(bad);
+            }
+        }
+        let message = trainer.save("main").unwrap_err().to_string();
+        assert!(
+            message.contains("step 2: expected finite"),
+            "{bad}: {message}"
+        );
+        assert!(trainer.finish(None).is_err(), "{bad}");
+        assert!(
+            before == (of("state.safetensors"), of("model.safetensors")),
+            "{bad}"
+        );
+        trainer.params = sound.clone();
+    }
+    trainer.save("main").unwrap();
+    assert!(before.0 != of("state.safetensors"));
+    assert!(before.0 == of("state.previous.safetensors"));
+}
+
+#[test]
+fn checkpoints_are_saved_by_steps_or_by_time() {
+    let mut settings = Settings::default();
+    for (text, interval) in [
+        ("250", Interval::Steps(250)),
+        ("90s", Interval::Seconds(90)),
+        ("10m", Interval::Seconds(600)),
+        ("2h", Interval::Seconds(7200)),
+    ] {
+        settings.set("save-every", text).unwrap();
+        assert_eq!(settings.save_every, interval);
+        let json = settings.to_json();
+        assert_eq!(json["save_every"], text);
+        let mut again = Settings::default();
+        again.set_json(&json.to_string()).unwrap();
+        assert_eq!(again, settings);
+    }
+    for wrong in ["0", "0m", "m", "-1s", "1.5h", "1d", "99999999999999999h"] {
+        assert!(settings.set("save-every", wrong).is_err(), "{wrong}");
     }
 }

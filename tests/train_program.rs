@@ -13,6 +13,9 @@ use blt::train::state::Saved;
 use blt::{Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
 
+/// The state before the last.
+const PREVIOUS: &str = "state.previous.safetensors";
+
 struct Temp(PathBuf);
 
 impl Temp {
@@ -139,18 +142,26 @@ fn ctrl_c_saves_and_resuming_gives_what_an_unbroken_run_gives() {
     ];
     succeed(program(&temp, &["main"], "whole", &more));
 
+    let signal = |mut child: Child, name: &str| {
+        wait_for(&temp.path("broken/log.jsonl"));
+        std::thread::sleep(Duration::from_millis(150));
+        let pid = child.id().to_string();
+        Command::new("kill").args([name, &pid]).status().unwrap();
+        child.wait().unwrap().code()
+    };
     let child = start(program(&temp, &["main"], "broken", &more));
-    wait_for(&temp.path("broken/log.jsonl"));
-    std::thread::sleep(Duration::from_millis(150));
-    let pid = child.id().to_string();
-    Command::new("kill").args(["-INT", &pid]).status().unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(
-        output.status.success(),
-        "Ctrl-C is no failure: {:?}",
-        output.status
-    );
-    wait_for(&temp.path("broken/state.safetensors"));
+    assert_eq!(signal(child, "-INT"), Some(130));
+    let state = temp.path("broken/state.safetensors");
+    let step = Saved::open(&state).unwrap().position.step;
+    // Lines of steps after the state, and half a line: a killed run leaves them.
+    let log = temp.path("broken/log.jsonl");
+    let mut text = std::fs::read_to_string(&log).unwrap();
+    text.push_str("{\"step\": 59, \"loss\": 0}\n{\"step");
+    std::fs::write(&log, text).unwrap();
+    let child = start(program(&temp, &["main"], "broken", &["--resume"]));
+    let code = signal(child, "-TERM");
+    assert!([Some(143), Some(0)].contains(&code), "{code:?}");
+    assert!(Saved::open(&state).unwrap().position.step > step);
     succeed(program(
         &temp,
         &["main"],
@@ -275,15 +286,16 @@ fn patches_are_cut_every_way_there_is() {
             more,
         ]
         .concat();
-        succeed(program(&temp, &["main"], mode, &all));
-        let length = logged(&temp, mode, "patch_length")[2];
+        let out = format!("main-{mode}");
+        succeed(program(&temp, &["main"], &out, &all));
+        let length = logged(&temp, &out, "patch_length")[2];
         let expected = match mode {
             "byte" => 0.9..1.1,
             "static" => 2.9..3.1,
             _ => 1.5..9.0,
         };
         assert!(expected.contains(&length), "{mode}: {length}");
-        let model = Model::open(temp.path(mode).join("model.safetensors")).unwrap();
+        let model = Model::open(temp.path(&out).join("model.safetensors")).unwrap();
         assert_eq!(
             model.config().patcher.mode,
             mode.parse::<PatchingMode>().unwrap()
@@ -431,7 +443,7 @@ fn a_full_disk_leaves_the_last_checkpoint_as_it_was() {
         let mut files: Vec<_> = std::fs::read_dir(temp.path("run"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().unwrap() != "jsonl")
+            .filter(|path| path.extension().unwrap() != "jsonl" && !path.ends_with(PREVIOUS))
             .map(|path| (path.clone(), std::fs::read(path).unwrap()))
             .collect();
         files.sort();
@@ -477,14 +489,14 @@ fn the_same_text_trains_the_same_model_however_it_comes() {
     std::fs::write(temp.path("text.jsonl"), format!("\n{line}\n")).unwrap();
     let mut models = Vec::new();
     for data in ["text.txt", "folder", "text.jsonl", "-"] {
-        let more = ["--steps", "2", "--data", data];
+        let more = ["--steps", "2", "--overwrite", "--data", data];
         let mut command = program(&temp, &["main"], "run", &more);
         command.stdin(std::fs::File::open(temp.path("text.txt")).unwrap());
         succeed(command);
         models.push(std::fs::read(temp.path("run/model.safetensors")).unwrap());
     }
     assert!(models.iter().all(|model| *model == models[0]));
-    let more = ["--steps", "2", "--data", "text.txt", "--valid", "folder"];
+    let more = ["--steps", "2", "--overwrite", "--valid", "folder"];
     succeed(program(&temp, &["main"], "run", &more));
     assert_ne!(
         std::fs::read(temp.path("run/model.safetensors")).unwrap(),
@@ -524,6 +536,125 @@ fn data_that_cannot_be_read_is_named() {
 }
 
 #[test]
+fn a_run_is_replaced_only_on_request_and_by_one_program() {
+    let temp = Temp::new("overwrite");
+    let steps = ["--steps", "3", "--valid-every", "1"];
+    succeed(program(&temp, &["main"], "run", &steps));
+    let files = || {
+        let list = std::fs::read_dir(temp.path("run")).unwrap();
+        let read = list.map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = read
+            .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    let message = fail(program(&temp, &["main"], "run", &steps));
+    for expected in ["step 3 of 3 of main", "--resume", "--overwrite"] {
+        assert!(message.contains(expected), "{message}");
+    }
+    // A request that fails takes nothing away.
+    let wrong = ["--overwrite", "--data", "missing"];
+    fail(program(&temp, &["main"], "run", &wrong));
+    assert!(files() == before);
+    let more = ["--steps", "2", "--valid-share", "0", "--overwrite"];
+    succeed(program(&temp, &["main"], "run", &more));
+    let names: Vec<_> = files().into_iter().map(|(path, _)| path).collect();
+    let names: Vec<_> = names.iter().map(|path| path.file_name().unwrap()).collect();
+    assert_eq!(
+        names,
+        ["log.jsonl", "model.safetensors", "state.safetensors"]
+    );
+
+    let long = ["--steps", "100000", "--overwrite", "--save-every", "1s"];
+    let mut first = start(program(&temp, &["main"], "run", &long));
+    // The first has taken the folder when the old model is gone.
+    while temp.path("run/model.safetensors").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let message = fail(program(&temp, &["main"], "run", &["--resume"]));
+    assert!(
+        message.contains("run: another process is writing"),
+        "{message}"
+    );
+    wait_for(&temp.path("run/state.safetensors"));
+    wait_for(&temp.path("run").join(PREVIOUS));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let step = |name: &str| {
+        Saved::open(&temp.path("run").join(name))
+            .unwrap()
+            .position
+            .step
+    };
+    assert!(step(PREVIOUS) <= step("state.safetensors"));
+
+    let inputs: [(&[&str], &str); 3] = [
+        (
+            &["--out", "run", "--data", "run/log.jsonl", "--overwrite"],
+            "which is read",
+        ),
+        (&["--out", "new", "--data", "."], "outside of the data"),
+        (
+            &["--out", "new", "--log", "text.txt"],
+            "than those that are read",
+        ),
+    ];
+    for (more, expected) in inputs {
+        let output = program(&temp, &["main"], "run", more).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {message}");
+        assert!(message.contains(expected), "{more:?}: {message}");
+    }
+    assert!(!temp.path("new").exists(), "made for nothing");
+}
+
+#[test]
+fn a_run_continues_on_its_own_data() {
+    let temp = Temp::new("data");
+    let text = std::fs::read_to_string(temp.path("text.txt")).unwrap();
+    let set = ["--steps", "4", "--valid-share", "0.2"];
+    succeed(program(&temp, &["main"], "run", &set));
+    let (half, more) = (&text[..text.len() / 2], format!("{text}and more\n"));
+    let resume = ["--resume", "--steps", "6"];
+    for other in [half, &more, &text.replace('7', "8")] {
+        std::fs::write(temp.path("text.txt"), other).unwrap();
+        let message = fail(program(&temp, &["main"], "run", &resume));
+        assert!(message.contains("--new-data"), "{message}");
+    }
+    // The same text elsewhere is the same.
+    std::fs::write(temp.path("moved.txt"), &text).unwrap();
+    let moved = [&resume[..], &["--data", "moved.txt"]].concat();
+    succeed(program(&temp, &["main"], "run", &moved));
+    std::fs::write(temp.path("text.txt"), half).unwrap();
+    let new = ["--resume", "--steps", "8", "--new-data"];
+    succeed(program(&temp, &["main"], "run", &new));
+    let position = Saved::open(&temp.path("run/state.safetensors"))
+        .unwrap()
+        .position;
+    assert_eq!(position.step, 8);
+    succeed(program(
+        &temp,
+        &["main"],
+        "run",
+        &["--resume", "--steps", "9"],
+    ));
+}
+
+/// A reader of standard error that goes away is no reason to lose a run.
+#[test]
+fn nobody_needs_to_read_along() {
+    let temp = Temp::new("closed");
+    let more = ["--steps", "6", "--log-every", "1"];
+    let mut command = program(&temp, &["main"], "run", &more);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(temp.path("run/model.safetensors").exists());
+}
+
+#[test]
 fn every_layout_can_be_fine_tuned() {
     let temp = Temp::new("layouts");
     for (name, entropy) in [
@@ -542,6 +673,7 @@ fn every_layout_can_be_fine_tuned() {
         let separate = entropy.map(|e| fixture(e).display().to_string());
         let tune = |out: &str, set: &[&str]| {
             let mut more = vec!["--patching", mode, "--dtype", "f32", "--log-every", "1"];
+            more.push("--overwrite");
             if let Some(entropy) = &separate {
                 more.extend(["--entropy-model", entropy]);
             }
@@ -583,6 +715,7 @@ fn quantised_weights_are_refused_or_widened() {
                 "1",
                 "--lr",
                 "0",
+                "--overwrite",
             ];
             program(
                 &temp,
@@ -634,6 +767,10 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (&["finetune"], "checkpoint"),
         (&["main", "--dance", "1"], "dance"),
         (&["main", "--steps"], "after --steps"),
+        (&["main", "--resume", "--overwrite"], "found both"),
+        (&["main", "--new-data"], "--resume"),
+        (&["main", "--plot", "x.png"], ".svg or .html"),
+        (&["main", "--save-every", "0s"], "as in 10m"),
         (&["main", "--steps", "x"], "steps"),
         (
             &["finetune", "model", "--diff-attention", "all"],

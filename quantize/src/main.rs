@@ -49,7 +49,7 @@ program_args! {
         #[argh(positional, arg_name = "IN")]
         input: PathBuf,
 
-        /// the file to write, - for standard output, or with --to hf the folder, which must be new or empty; not
+        /// the file to write, or with --to hf the folder, which must be new or empty; not
         /// needed with --dry-run
         #[argh(positional, arg_name = "OUT")]
         output: Option<PathBuf>,
@@ -307,7 +307,7 @@ fn to_native(
     progress.finish();
     let table = report::parts(&result?, args.dry_run);
     match tables_aside {
-        true => eprint!("{table}"),
+        true => blt::err!("{table}"),
         false => print(&table)?,
     }
     let Some(text) = eval else {

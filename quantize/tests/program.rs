@@ -397,7 +397,7 @@ fn an_output_need_not_be_a_file() {
     let (input, out) = (model(), folder.path("a.safetensors"));
     let table = run(&[text(&input), text(&out), "--type", "q8_0", "--quiet"]);
     let program = || std::process::Command::new(env!("CARGO_BIN_EXE_blt-quantize"));
-    for stdout in ["-", "/dev/stdout"] {
+    for stdout in ["/dev/stdout", "/dev/fd/1"] {
         let mut command = program();
         let command = command.args([text(&input), stdout, "--type", "q8_0", "--quiet"]);
         let result = command.output().unwrap();
@@ -412,7 +412,14 @@ fn an_output_need_not_be_a_file() {
         let (code, error) = fails(&[text(&input), wrong, "--type", "q8_0"]);
         assert!(code == 1 && error.contains(wrong), "{error}");
     }
-    let (code, error) = fails(&[text(&input), "-", "--type", "q8_0", "--eval", text(&out)]);
+    let (code, error) = fails(&[
+        text(&input),
+        "/dev/stdout",
+        "--type",
+        "q8_0",
+        "--eval",
+        text(&out),
+    ]);
     assert!(code == 2 && error.contains("--eval"), "{error}");
 }
 

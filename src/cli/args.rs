@@ -1,7 +1,7 @@
 //! From arguments to exit code: what every program does around its own work.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one line on standard error that begins
-//! with the program's name. A reader that closes our standard output (`| head`) has seen enough:
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 128 and the signal's number for work that a signal has cut short (130
+//! for Ctrl-C, 143 for SIGTERM). An error is one line on standard error that begins with the program's name. A reader that closes our standard output (`| head`) has seen enough:
 //! that is no failure.
 
 use std::io::Write;
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
+use super::interrupt;
 use crate::output_file::STDOUT;
 
 /// Why a program ends before its work is done.
@@ -18,6 +19,8 @@ pub enum Failure {
     Usage(String),
     /// Something went wrong: exit code 1.
     Failed(String),
+    /// A signal has cut the work short, and there may be something to say about it: exit code 128 and its number.
+    Interrupted(String),
     /// Nobody reads our standard output any more: exit code 0, in silence.
     OutputClosed,
 }
@@ -67,12 +70,15 @@ pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failur
         }
         Err(failure) => failure,
     };
+    // What fails after a signal has usually stopped because of it.
+    let signal = interrupt::signal().map_or(1, |signal| 128 + signal);
     let (code, message) = match failure {
         Failure::OutputClosed => return ExitCode::SUCCESS,
-        Failure::Failed(message) => (1, message),
+        Failure::Interrupted(message) if message.is_empty() => return ExitCode::from(signal),
+        Failure::Failed(message) | Failure::Interrupted(message) => (signal, message),
         Failure::Usage(message) => (2, format!("{message} (see {program} --help)")),
     };
-    eprintln!("{program}: {}", one_line(&message));
+    crate::errln!("{program}: {}", one_line(&message));
     ExitCode::from(code)
 }
 

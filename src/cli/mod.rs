@@ -1,6 +1,26 @@
 //! What the programs share, those of other packages too. Nothing here knows what a program is for.
 //! No part of the library's interface: it changes without notice.
 
+/// Prints a line to standard error. That nobody reads it any more is no reason to stop, as with `eprintln`.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! errln {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
+/// Prints to standard error as [`errln`] does, without ending the line.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! err {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stderr(), $($part)*);
+    }};
+}
+
 pub mod args;
 pub mod interrupt;
 pub mod memory;

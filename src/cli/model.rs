@@ -189,11 +189,11 @@ pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Fa
     let model = (options.clone().device(Device::Cpu).load(checkpoint)).map_err(failure)?;
     match model.on_device_with(Device::Cuda(0), options.chosen_gpu()) {
         Ok(on_gpu) => {
-            eprintln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
+            crate::errln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
             Ok(on_gpu)
         }
         Err(reason) => {
-            eprintln!("computing on the CPU: {reason}");
+            crate::errln!("computing on the CPU: {reason}");
             Ok(model)
         }
     }

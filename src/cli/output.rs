@@ -37,7 +37,9 @@ pub fn write(path: &Path, bytes: &[u8]) -> BltResult<()> {
 
 /// Whether a path stands for standard output.
 pub fn is_stdout(path: &Path) -> bool {
-    path.as_os_str() == STDOUT || path == Path::new("/dev/stdout")
+    [STDOUT, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
+        .iter()
+        .any(|name| path == Path::new(name))
 }
 
 /// Files that a program reads. None of them may be an output.

@@ -66,11 +66,11 @@ impl Progress {
         match self.style {
             Style::Bar => {
                 // Erase the rest of the line: the text before may have been longer.
-                eprint!("\r{line}\x1b[K");
+                crate::err!("\r{line}\x1b[K");
                 self.next = now + REDRAW;
             }
             _ => {
-                eprintln!("{line}");
+                crate::errln!("{line}");
                 self.next = now + LINE;
             }
         }
@@ -80,7 +80,7 @@ impl Progress {
     /// Takes the bar away.
     pub fn finish(self) {
         if self.style == Style::Bar && self.drawn {
-            eprint!("\r\x1b[K");
+            crate::err!("\r\x1b[K");
         }
     }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::random::{SplitMix64, mix};
 use crate::tensor::MappedFile;
 use crate::vocab::{BOS, EOS, Id, byte_to_id};
+use crate::wire::Checksum;
 
 /// The line between documents.
 pub const SEPARATOR: &str = "<|endoftext|>";
@@ -190,6 +191,18 @@ impl Corpus {
     /// Bytes of text in all pieces.
     pub fn n_bytes(&self) -> usize {
         self.n_bytes
+    }
+
+    /// A checksum of all pieces in order, wherever their text came from.
+    pub fn fingerprint(&self) -> u64 {
+        let mut sum = Checksum::default();
+        for p in &self.pieces {
+            let bytes = &self.sources[p.source as usize].bytes()[p.start..p.end];
+            sum.update(&(bytes.len() as u64).to_le_bytes());
+            sum.update(&[p.bos.into(), p.eos.into()]);
+            sum.update(bytes);
+        }
+        sum.finish()
     }
 
     /// The ids of a piece: at least two.

@@ -2,6 +2,7 @@
 //! JSON file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use blt_kernels::Isa;
 use serde_json::{Map, Value};
@@ -71,6 +72,53 @@ impl Field for Precision {
         }
     }
     const EXPECTED: &'static str = "f32 or bf16";
+}
+
+/// How often something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interval {
+    /// After this many steps.
+    Steps(u64),
+    /// After this many seconds.
+    Seconds(u64),
+}
+
+impl Interval {
+    const UNITS: [(char, u64); 3] = [('h', 3600), ('m', 60), ('s', 1)];
+
+    /// Whether it is time, after this step and this long since the last time.
+    pub fn is_due(self, step: u64, elapsed: Duration) -> bool {
+        match self {
+            Interval::Steps(steps) => step.is_multiple_of(steps),
+            Interval::Seconds(seconds) => elapsed.as_secs() >= seconds,
+        }
+    }
+}
+
+impl Field for Interval {
+    fn parse(text: &str) -> Option<Self> {
+        let unit = Interval::UNITS
+            .iter()
+            .find(|(unit, _)| text.ends_with(*unit));
+        Some(match unit {
+            None => Interval::Steps(text.parse().ok().filter(|&n| n > 0)?),
+            Some((unit, seconds)) => {
+                let n: u64 = text.strip_suffix(*unit)?.parse().ok().filter(|&n| n > 0)?;
+                Interval::Seconds(n.checked_mul(*seconds)?)
+            }
+        })
+    }
+    fn show(&self) -> String {
+        match *self {
+            Interval::Steps(steps) => steps.to_string(),
+            Interval::Seconds(n) => {
+                let fits = |(_, seconds): &&(char, u64)| n.is_multiple_of(*seconds);
+                let (unit, seconds) = Interval::UNITS.iter().find(fits).expect("seconds fit");
+                format!("{}{unit}", n / seconds)
+            }
+        }
+    }
+    const EXPECTED: &'static str = "a number of steps, or of seconds, minutes or hours as in 10m";
 }
 
 impl<T: Field> Field for Option<T> {
@@ -224,8 +272,8 @@ settings! {
     valid_every: u64 = 250;
     /// Bytes per validation: a random sample of the validation text, the same each time.
     valid_bytes: usize = 131_072;
-    /// Steps between checkpoints.
-    save_every: u64 = 250;
+    /// Between checkpoints: steps, or a time such as 10m (s, m or h).
+    save_every: Interval = Interval::Steps(250);
     /// Stop after this many validations in a row without a better one; 0: never.
     patience: u64 = 0;
     /// Weights of the model files: best (lowest loss on validation text, if there is any) or last.
@@ -401,7 +449,6 @@ impl Settings {
             ("accumulate", self.accumulate as u64),
             ("log_every", self.log_every),
             ("valid_every", self.valid_every),
-            ("save_every", self.save_every),
         ];
         for (name, value) in at_least_1 {
             if !(1..=1 << 40).contains(&value) {

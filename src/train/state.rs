@@ -35,6 +35,8 @@ pub struct Position {
     pub seconds: f64,
     /// Bytes read so far.
     pub bytes: u64,
+    /// Fingerprint of the text that is trained and validated on; 0: unknown.
+    pub data: u64,
 }
 
 impl Position {
@@ -49,6 +51,7 @@ impl Position {
             stale: 0,
             seconds: 0.0,
             bytes: 0,
+            data: 0,
         }
     }
 }
@@ -94,6 +97,7 @@ pub fn save(
         "stale": position.stale,
         "seconds": position.seconds,
         "bytes": position.bytes,
+        "data": position.data,
         "n_steps": optimiser.n_steps,
     });
     let mut list: Vec<(String, &[usize], &[f32])> = Vec::new();
@@ -168,6 +172,7 @@ impl Saved {
                 stale: number("stale")?,
                 seconds: about["seconds"].as_f64().unwrap_or(0.0),
                 bytes: number("bytes")?,
+                data: about["data"].as_u64().unwrap_or(0),
             },
             n_steps: number("n_steps")?,
             file,

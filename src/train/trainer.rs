@@ -5,13 +5,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use half::bf16;
+use rayon::prelude::*;
+
 use super::adamw::AdamW;
 use super::batch::Sequence;
 use super::blt::Blt;
 use super::byte_model::ByteModel;
 use super::data::Corpus;
 use super::ops::{Dropout, Score};
-use super::params::Params;
+use super::params::{Params, Value};
 use super::schedule::Schedule;
 use super::settings::Settings;
 use super::state::{Position, Saved, save};
@@ -24,12 +27,30 @@ use crate::random::mix;
 use crate::tensor::DType;
 use crate::vocab::Id;
 
-/// The best weights so far, in the folder of a run.
+/// The state of a run, in its folder.
+pub const STATE: &str = "state.safetensors";
+
+/// The state before that.
+const PREVIOUS_STATE: &str = "state.previous.safetensors";
+
+/// The best weights so far.
 const BEST: &str = "best.safetensors";
+
+/// The model that a run hands out.
+pub const MODEL: &str = "model.safetensors";
+
+/// The log of a run, unless the program is told another place.
+pub const LOG: &str = "log.jsonl";
 
 /// What a finished entropy stage hands to the main stage, in the folder of its run: a state file with the weights
 /// to be used and their threshold.
 pub const ENTROPY_FILE: &str = "entropy.safetensors";
+
+/// All files of a run.
+pub const RUN_FILES: [&str; 6] = [STATE, PREVIOUS_STATE, BEST, MODEL, ENTROPY_FILE, LOG];
+
+/// Ids whose loss is computed before weights are saved.
+const CHECKED_IDS: usize = 2048;
 
 /// Which part is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,7 +233,10 @@ impl Trainer {
             optimiser: AdamW::new(settings.adam(), &params),
             schedule: settings.schedule()?,
             order: train.order(settings.seed, 0),
-            position: Position::start(),
+            position: Position {
+                data: mix(train.fingerprint()) ^ valid.fingerprint(),
+                ..Position::start()
+            },
             cutter: Cutter {
                 entropy,
                 model,
@@ -229,13 +253,36 @@ impl Trainer {
         })
     }
 
-    /// Goes on where `saved` was.
+    /// Goes on where `saved` was. With `new_data` its text may be another, which is read from the start.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if it is of another model.
-    pub fn resume(&mut self, saved: &Saved) -> Result<()> {
+    /// [`Error::Tensor`] if it is of another model, [`Error::Argument`] if it is of another text.
+    pub fn resume(&mut self, saved: &Saved, new_data: bool) -> Result<()> {
         saved.restore(&mut self.params, &mut self.optimiser)?;
+        let data = self.position.data;
         self.position = saved.position.clone();
+        // States of earlier versions do not know their text; a cursor beyond its end is of another.
+        let is_same = match self.position.data {
+            0 => self.position.cursor <= self.order.len(),
+            known => known == data,
+        };
+        if !is_same {
+            if !new_data {
+                return Err(Error::argument(
+                    "data",
+                    "expected the text that this run was trained on, cut into the same pieces, found another; \
+                     --data, --valid, --valid-share, --separator and --seq-len must stay as they were, or pass \
+                     --new-data to continue on another text",
+                ));
+            }
+            self.position.cursor = 0;
+            self.position.surplus = 0;
+            self.position.epoch += 1;
+            // Losses on another text do not compare.
+            self.position.best = f64::INFINITY;
+            self.position.stale = 0;
+        }
+        self.position.data = data;
         self.order = self.train.order(self.settings.seed, self.position.epoch);
         Ok(())
     }
@@ -369,6 +416,44 @@ impl Trainer {
         Ok(sum)
     }
 
+    /// Checks the weights before they replace saved ones: they are finite in the type of the model files, and so is
+    /// a loss that is computed with them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the step.
+    pub fn check(&mut self) -> Result<()> {
+        let step = self.position.step;
+        let wrong = |what: String| {
+            Error::Unsupported(format!(
+                "step {step}: expected finite {what}; the last checkpoint is intact; a lower --lr or --clip may help"
+            ))
+        };
+        for param in self.params.list() {
+            if let Value::Owned(values) = &param.value
+                && !values.par_iter().all(|x| x.abs() <= bf16::MAX.to_f32())
+            {
+                return Err(wrong(format!("weights, found others in {}", param.name)));
+            }
+        }
+        let of_valid = !self.valid.is_empty();
+        let corpus = if of_valid { &self.valid } else { &self.train };
+        let mut n_ids = 0;
+        let pieces: Vec<u32> = (0..corpus.len() as u32)
+            .take_while(|&piece| {
+                let is_needed = n_ids < CHECKED_IDS;
+                n_ids += corpus.n_positions(piece as usize);
+                is_needed
+            })
+            .collect();
+        let (config, cutter) = (&self.config, &mut self.cutter);
+        let sequences = cutter.sequences(self.stage, config, corpus, of_valid, &pieces)?;
+        let nats = self.network.score(config, &self.params, &sequences)?.nats;
+        match nats.is_finite() {
+            true => Ok(()),
+            false => Err(wrong(format!("loss, found {nats}"))),
+        }
+    }
+
     /// Takes note of a validation. Whether it is the best so far.
     pub fn note(&mut self, loss: f64) -> bool {
         let better = loss < self.position.best;
@@ -386,12 +471,19 @@ impl Trainer {
         self.settings.patience > 0 && self.position.stale >= self.settings.patience
     }
 
-    /// Writes the state that [`Trainer::resume`] reads.
+    /// Writes the state that [`Trainer::resume`] reads, and keeps the state before it.
     ///
     /// # Errors
-    /// [`Error::Io`]; the state of before is then intact.
-    pub fn save(&self, stage: &str) -> Result<()> {
-        self.save_as("state.safetensors", stage)
+    /// [`Error::Io`], and as [`Trainer::check`]; the state of before is then intact.
+    pub fn save(&mut self, stage: &str) -> Result<()> {
+        self.check()?;
+        let (state, previous) = (self.path(STATE), self.path(PREVIOUS_STATE));
+        if state.exists() {
+            // A second name: there is a state at every moment. Not every file system has them.
+            let _ = std::fs::remove_file(&previous);
+            let _ = std::fs::hard_link(&state, &previous);
+        }
+        self.save_as(STATE, stage)
     }
 
     /// Keeps the weights of now as the best: a model, or in the entropy stage a state.
@@ -428,12 +520,15 @@ impl Trainer {
     /// whether it is the best.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written; as [`export::hf`].
-    pub fn finish(&self, hf: Option<&Path>) -> Result<(PathBuf, bool)> {
-        let path = self.path("model.safetensors");
+    /// [`Error::Io`] if it cannot be written; as [`Trainer::check`] and [`export::hf`].
+    pub fn finish(&mut self, hf: Option<&Path>) -> Result<(PathBuf, bool)> {
+        let path = self.path(MODEL);
         let best = self.best();
         match &best {
-            None => self.export(&path)?,
+            None => {
+                self.check()?;
+                self.export(&path)?
+            }
             Some(best) => {
                 let mut model = OutputFile::create(&path)?;
                 let copied = File::open(best).and_then(|mut f| std::io::copy(&mut f, &mut model));

@@ -259,7 +259,7 @@ fn a_reader_that_goes_away_is_no_failure() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_with_the_summary() {
+fn signals_end_with_the_summary_and_their_code() {
     let args = [
         MODEL,
         "-p",
@@ -270,23 +270,39 @@ fn ctrl_c_ends_with_the_summary() {
         "10",
         "--ignore-eos",
     ];
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let mut child = Command::new(RUN)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut [0; 5]).unwrap();
+        let pid = child.id().to_string();
+        let kill = format!("kill -{signal} $0");
+        let sent = Command::new("sh").args(["-c", &kill, &pid]).status();
+        assert!(sent.unwrap().success());
+        stdout.read_to_end(&mut Vec::new()).unwrap();
+        let result = child.wait_with_output().unwrap();
+        let summary = String::from_utf8(result.stderr).unwrap();
+        assert_eq!(result.status.code(), Some(code), "{signal}: {summary}");
+        assert!(summary.contains("(interrupted)"), "{summary}");
+        assert_eq!(summary.lines().count(), 1, "{summary}");
+    }
+}
+
+/// A reader of standard error that goes away: the program does its work.
+#[test]
+fn a_closed_standard_error_is_no_failure() {
     let mut child = Command::new(RUN)
-        .args(args)
+        .args([MODEL, "-p", "a", "-n", "200", "--ignore-eos"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut [0; 5]).unwrap();
-    let pid = child.id().to_string();
-    let sent = Command::new("sh")
-        .args(["-c", "kill -INT $0", &pid])
-        .status()
-        .unwrap();
-    assert!(sent.success());
-    stdout.read_to_end(&mut Vec::new()).unwrap();
+    drop(child.stderr.take());
     let result = child.wait_with_output().unwrap();
-    let summary = String::from_utf8(result.stderr).unwrap();
-    assert_eq!(result.status.code(), Some(0), "{summary}");
-    assert!(summary.contains("(interrupted)"), "{summary}");
+    assert_eq!(result.status.code(), Some(0));
+    assert_eq!(result.stdout.len(), 200);
 }

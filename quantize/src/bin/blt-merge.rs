@@ -39,7 +39,7 @@ struct Args {
     #[argh(positional, arg_name = "INSTRUCT")]
     instruct: PathBuf,
 
-    /// the file to write; - is standard output
+    /// the file to write
     #[argh(positional, arg_name = "OUT")]
     out: PathBuf,
 
@@ -107,7 +107,7 @@ fn run(args: Args) -> Result<(), Failure> {
         },
     )?;
     progress.finish();
-    eprintln!(
+    blt::errln!(
         "{} tensors changed by {:.2} % of their size, {} kept",
         merged.n_changed,
         100.0 * merged.relative_change,

@@ -33,10 +33,11 @@ program_args! {
                 interrupted), prompt_bytes, generated_bytes, prompt_bytes_per_second, \
                 generated_bytes_per_second, patches, mean_patch_length, drafted_bytes, accepted_bytes, \
                 slides, seed, peak_memory_bytes.\n\
-                Ctrl-C ends the text as if the limit were reached, with the summary and exit code 0. A second \
-                Ctrl-C ends the program at once, with exit code 130.",
+                Ctrl-C ends the text as if the limit were reached, with the summary and exit code 130 (SIGTERM: 143). \
+                With -i the first Ctrl-C ends only the text, and the next line can be typed.",
         error_code(1, "Failed; standard error says why."),
-        error_code(2, "Wrong usage.")
+        error_code(2, "Wrong usage."),
+        error_code(130, "Ended by Ctrl-C.")
     )]
     struct Args [model checkpoint compute patches] {
         /// the text to continue; may be empty
@@ -175,7 +176,10 @@ fn one_run(args: &Args, mut runner: Runner, prompt: &[u8]) -> Result<(), Failure
     if !matches!(result, Err(Failure::OutputClosed)) {
         tell(args, &runner, &turn, result.is_ok())?;
     }
-    result
+    match interrupt::requested() {
+        true => result.and(Err(Failure::Interrupted(String::new()))),
+        false => result,
+    }
 }
 
 /// A line at a time, in one session. The line's end is not part of the text.
@@ -186,7 +190,7 @@ fn line_by_line(args: &Args, mut runner: Runner, mut prompt: Vec<u8>) -> Result<
     loop {
         if !given {
             if ask {
-                eprint!("> ");
+                blt::err!("> ");
             }
             prompt.clear();
             let read = interrupt::while_idle(|| stdin.lock().read_until(b'\n', &mut prompt));
@@ -198,12 +202,15 @@ fn line_by_line(args: &Args, mut runner: Runner, mut prompt: Vec<u8>) -> Result<
             prompt = line.to_vec();
         }
         given = false;
-        interrupt::clear();
         let (turn, result) = runner.run(&prompt);
         if !matches!(result, Err(Failure::OutputClosed)) {
             tell(args, &runner, &turn, result.is_ok())?;
         }
         result?;
+        if interrupt::is_final() {
+            return Err(Failure::Interrupted(String::new()));
+        }
+        interrupt::clear();
     }
 }
 
@@ -217,7 +224,7 @@ fn tell(args: &Args, runner: &Runner, turn: &Turn, complete: bool) -> Result<(),
         return written.map_err(Failure::of_output);
     }
     if !args.json && !args.quiet && turn.has_begun() {
-        eprintln!("{}", report::summary(turn, runner));
+        blt::errln!("{}", report::summary(turn, runner));
     }
     Ok(())
 }
@@ -285,7 +292,7 @@ fn prompt(args: &Args) -> Result<Vec<u8>, Failure> {
         )),
         (None, Some(path)) if path.as_os_str() == "-" => {
             let mut bytes = Vec::new();
-            let read = std::io::stdin().lock().read_to_end(&mut bytes);
+            let read = interrupt::while_idle(|| std::io::stdin().lock().read_to_end(&mut bytes));
             read.map_err(|e| Failure::failed(format!("standard input: {e}")))?;
             Ok(bytes)
         }

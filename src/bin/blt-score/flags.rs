@@ -68,7 +68,7 @@ pub fn run(args: &Args, model: &Model, mut input: Input) -> Result<(), Failure> 
     (out.write_all(report.as_bytes()).and_then(|()| out.flush())).map_err(Failure::of_output)?;
     match interrupted {
         false => Ok(()),
-        true => Err(Failure::Failed(format!(
+        true => Err(Failure::Interrupted(format!(
             "interrupted: the figures are those of the first {done} bytes"
         ))),
     }

@@ -8,6 +8,7 @@ use blt::session::BYTES_PER_PASS;
 use blt::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
 use blt::cli::args::Failure;
+use blt::cli::interrupt;
 
 /// The ids to score, block by block.
 pub struct Input {
@@ -73,10 +74,12 @@ impl Input {
             Source::Ids(ids) => Ok(ids.by_ref().take(BYTES_PER_PASS).collect()),
             Source::Bytes(source) => {
                 let mut bytes = Vec::with_capacity(BYTES_PER_PASS);
-                let read = source
-                    .by_ref()
-                    .take(BYTES_PER_PASS as u64)
-                    .read_to_end(&mut bytes);
+                let mut block = source.by_ref().take(BYTES_PER_PASS as u64);
+                // A pipe may have nothing to read for hours.
+                let read = match self.total {
+                    Some(_) => block.read_to_end(&mut bytes),
+                    None => interrupt::while_idle(|| block.read_to_end(&mut bytes)),
+                };
                 read.map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
                 Ok(bytes.into_iter().map(byte_to_id).collect())
             }

@@ -51,9 +51,10 @@ program_args! {
                 A Bolmo model gives three figures. Causal and joint are code lengths. Folded is not, because each \
                 patch end has seen the byte after it. --json: bits_per_byte (causal), joint_bits_per_byte, \
                 folded_bits_per_byte. The text must fit into the context.\n\
-                Ctrl-C prints the figures of what has been read and exits with code 1.",
+                Ctrl-C prints the figures of what has been read and exits with code 130 (SIGTERM: 143).",
         error_code(1, "Failed; standard error says why."),
-        error_code(2, "Wrong usage.")
+        error_code(2, "Wrong usage."),
+        error_code(130, "Ended by Ctrl-C.")
     )]
     struct Args [model checkpoint compute patches] {
         /// the text; - is standard input
@@ -167,7 +168,7 @@ fn run(args: Args) -> Result<(), Failure> {
         false => figures(&totals, time),
     };
     if figures_aside {
-        eprint!("{report}");
+        blt::err!("{report}");
     } else {
         let mut out = std::io::stdout().lock();
         (out.write_all(report.as_bytes()).and_then(|()| out.flush()))
@@ -175,7 +176,7 @@ fn run(args: Args) -> Result<(), Failure> {
     }
     match interrupted {
         false => Ok(()),
-        true => Err(Failure::Failed(format!(
+        true => Err(Failure::Interrupted(format!(
             "interrupted: the figures are those of the first {done} bytes"
         ))),
     }

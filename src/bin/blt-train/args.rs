@@ -11,6 +11,10 @@ pub struct Args {
     pub model: Option<String>,
     /// Continue the run in `--out`.
     pub resume: bool,
+    /// Replace the run in `--out`.
+    pub overwrite: bool,
+    /// Continue with another text.
+    pub new_data: bool,
     /// Widen quantised weights rather than refuse them.
     pub dequantize: bool,
     /// Write the model in the layout of transformers to this folder too.
@@ -38,12 +42,15 @@ fn help() -> String {
          Options:\n  \
          --config FILE     settings from a .toml or JSON file; flags win\n  \
          --resume          continue the run in --out\n  \
+         --new-data        with --resume: the text may be another\n  \
+         --overwrite       replace the run in --out\n  \
          --log FILE        log as JSON lines (default: log.jsonl in --out)\n  \
          --plot FILE       write the loss curves as .svg or .html at the end\n  \
-         --hf DIR          write the model in the layout of transformers too\n  \
+         --hf DIR          write the model in the layout of transformers to a new or empty folder too\n  \
          --dequantize      finetune: widen quantised weights instead of refusing them\n  \
          --quiet           no progress\n  \
          --help            this text\n\n\
+         Ctrl-C and SIGTERM save the state and exit with code 130 or 143; --resume continues.\n\n\
          Settings, with their defaults:\n",
     );
     for (name, doc, default) in Settings::list() {
@@ -66,6 +73,8 @@ impl FromArgs for Args {
             stage: String::new(),
             model: None,
             resume: false,
+            overwrite: false,
+            new_data: false,
             dequantize: false,
             hf: None,
             plot: None,
@@ -96,6 +105,8 @@ impl FromArgs for Args {
                     });
                 }
                 "resume" => parsed.resume = true,
+                "overwrite" => parsed.overwrite = true,
+                "new-data" => parsed.new_data = true,
                 "dequantize" => parsed.dequantize = true,
                 "quiet" => parsed.quiet = true,
                 _ => {
@@ -115,6 +126,21 @@ impl FromArgs for Args {
         }
         if parsed.stage.is_empty() {
             return Err(usage(format!("expected one of {}", STAGES.join(", "))));
+        }
+        if parsed.resume && parsed.overwrite {
+            return Err(usage(
+                "expected one of --resume and --overwrite, found both".into(),
+            ));
+        }
+        if parsed.new_data && !parsed.resume {
+            return Err(usage("--new-data: expected --resume with it".into()));
+        }
+        if let Some(plot) = &parsed.plot
+            && ![".svg", ".html"].iter().any(|end| plot.ends_with(end))
+        {
+            return Err(usage(format!(
+                "--plot: expected a name that ends in .svg or .html, found \"{plot}\""
+            )));
         }
         if parsed.stage == "finetune" && parsed.model.is_none() {
             return Err(usage("expected a checkpoint to fine-tune".into()));

@@ -36,7 +36,7 @@ pub fn run(args: &Args, mut settings: Settings) -> Result<(), Failure> {
     let mut trainer = start::trainer(args, settings)?;
     let n = trainer.params.n_parameters();
     let mut out = std::io::stdout().lock();
-    let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::failed);
+    let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::of_output);
     print(format!(
         "{:.2} M parameters, {} threads ({}), batches of {} ids, {} patching, medians of {steps} steps",
         n as f64 / 1e6,

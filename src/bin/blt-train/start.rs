@@ -4,14 +4,17 @@ use std::path::Path;
 
 use blt::checkpoint::{Checkpoint, Component, ModelTensor, OpenOptions};
 use blt::config::{Config, PatchingMode};
+use blt::output_file::{OutputFolder, is_same_file, lock_folder};
 use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
 use blt::train::state::Saved;
-use blt::train::trainer::{ENTROPY_FILE, Stage, Trainer};
+use blt::train::trainer::{ENTROPY_FILE, RUN_FILES, STATE, Stage, Trainer};
 
 use super::args::Args;
 use blt::cli::args::Failure;
+use blt::cli::output::Inputs;
+use blt::cli::units;
 use blt::vocab::VOCAB_SIZE;
 
 /// The settings: those of the run to be resumed, then files, then flags.
@@ -31,7 +34,10 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
     };
     apply(&mut settings)?;
     if args.resume {
-        let saved = Saved::open(&Path::new(&settings.out).join("state.safetensors"))?;
+        let out = Path::new(&settings.out);
+        // Another program that is at work there comes before what it has not saved yet.
+        lock_folder(out)?;
+        let saved = Saved::open(&out.join(STATE))?;
         settings = Settings::default();
         settings.set_json(&saved.settings)?;
         apply(&mut settings)?;
@@ -39,10 +45,69 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
     Ok(settings)
 }
 
+/// Checks what is written against what is read and what is there already.
+pub fn check_outputs(args: &Args, settings: &Settings) -> Result<(), Failure> {
+    let out = Path::new(&settings.out);
+    let mut inputs = Inputs::default();
+    let data = settings.data.iter().chain(&settings.valid);
+    for path in (data.clone().chain(&args.config).chain(&args.model)).chain(&settings.entropy_model)
+    {
+        inputs.add(path);
+    }
+    let plot = args.plot.as_ref().map(Path::new);
+    let log = args.log.as_ref().map(Path::new);
+    inputs.check(&[("--plot", plot), ("--log", log)])?;
+    if let Some(folder) = &args.hf {
+        OutputFolder::check(folder.as_ref())?;
+    }
+    let own = RUN_FILES.map(|name| out.join(name));
+    for path in data.clone().chain(&args.model).map(Path::new) {
+        if own.iter().any(|own| is_same_file(own, path)) {
+            return Err(Failure::usage(format!(
+                "--out: expected another folder than that of {}, which is read",
+                path.display()
+            )));
+        }
+    }
+    let folder = std::fs::canonicalize(out);
+    let inside = |path: &&String| {
+        let path = std::fs::canonicalize(path);
+        matches!((&path, &folder), (Ok(path), Ok(folder)) if path.is_dir() && folder.starts_with(path))
+    };
+    if let Some(path) = data.clone().find(inside) {
+        return Err(Failure::usage(format!(
+            "--out: expected a folder outside of the data, found {} in {path}",
+            settings.out
+        )));
+    }
+    let found: Vec<_> = own.iter().filter(|path| path.exists()).collect();
+    if args.resume || args.overwrite || found.is_empty() {
+        return Ok(());
+    }
+    let what = match Saved::open(&out.join(STATE)) {
+        Ok(saved) => {
+            let mut was = Settings::default();
+            was.set_json(&saved.settings)?;
+            format!(
+                "step {} of {} of {}",
+                units::count(saved.position.step),
+                units::count(was.steps),
+                saved.stage
+            )
+        }
+        Err(_) => found[0].display().to_string(),
+    };
+    Err(Failure::failed(format!(
+        "{}: expected a folder without a run, found {what}; pass --resume to continue it, --overwrite to replace it, \
+         or another --out",
+        settings.out
+    )))
+}
+
 /// A frozen entropy model and what it was trained for.
 fn entropy_model(path: &Path) -> Result<(Config, Params<f32>), Failure> {
     // A run: finished, or interrupted.
-    let states = [ENTROPY_FILE, "state.safetensors"].map(|name| path.join(name));
+    let states = [ENTROPY_FILE, STATE].map(|name| path.join(name));
     let state = states.iter().find(|state| state.is_file());
     if let Some(state) = state.filter(|_| !path.join("config.json").exists()) {
         let saved = Saved::open(state)?;
@@ -122,14 +187,14 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
         _ => finetune(args, settings)?,
     };
     if args.resume {
-        let saved = Saved::open(&trainer.path("state.safetensors"))?;
+        let saved = Saved::open(&trainer.path(STATE))?;
         if saved.stage != args.stage {
             return Err(Failure::Failed(format!(
                 "{}: expected a run of {}, found one of {}",
                 trainer.settings.out, args.stage, saved.stage
             )));
         }
-        trainer.resume(&saved)?;
+        trainer.resume(&saved, args.new_data)?;
     }
     Ok(trainer)
 }

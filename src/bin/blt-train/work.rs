@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use blt::Error;
+use blt::output_file;
 use blt::tensor::DType;
 use blt::train::ops::Score;
-use blt::train::trainer::{Report, Trainer};
+use blt::train::trainer::{LOG, RUN_FILES, Report, Trainer};
 use blt::train::{export, plot};
 use serde_json::json;
 
@@ -33,15 +34,24 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Failure> {
+    let (folder, _lock) = RunFolder::lock(&settings.out)?;
+    start::check_outputs(args, &settings)?;
     let mut trainer = start::trainer(args, settings)?;
     if args.hf.is_some() {
         export::hf_layout_of(&trainer.config, DType::Bf16)?;
     }
+    if args.overwrite {
+        for name in RUN_FILES {
+            let _ = std::fs::remove_file(trainer.path(name));
+        }
+    }
+    folder.keep();
     let log_path = match &args.log {
         Some(path) => PathBuf::from(path),
-        None => trainer.path("log.jsonl"),
+        None => trainer.path(LOG),
     };
-    let mut log = Log::open(log_path, args.resume, args.quiet)?;
+    let known = args.resume.then_some(trainer.position.step);
+    let mut log = Log::open(log_path, known, args.quiet)?;
     log.begin(&trainer);
     if args.stage == "finetune" && trainer.position.step == 0 {
         // What the checkpoint is worth: the measure of everything after it.
@@ -50,6 +60,7 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
 
     let mut since = Window::default();
     let mut finished = false;
+    let mut saved = Instant::now();
     while trainer.position.step < trainer.settings.steps {
         let report = trainer.step()?;
         since.add(&report);
@@ -70,13 +81,16 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
                 finished = true;
             }
         }
-        if step.is_multiple_of(trainer.settings.save_every) || last || stop || finished {
+        let due = trainer.settings.save_every.is_due(step, saved.elapsed());
+        if due || last || stop || finished {
             trainer.save(&args.stage)?;
+            saved = Instant::now();
         }
-        if stop {
-            log.say(&format!("stopped at step {step}; continue with --resume"));
+        if stop && !last {
             draw(args, &log)?;
-            return Ok(());
+            return Err(Failure::Interrupted(format!(
+                "stopped at step {step} and saved; continue with --resume"
+            )));
         }
         if finished {
             break;
@@ -138,8 +152,36 @@ fn draw(args: &Args, log: &Log) -> Result<(), Failure> {
         true => plot::html(&text),
         false => plot::svg(&text),
     };
-    std::fs::write(path, picture).map_err(|e| Error::io(path, e))?;
-    Ok(())
+    Ok(output_file::write(path.as_ref(), picture.as_bytes())?)
+}
+
+/// The folder of a run, made if it is missing and removed again if no run begins.
+struct RunFolder {
+    made: Option<PathBuf>,
+}
+
+impl RunFolder {
+    /// Makes and locks the folder, against a second run.
+    fn lock(out: &str) -> Result<(RunFolder, Option<std::fs::File>), Failure> {
+        let made = (!Path::new(out).exists()).then(|| out.into());
+        std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        let folder = RunFolder { made };
+        let lock = output_file::lock_folder(out.as_ref())?;
+        Ok((folder, lock))
+    }
+
+    fn keep(mut self) {
+        self.made = None;
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        if let Some(path) = &self.made {
+            // One that is not empty stays.
+            let _ = std::fs::remove_dir(path);
+        }
+    }
 }
 
 /// Sums since the last line of the log.
@@ -174,15 +216,30 @@ struct Log {
 const BAR: u64 = 24;
 
 impl Log {
-    fn open(path: PathBuf, append: bool, quiet: bool) -> Result<Log, Failure> {
+    /// A new log, or that of a run up to the step it continues from: what came after the last checkpoint comes
+    /// again.
+    fn open(path: PathBuf, known: Option<u64>, quiet: bool) -> Result<Log, Failure> {
+        let is_stream = path.exists() && !path.is_file();
+        if !is_stream {
+            let old = match known {
+                Some(_) => std::fs::read_to_string(&path).unwrap_or_default(),
+                None => String::new(),
+            };
+            let is_known = |line: &&str| {
+                let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+                let step = line.and_then(|line| line["step"].as_u64());
+                step.is_some() && step <= known
+            };
+            let kept: String = (old.lines().filter(is_known))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            output_file::write(&path, kept.as_bytes())?;
+        }
         let mut options = std::fs::OpenOptions::new();
-        options.create(true).write(true);
-        if append {
-            options.append(true)
-        } else {
-            options.truncate(true)
-        };
-        let file = options.open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = options
+            .append(true)
+            .open(&path)
+            .map_err(|e| Error::io(&path, e))?;
         Ok(Log {
             path,
             file,
@@ -203,7 +260,7 @@ impl Log {
             return;
         }
         let clear = if self.terminal { "\r\x1b[K" } else { "" };
-        eprintln!("{clear}{text}");
+        blt::errln!("{clear}{text}");
     }
 
     /// Time left, by the clock, so that pauses count.
@@ -221,7 +278,7 @@ impl Log {
         let (step, steps) = (trainer.position.step, trainer.settings.steps);
         let full = (step * BAR / steps.max(1)).min(BAR) as usize;
         let (full, empty) = ("#".repeat(full), "-".repeat(BAR as usize - full));
-        eprint!(
+        blt::err!(
             "\r\x1b[K[{full}{empty}] {step}/{steps} eta {}",
             self.eta(trainer)
         );
