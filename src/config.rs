@@ -374,10 +374,11 @@ impl PatcherConfig {
             ("threshold", Some(self.threshold)),
             ("threshold_add", self.threshold_add),
         ] {
-            if value.is_some_and(|v| !v.is_finite()) {
+            // An infinite threshold is one that no entropy exceeds, or every one.
+            if value.is_some_and(f32::is_nan) {
                 return Err(Error::config(
                     format!("patcher.{key}"),
-                    format!("expected a finite number of nats, found {}", value.unwrap()),
+                    "expected a number of nats, found NaN",
                 ));
             }
         }

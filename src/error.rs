@@ -3,7 +3,7 @@
 //! A message names the thing, what was expected and what was found. Anything that a file, a prompt or a
 //! caller can cause is an [`Error`]; a panic is a bug.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Shorthand for a result with this crate's [`Error`].
@@ -114,8 +114,31 @@ impl Error {
     }
 }
 
+/// Writes control characters, and those that change the direction of text, as escapes: paths, names of tensors and keys come
+/// from files, and a message of ours must not be able to drive a terminal.
+struct Escaped<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for Escaped<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let is_hostile = |c: char| {
+            c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        for part in text.split_inclusive(is_hostile) {
+            match part.chars().next_back().filter(|&c| is_hostile(c)) {
+                None => self.0.write_str(part)?,
+                Some(c) => {
+                    self.0.write_str(&part[..part.len() - c.len_utf8()])?;
+                    write!(self.0, "{}", c.escape_default())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let f = &mut Escaped(f);
         match self {
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
             Error::Format { path, what } => write!(f, "{}: {what}", path.display()),
@@ -148,5 +171,30 @@ impl std::error::Error for Error {
             Error::Io { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_files_cannot_drive_a_terminal() {
+        let name = "a\x1b[2J\r\u{9b}b\u{202e}\n";
+        let escaped = r"a\u{1b}[2J\r\u{9b}b\u{202e}\n";
+        let errors = [
+            Error::tensor(name, "x"),
+            Error::config(name, "x"),
+            Error::format(name, "x"),
+            Error::format("p", name),
+            Error::io(name, std::io::ErrorKind::NotFound.into()),
+            Error::Unsupported(name.into()),
+        ];
+        for error in errors {
+            let message = error.to_string();
+            assert!(message.contains(escaped), "{message:?}");
+            assert!(!message.contains(char::is_control), "{message:?}");
+        }
+        assert_eq!(Error::argument("é", "ok").to_string(), "é: ok");
     }
 }

@@ -106,6 +106,7 @@ pub mod error;
 pub mod ffi;
 pub mod generate;
 pub mod grammar;
+mod input;
 pub mod model;
 mod open;
 pub mod ops;

@@ -11,7 +11,7 @@ use crate::device::{Device, GpuOptions};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::ops::{Compute, Profile};
-use crate::tensor::Storage;
+use crate::tensor::{Load, Storage};
 
 /// How a model is opened; begun with [`Model::options`].
 ///
@@ -92,6 +92,12 @@ impl ModelOptions {
     /// Tokenizer of the subword model that a Bolmo model was made from: see [`OpenOptions::tokenizer`].
     pub fn tokenizer(mut self, path: impl Into<PathBuf>) -> Self {
         self.checkpoint.tokenizer = Some(path.into());
+        self
+    }
+
+    /// Whether the files are mapped or read into memory; [`Load::Map`], if not set.
+    pub fn files(mut self, load: Load) -> Self {
+        self.checkpoint.load = load;
         self
     }
 

@@ -14,31 +14,75 @@ use crate::error::{Error, Result};
 
 mod convert;
 mod dtype;
+#[cfg(feature = "cli")]
+mod lost_file;
 mod values;
 
 pub use convert::encode;
 pub use dtype::DType;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use lost_file::exit_if_lost;
 pub(crate) use values::Values;
 
-/// A whole file, mapped read-only: pages are read when touched.
+/// How a file gets into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Load {
+    /// Mapped: pages are read when touched and shared with other programs. A file system that cannot map it has it read.
+    #[default]
+    Map,
+    /// Read as a whole into memory of our own: slower to open, and safe from changes of the file.
+    Read,
+}
+
+impl std::str::FromStr for Load {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Load> {
+        match name {
+            "map" => Ok(Load::Map),
+            "read" => Ok(Load::Read),
+            _ => Err(Error::argument(
+                "load",
+                format!("expected map or read, found {name:?}"),
+            )),
+        }
+    }
+}
+
+/// A whole file, mapped read-only ([`Load::Map`]) or read into memory.
 ///
-/// Mapping trusts the file to stay as it is. If another process rewrites it, the weights change
-/// under us; if it is cut short, touching the lost part ends the program (SIGBUS on Unix). A copy
-/// in memory ([`Storage::Owned`]) is safe from both.
+/// Mapping trusts the file to stay as it is. If another process writes into it, the weights change under us; if it is
+/// cut short, touching the lost part ends the program (SIGBUS on Unix). A file that is replaced by another of its name,
+/// as all our writers do, stays as it was for those who have it open. [`Load::Read`] is safe from all of this.
 #[derive(Debug)]
 pub struct MappedFile {
-    map: memmap2::Mmap,
+    content: Content,
     path: PathBuf,
 }
 
+#[derive(Debug)]
+enum Content {
+    Mapped(memmap2::Mmap),
+    Read(Vec<u8>),
+}
+
 impl MappedFile {
-    /// Maps the file at `path`.
+    /// Maps the file at `path`, or reads it where it cannot be mapped.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be opened or mapped, [`Error::Format`] if it is empty or no
-    /// regular file.
+    /// [`Error::Io`] if it cannot be opened or read, [`Error::Format`] if it is empty or no regular file.
     pub fn open(path: &Path) -> Result<MappedFile> {
-        let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        MappedFile::load(path, Load::Map)
+    }
+
+    /// Opens the file at `path` in the way that `load` says.
+    ///
+    /// # Errors
+    /// As [`MappedFile::open`].
+    pub fn load(path: &Path, load: Load) -> Result<MappedFile> {
+        let io = |e| Error::io(path, e);
+        let kind = std::fs::metadata(path).map_err(io)?;
         if !kind.is_file() {
             let found = if kind.is_dir() {
                 "a folder"
@@ -50,22 +94,41 @@ impl MappedFile {
                 format!("expected a regular file, found {found}"),
             ));
         }
-        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-        if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
+        let file = std::fs::File::open(path).map_err(io)?;
+        let n_bytes = file.metadata().map_err(io)?.len();
+        if n_bytes == 0 {
             return Err(Error::format(path, "expected weights, found an empty file"));
         }
-        // SAFETY: the map is read-only and private to this value, which unmaps it when dropped.
-        // That nobody else changes the file is asked of the user, in the documentation above.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let mapped = match load {
+            // SAFETY: the mapping is private and read-only, and this value unmaps it when dropped: nothing here changes
+            // the bytes. That nobody else changes the file is asked of the user, in the documentation above.
+            Load::Map => unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.ok(),
+            Load::Read => None,
+        };
+        let content = match mapped {
+            Some(map) => Content::Mapped(map),
+            None => Content::Read(read_whole(file, n_bytes).map_err(io)?),
+        };
         Ok(MappedFile {
-            map,
+            content,
             path: path.to_path_buf(),
         })
     }
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.content {
+            Content::Mapped(map) => map,
+            Content::Read(bytes) => bytes,
+        }
+    }
+
+    /// The mapping; `None` if the file has been read.
+    fn map(&self) -> Option<&memmap2::Mmap> {
+        match &self.content {
+            Content::Mapped(map) => Some(map),
+            Content::Read(_) => None,
+        }
     }
 
     /// Where the file was when it was opened.
@@ -74,11 +137,26 @@ impl MappedFile {
     }
 }
 
+/// All of a file. That memory does not suffice is an error like any other.
+fn read_whole(mut file: std::fs::File, n_bytes: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, ErrorKind, Read};
+    let mut bytes = Vec::new();
+    let reserved = usize::try_from(n_bytes)
+        .ok()
+        .map(|n| bytes.try_reserve_exact(n));
+    if !matches!(reserved, Some(Ok(()))) {
+        let message = format!("cannot allocate {n_bytes} bytes to read it");
+        return Err(Error::new(ErrorKind::OutOfMemory, message));
+    }
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Who owns the bytes of one or more tensors. Cloning shares them.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Storage {
-    /// A file, mapped.
+    /// A file, mapped or read.
     Mapped(Arc<MappedFile>),
     /// Memory of our own.
     Owned(Arc<[u8]>),
@@ -93,6 +171,14 @@ impl Storage {
             Storage::Mapped(file) => file.bytes(),
             Storage::Owned(bytes) => bytes,
             Storage::Static(bytes) => bytes,
+        }
+    }
+
+    /// The mapping that the bytes are in, if they are in one.
+    fn map(&self) -> Option<&memmap2::Mmap> {
+        match self {
+            Storage::Mapped(file) => file.map(),
+            _ => None,
         }
     }
 }
@@ -311,11 +397,11 @@ impl Tensor {
     /// where there is no `madvise`; what is read later is fetched from the file again.
     pub fn release(&self) {
         #[cfg(unix)]
-        if let Storage::Mapped(file) = &self.storage {
-            // SAFETY: the map is read-only and backed by its file, from which pages that are dropped
-            // come back with the same content: no reference into it sees a change.
+        if let Some(map) = self.storage.map() {
+            // SAFETY: the mapping is read-only, so that no page of it differs from the file, from which pages that
+            // are dropped come back with the same content: no reference into it sees a change.
             let _ = unsafe {
-                file.map.unchecked_advise_range(
+                map.unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,
                     self.range.start,
                     self.range.len(),
@@ -328,11 +414,10 @@ impl Tensor {
     /// hint for large tables. Does nothing for bytes in memory and where there is no `madvise`.
     pub fn advise_random(&self) {
         #[cfg(unix)]
-        if let Storage::Mapped(file) = &self.storage {
+        if let Some(map) = self.storage.map() {
             // A hint that is refused changes nothing but speed.
-            let _ =
-                file.map
-                    .advise_range(memmap2::Advice::Random, self.range.start, self.range.len());
+            let (first, n) = (self.range.start, self.range.len());
+            let _ = map.advise_range(memmap2::Advice::Random, first, n);
         }
     }
 
@@ -340,9 +425,9 @@ impl Tensor {
     /// over. Does nothing for bytes in memory and where there is no `madvise`.
     pub fn prefetch_row(&self, row: usize) {
         #[cfg(unix)]
-        if let (Storage::Mapped(file), Some(pages)) = (&self.storage, self.pages(row)) {
+        if let (Some(map), Some(pages)) = (self.storage.map(), self.pages(row)) {
             let (first, n) = (pages.start, pages.len());
-            let _ = file.map.advise_range(memmap2::Advice::WillNeed, first, n);
+            let _ = map.advise_range(memmap2::Advice::WillNeed, first, n);
         }
         #[cfg(not(unix))]
         let _ = row;
@@ -351,7 +436,7 @@ impl Tensor {
     /// Waits until the pages of a row are in memory and mapped. A row out of range is passed over. Does
     /// nothing for bytes in memory.
     pub fn touch_row(&self, row: usize) {
-        if let (Storage::Mapped(_), Some(pages)) = (&self.storage, self.pages(row)) {
+        if let (Some(_), Some(pages)) = (self.storage.map(), self.pages(row)) {
             for page in pages.step_by(PAGE) {
                 std::hint::black_box(self.storage.bytes()[page]);
             }
@@ -489,6 +574,43 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         }
         std::fs::remove_file(empty).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_read_serves_the_same_bytes_and_keeps_them() {
+        let path = temp("read");
+        std::fs::write(&path, [7; 100]).unwrap();
+        let (mapped, read) = (MappedFile::open(&path), MappedFile::load(&path, Load::Read));
+        let (mapped, read) = (mapped.unwrap(), Arc::new(read.unwrap()));
+        assert!(mapped.map().is_some() && read.map().is_none());
+        assert_eq!(mapped.bytes(), read.bytes());
+        std::fs::write(&path, [8; 100]).unwrap();
+        assert_eq!(read.bytes(), [7; 100]);
+        let t = Tensor::view(DType::F32, vec![5, 5], read.into(), 0).unwrap();
+        t.advise_random();
+        t.prefetch_row(1);
+        t.touch_row(1);
+        t.release();
+        assert_eq!(t.bytes(), [7; 100]);
+        std::fs::remove_file(path).unwrap();
+        assert!(
+            "mmap"
+                .parse::<Load>()
+                .unwrap_err()
+                .to_string()
+                .contains("map or read")
+        );
+    }
+
+    /// Files of sysfs can be read and not mapped.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_cannot_be_mapped_is_read() {
+        let path = Path::new("/sys/kernel/uevent_seqnum");
+        let expected = std::fs::read(path).unwrap();
+        let file = MappedFile::open(path).unwrap();
+        assert!(file.map().is_none());
+        assert_eq!(file.bytes(), expected);
     }
 
     #[test]

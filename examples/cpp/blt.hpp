@@ -124,6 +124,7 @@ public:
     Options &preload(bool on = true) { return set(BLT_OPTION_PRELOAD, on); }
     Options &profile(std::string_view name) { return set_text(BLT_OPTION_PROFILE, name); }
     Options &tokenizer(std::string_view path) { return set_text(BLT_OPTION_TOKENIZER, path); }
+    Options &load(std::string_view how) { return set_text(BLT_OPTION_LOAD, how); }
     Options &max_bytes(std::uint64_t n) { return set(BLT_OPTION_MAX_BYTES, n); }
     Options &slide_keep(std::uint64_t n) { return set(BLT_OPTION_SLIDE_KEEP, n); }
     Options &kv(std::string_view type) { return set_text(BLT_OPTION_KV, type); }

@@ -5,7 +5,7 @@ mod bolmo;
 
 use serde_json::{Value, json};
 
-use super::json::Object;
+use super::json::{self, Object};
 use crate::config::{
     Config, CrossAttentionConfig, DifferentialConfig, HashConfig, PatcherConfig, PatchingMode,
     TransformerConfig,
@@ -32,8 +32,8 @@ pub fn config_to_json(config: &Config) -> String {
         },
         "patcher": {
             "mode": config.patcher.mode.name(),
-            "threshold": config.patcher.threshold,
-            "threshold_add": config.patcher.threshold_add,
+            "threshold": threshold_to_json(config.patcher.threshold),
+            "threshold_add": config.patcher.threshold_add.map(threshold_to_json),
             "monotonicity": config.patcher.monotonicity,
             "max_patch_length": config.patcher.max_patch_length,
             "patch_size": config.patcher.patch_size,
@@ -69,6 +69,15 @@ fn transformer_to_json(c: &TransformerConfig) -> Value {
     value
 }
 
+/// Infinities are strings, as JSON has no numbers for them.
+fn threshold_to_json(nats: f32) -> Value {
+    match nats {
+        f32::INFINITY => "Infinity".into(),
+        f32::NEG_INFINITY => "-Infinity".into(),
+        _ => nats.into(),
+    }
+}
+
 fn cross_to_json(c: &CrossAttentionConfig) -> Value {
     json!({
         "n_heads": c.n_heads,
@@ -86,7 +95,7 @@ fn cross_to_json(c: &CrossAttentionConfig) -> Value {
 /// # Errors
 /// [`Error::Config`] if a key is missing, unknown, of the wrong type or out of range.
 pub fn config_from_json(text: &str) -> Result<Config> {
-    let value: Value = serde_json::from_str(text)
+    let value = json::parse(text.as_bytes())
         .map_err(|e| Error::config(CONFIG_KEY, format!("expected JSON, found a fault: {e}")))?;
     let root = Object::root(&value)?;
     let mut keys = vec![
@@ -220,8 +229,8 @@ fn patcher_from_json(o: &Object) -> Result<PatcherConfig> {
     let mode: PatchingMode = o.required("mode", "a string", o.text("mode")?)?.parse()?;
     Ok(PatcherConfig {
         mode,
-        threshold: o.required_number("threshold")?,
-        threshold_add: o.number("threshold_add")?,
+        threshold: o.required("threshold", "a number", o.threshold("threshold")?)?,
+        threshold_add: o.threshold("threshold_add")?,
         monotonicity: o.required_flag("monotonicity")?,
         max_patch_length: o.size("max_patch_length")?,
         patch_size: o.required_size("patch_size")?,
@@ -296,6 +305,9 @@ mod tests {
             stack.head_dim = 8;
             stack.differential = Some(DifferentialConfig { head_norm });
         }
+        assert_eq!(config_from_json(&config_to_json(&config)).unwrap(), config);
+        config.patcher.threshold = f32::INFINITY;
+        config.patcher.threshold_add = Some(f32::NEG_INFINITY);
         assert_eq!(config_from_json(&config_to_json(&config)).unwrap(), config);
         config.entropy = None;
         config.hash.group_sizes.clear();

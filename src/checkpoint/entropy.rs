@@ -9,6 +9,7 @@ use super::weight_files::{WeightFiles, find_weights};
 use super::{Kind, NameTable, find_config, hf, meta, native};
 use crate::config::TransformerConfig;
 use crate::error::{Error, Result};
+use crate::tensor::Load;
 
 /// An entropy model: its configuration, not validated yet, and where its tensors are.
 pub(super) struct EntropyModel {
@@ -22,8 +23,8 @@ pub(super) struct EntropyModel {
 ///
 /// # Errors
 /// Same as [`Checkpoint::open`](super::Checkpoint::open).
-pub(super) fn open(path: &Path) -> Result<EntropyModel> {
-    let mut weights = WeightFiles::open(&find_weights(path)?)?;
+pub(super) fn open(path: &Path, load: Load) -> Result<EntropyModel> {
+    let mut weights = WeightFiles::load(&find_weights(path)?, load)?;
     let (config, table) = if let Some(config) = native::read(&mut weights)? {
         (config.entropy, NameTable::Native)
     } else {

@@ -124,7 +124,7 @@ fn patcher(root: &Object, in_forward: bool) -> Result<PatcherConfig> {
         "entropy" if in_forward => PatchingMode::Entropy,
         _ => PatchingMode::Byte,
     };
-    let threshold = root.number("patching_threshold")?;
+    let threshold = root.threshold("patching_threshold")?;
     if mode == PatchingMode::Entropy && threshold.is_none() && root.has("patching_threshold") {
         return Err(Error::config(
             "patching_threshold",

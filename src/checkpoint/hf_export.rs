@@ -159,7 +159,7 @@ fn to_json(c: &Config, dtype: DType) -> Value {
         "encoder_hash_byte_group_nb_functions": c.hash.n_functions,
         "patch_in_forward": c.entropy.is_some(),
         "patching_mode": patching_mode,
-        "patching_threshold": c.patcher.threshold,
+        "patching_threshold": threshold(c.patcher.threshold),
         "patching_batch_size": 1,
         "patch_size": c.patcher.patch_size,
         "max_patch_length": c.patcher.max_patch_length,
@@ -176,6 +176,15 @@ fn to_json(c: &Config, dtype: DType) -> Value {
         value["patcher_config"] = patcher.into();
     }
     value
+}
+
+/// Infinities as transformers writes them.
+fn threshold(nats: f32) -> Value {
+    match nats {
+        f32::INFINITY => json!({"__float__": "Infinity"}),
+        f32::NEG_INFINITY => json!({"__float__": "-Infinity"}),
+        _ => nats.into(),
+    }
 }
 
 fn rope(theta: f32) -> Value {

@@ -1,20 +1,33 @@
 //! Typed reading of configuration files: every wrong type, range or missing key is an error that
 //! names the key. Callers decide about unknown keys; foreign layouts ignore them.
 
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
 use std::path::Path;
 
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::input;
 
-/// Largest JSON file that is read; an index of a sharded 7B model has some 60 KB.
-const MAX_FILE: u64 = 16 << 20;
+/// Largest configuration that is read; those of published models have some 5 KB.
+const MAX_CONFIG: usize = 1 << 20;
 
-/// Reads and parses the JSON file at `path`.
+/// Most values in a JSON text that is read whole. A value takes up to 700 bytes of memory, and down to 2 of text.
+const MAX_VALUES: usize = 1 << 16;
+
+/// Reads and parses the configuration at `path`.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is too large or not JSON.
 pub fn read(path: &Path) -> Result<Value> {
+    read_up_to(path, MAX_CONFIG)
+}
+
+/// The same for a file of another kind, of at most `limit` bytes.
+pub fn read_up_to(path: &Path, limit: usize) -> Result<Value> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {
         return Err(Error::format(
@@ -22,18 +35,117 @@ pub fn read(path: &Path) -> Result<Value> {
             "expected a JSON file, found no regular file",
         ));
     }
-    if meta.len() > MAX_FILE {
-        return Err(Error::format(
-            path,
-            format!(
-                "expected JSON of at most {MAX_FILE} bytes, found {}",
-                meta.len()
-            ),
-        ));
+    let text = input::read(path, limit)?;
+    parse(&text).map_err(|e| Error::format(path, format!("expected JSON, found a fault: {e}")))
+}
+
+/// Parses JSON as Python and editors write it: a byte order mark is skipped, and `NaN`, `Infinity` and `-Infinity` become
+/// strings, which [`Object::threshold`] reads.
+///
+/// # Errors
+/// The fault, or that there are too many values.
+pub fn parse(text: &[u8]) -> serde_json::Result<Value> {
+    let text = quote_constants(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text));
+    let mut json = serde_json::Deserializer::from_slice(&text);
+    let value = Counted(&Cell::new(0)).deserialize(&mut json)?;
+    json.end()?;
+    Ok(value)
+}
+
+/// Puts the constants that Python writes and JSON lacks in quotes.
+fn quote_constants(text: &[u8]) -> Cow<'_, [u8]> {
+    const CONSTANTS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let (mut quoted, mut copied) = (Vec::new(), 0);
+    let (mut at, mut in_string) = (0, false);
+    while at < text.len() {
+        let constant = (!in_string)
+            .then(|| CONSTANTS.into_iter().find(|c| text[at..].starts_with(c)))
+            .flatten();
+        if let Some(constant) = constant {
+            quoted.extend_from_slice(&text[copied..at]);
+            quoted.extend([b"\"", constant, b"\""].concat());
+            at += constant.len();
+            copied = at;
+            continue;
+        }
+        match text[at] {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            _ => {}
+        }
+        at += 1;
     }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::format(path, format!("expected JSON, found a fault: {e}")))
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    quoted.extend_from_slice(&text[copied..]);
+    Cow::Owned(quoted)
+}
+
+/// Builds a [`Value`] and counts the values in it.
+#[derive(Clone, Copy)]
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'de> DeserializeSeed<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.set(self.0.get() + 1);
+        if self.0.get() > MAX_VALUES {
+            return Err(D::Error::custom(format!(
+                "expected at most {MAX_VALUES} values, found more"
+            )));
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element_seed(self)? {
+            values.push(value);
+        }
+        Ok(values.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = object.next_key()? {
+            map.insert(key, object.next_value_seed(self)?);
+        }
+        Ok(map.into())
+    }
 }
 
 /// A JSON object and the path of keys that leads to it, for messages.
@@ -123,6 +235,19 @@ impl<'a> Object<'a> {
     pub fn number(&self, key: &str) -> Result<Option<f32>> {
         self.typed(key, "a finite number", |v| {
             Some(v.as_f64()? as f32).filter(|v| v.is_finite())
+        })
+    }
+
+    /// A number, or an infinity in one of the spellings `Infinity`, `"Infinity"` and `{"__float__": "Infinity"}`;
+    /// absent and null are `None`.
+    pub fn threshold(&self, key: &str) -> Result<Option<f32>> {
+        self.typed(key, "a number", |v| {
+            let number = match v.get("__float__").unwrap_or(v).as_str() {
+                Some("Infinity" | "inf") => f32::INFINITY,
+                Some("-Infinity" | "-inf") => f32::NEG_INFINITY,
+                _ => Some(v.as_f64()? as f32).filter(|v| v.is_finite())?,
+            };
+            Some(number)
         })
     }
 
@@ -218,6 +343,38 @@ fn describe(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_as_python_writes_it_is_read() {
+        let text =
+            b"\xef\xbb\xbf{\"a\": Infinity, \"b\": -Infinity, \"c\": [NaN, \"Infinity \\\" NaN\"],
+            \"d\": {\"__float__\": \"Infinity\"}, \"e\": \"-Infinity\", \"f\": 1.5, \"g\": NaN}";
+        let value = parse(text).unwrap();
+        assert_eq!(value["c"], serde_json::json!(["NaN", "Infinity \" NaN"]));
+        let root = Object::root(&value).unwrap();
+        let infinity = f32::INFINITY;
+        for (key, expected) in [
+            ("a", infinity),
+            ("b", -infinity),
+            ("d", infinity),
+            ("e", -infinity),
+            ("f", 1.5),
+        ] {
+            assert_eq!(root.threshold(key).unwrap(), Some(expected), "{key}");
+        }
+        assert!(root.threshold("g").is_err() && root.threshold("c").is_err());
+        assert!(root.number("a").is_err(), "only thresholds are infinite");
+        assert!(parse(b"{\"a\": Infinit}").is_err() && parse(b"\"\\").is_err());
+    }
+
+    #[test]
+    fn the_number_of_values_is_limited() {
+        let list = |n: usize| format!("[{}0]", "0,".repeat(n - 2)).into_bytes();
+        assert!(parse(&list(MAX_VALUES)).is_ok());
+        let message = parse(&list(MAX_VALUES + 1)).unwrap_err().to_string();
+        assert!(message.contains("at most 65536 values"), "{message}");
+        assert!(parse(&b"[".repeat(1 << 20)).is_err());
+    }
 
     #[test]
     fn wrong_types_name_the_key_what_was_expected_and_what_was_found() {

@@ -248,8 +248,8 @@ fn patcher(o: &Object, threshold: &str, threshold_add: &str) -> Result<PatcherCo
     }
     Ok(PatcherConfig {
         mode,
-        threshold: o.number(threshold)?.unwrap_or(DEFAULT_THRESHOLD),
-        threshold_add: o.number(threshold_add)?,
+        threshold: o.threshold(threshold)?.unwrap_or(DEFAULT_THRESHOLD),
+        threshold_add: o.threshold(threshold_add)?,
         monotonicity: o.flag("monotonicity")?.unwrap_or(false),
         max_patch_length: o.size("max_patch_length")?,
         patch_size: patch_size(o, mode)?,

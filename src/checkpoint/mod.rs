@@ -46,8 +46,10 @@ pub use writer::SafetensorsWriter;
 use crate::config::{Config, PatchingMode};
 use crate::error::{Error, Result};
 use crate::subwords::SubwordTable;
-use crate::tensor::{Storage, Tensor};
+use crate::tensor::{Load, Storage, Tensor};
 use json::Object;
+#[cfg(feature = "train")]
+pub(crate) use json::parse as parse_json;
 use weight_files::find_weights;
 
 /// The layout of a checkpoint's files and names.
@@ -92,6 +94,8 @@ pub struct OpenOptions {
     /// Tokenizer of the subword model that a Bolmo model was made from: `tokenizer.json`, or the folder that holds it
     /// and `tokenizer_config.json`; `None`: the folder `tokenizer` beside the weights.
     pub tokenizer: Option<PathBuf>,
+    /// Whether the weights are mapped or read into memory.
+    pub load: Load,
 }
 
 /// An open checkpoint: a validated configuration and every tensor it calls for.
@@ -107,15 +111,15 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens the checkpoint at `path`, a file or a folder of any layout.
     ///
-    /// The files are mapped: see [`MappedFile`](crate::tensor::MappedFile) on what happens if they
-    /// change while they are open.
+    /// The files are mapped, unless [`OpenOptions::load`] has them read: see
+    /// [`MappedFile`](crate::tensor::MappedFile) on what happens if they change while they are open.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] for files that are missing, damaged or hostile,
     /// [`Error::Config`] for invalid configurations, [`Error::Tensor`] for tensors that are missing
     /// or have another shape, [`Error::Unsupported`] for variants this engine does not compute.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-        let weights = WeightFiles::open(&find_weights(path)?)?;
+        let weights = WeightFiles::load(&find_weights(path)?, options.load)?;
         Unresolved::find(weights, options)?.open(options)
     }
 
@@ -436,7 +440,8 @@ impl Unresolved {
             let mut found = folders.into_iter().flatten().map(beside);
             found.find(|path| is_meta && path.exists())
         });
-        let apart = entropy_path.as_deref().map(entropy::open).transpose()?;
+        let open = |path: &Path| entropy::open(path, options.load);
+        let apart = entropy_path.as_deref().map(open).transpose()?;
         self.serve(apart)
     }
 

@@ -13,9 +13,10 @@ use crate::tensor::DType;
 pub const MAX_PICKLE: usize = 4 << 20;
 /// Most values, and most of them on the stack at once; a tensor takes about 20.
 const MAX_VALUES: usize = 1 << 18;
-/// Most axes of a tensor, as in torch, and longest key of a storage: a pickle can repeat these for
-/// a few bytes each time.
-const MAX_AXES: usize = 64;
+/// Most tensors, most axes of each and longest key of a storage: a pickle can repeat a tensor for a few bytes each time.
+/// The optimiser of a 7B model has some 1500 tensors of at most two axes.
+const MAX_TENSORS: usize = 1 << 15;
+const MAX_AXES: usize = 8;
 const MAX_KEY: usize = 256;
 /// Most marks open at once.
 const MAX_MARKS: usize = 1024;
@@ -122,6 +123,7 @@ struct Machine<'a> {
     stack: Vec<Id>,
     marks: Vec<usize>, // heights of the stack
     memo: HashMap<u32, Id>,
+    n_tensors: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -133,6 +135,7 @@ impl<'a> Machine<'a> {
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
+            n_tensors: 0,
         }
     }
 
@@ -439,7 +442,16 @@ impl<'a> Machine<'a> {
             Node::Global(Global::OrderedDict) => {
                 return Err("expected OrderedDict to be called without arguments".into());
             }
-            Node::Global(Global::RebuildTensor) => Node::Tensor(self.rebuild(args)?.into()),
+            Node::Global(Global::RebuildTensor) => {
+                let tensor = self.rebuild(args)?;
+                self.n_tensors += 1;
+                if self.n_tensors > MAX_TENSORS {
+                    return Err(format!(
+                        "expected at most {MAX_TENSORS} tensors, found more"
+                    ));
+                }
+                Node::Tensor(tensor.into())
+            }
             other => return Err(format!("expected a callable, found {}", other.kind())),
         };
         self.push(node)

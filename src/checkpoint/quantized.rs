@@ -21,8 +21,8 @@ use std::collections::HashMap;
 use blt_kernels::BlockFormat;
 use serde_json::{Map, Value, json};
 
-use super::json::Object;
-use super::safetensors::check_names;
+use super::json::{self, Object};
+use super::safetensors::{Skipped, check_names};
 use super::spec::{Declared, NativeTensor};
 use crate::tensor::DType;
 
@@ -71,9 +71,9 @@ pub fn read(metadata: &HashMap<String, String>) -> Result<Declared, String> {
         ));
     }
     let text = text(TENSORS_KEY)?;
-    check_names(text.as_bytes()).map_err(|e| format!("{TENSORS_KEY}: {e}"))?;
-    let value: Value =
-        serde_json::from_str(text).map_err(|e| format!("{TENSORS_KEY}: expected JSON: {e}"))?;
+    check_names(text.as_bytes(), &mut Skipped).map_err(|e| format!("{TENSORS_KEY}: {e}"))?;
+    let value = json::parse(text.as_bytes())
+        .map_err(|e| format!("{TENSORS_KEY}: expected JSON, found a fault: {e}"))?;
     entries(&value).map_err(|e| format!("{TENSORS_KEY}: {e}"))
 }
 

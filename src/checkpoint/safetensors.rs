@@ -8,7 +8,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, SafeTensors};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{
+    Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Storage, Tensor};
@@ -16,8 +18,14 @@ use crate::tensor::{DType, Storage, Tensor};
 /// Largest header that is parsed. The header of a 7B checkpoint has some 60 KB.
 pub const MAX_HEADER: usize = 16 << 20;
 
-/// Most entries a header may have; a 7B checkpoint has some 500.
-const MAX_TENSORS: usize = 1 << 17;
+/// Most tensors a header may have; a 7B checkpoint has some 500.
+const MAX_TENSORS: usize = 1 << 15;
+/// Longest name of a tensor, in bytes; a training framework's wrappers add some 30 to the 60 of transformers.
+const MAX_NAME: usize = 1024;
+/// Most axes of a tensor; a model's have two.
+const MAX_AXES: usize = 8;
+/// Most entries of the metadata, of any length; a native file has five.
+const MAX_METADATA: usize = 1024;
 
 /// Bytes of the length in front of the header.
 const LENGTH: usize = 8;
@@ -60,7 +68,15 @@ impl SafetensorsFile {
                 bytes.len()
             ))
         })?;
-        check_names(text).map_err(|e| err(format!("safetensors header: {e}")))?;
+        let mut entries = HeaderEntries::default();
+        check_names(text, &mut entries).map_err(|e| err(format!("safetensors header: {e}")))?;
+        let expected = (data_start as u64).saturating_add(entries.end);
+        if expected > bytes.len() as u64 {
+            return Err(err(format!(
+                "safetensors header: expected a file of {expected} bytes, found {}; it is cut short",
+                bytes.len()
+            )));
+        }
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| {
             err(format!(
                 "safetensors header: {e} (the file holds {} bytes of tensors)",
@@ -143,10 +159,14 @@ impl SafetensorsFile {
     }
 }
 
-/// Refuses an object that has a name twice, or very many.
-pub fn check_names(text: &[u8]) -> serde_json::Result<()> {
-    struct Names;
-    impl<'de> Visitor<'de> for Names {
+/// Checks an object whose names must differ: no name twice, none very long, not very many. Each value is read by a clone
+/// of `entry`, which is told the name.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn check_names<E: NamedEntry>(text: &[u8], entry: &mut E) -> serde_json::Result<()> {
+    struct Names<'a, E>(&'a mut E);
+    impl<'de, E: NamedEntry> Visitor<'de> for Names<'_, E> {
         type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -156,15 +176,21 @@ pub fn check_names(text: &[u8]) -> serde_json::Result<()> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
             let mut seen = HashSet::new();
             while let Some(name) = map.next_key::<String>()? {
-                map.next_value::<IgnoredAny>()?;
+                if name.len() > MAX_NAME {
+                    return Err(A::Error::custom(format!(
+                        "expected names of at most {MAX_NAME} bytes, found {}",
+                        name.len()
+                    )));
+                }
+                self.0.read(&name, &mut map)?;
                 if seen.contains(&name) {
-                    return Err(serde::de::Error::custom(format!(
-                        "expected each name once, found \"{name}\" twice"
+                    return Err(A::Error::custom(format!(
+                        "expected each name once, found {name:?} twice"
                     )));
                 }
                 seen.insert(name);
                 if seen.len() > MAX_TENSORS {
-                    return Err(serde::de::Error::custom(format!(
+                    return Err(A::Error::custom(format!(
                         "expected at most {MAX_TENSORS} tensors, found more"
                     )));
                 }
@@ -173,8 +199,139 @@ pub fn check_names(text: &[u8]) -> serde_json::Result<()> {
         }
     }
     let mut json = serde_json::Deserializer::from_slice(text);
-    json.deserialize_map(Names)?;
+    json.deserialize_map(Names(entry))?;
     json.end()
+}
+
+/// Reads the value of a name.
+pub trait NamedEntry {
+    /// Takes the value that comes next in `map`.
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+/// Skips the value.
+pub struct Skipped;
+
+impl NamedEntry for Skipped {
+    fn read<'de, A: MapAccess<'de>>(&mut self, _: &str, map: &mut A) -> Result<(), A::Error> {
+        map.next_value::<IgnoredAny>().map(|_| ())
+    }
+}
+
+/// Checks the entries of a header before the crate builds them, for which it takes far more memory than their text: a
+/// tensor has a type, few axes and two offsets, and the metadata are few texts.
+#[derive(Default)]
+struct HeaderEntries {
+    /// Where the last tensor ends.
+    end: u64,
+}
+
+impl NamedEntry for HeaderEntries {
+    fn read<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "__metadata__" => map.next_value::<Texts>().map(|_| ()),
+            _ => {
+                let Offsets(end) = map.next_value()?;
+                self.end = self.end.max(end);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The metadata.
+struct Texts;
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextsVisitor;
+        impl<'de> Visitor<'de> for TextsVisitor {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of texts as metadata")
+            }
+
+            fn visit_unit<E>(self) -> Result<Texts, E> {
+                Ok(Texts)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Texts, A::Error> {
+                let mut n = 0;
+                while let Some((_, _)) = map.next_entry::<IgnoredAny, String>()? {
+                    n += 1;
+                    if n > MAX_METADATA {
+                        return Err(A::Error::custom(format!(
+                            "expected at most {MAX_METADATA} entries of metadata, found more"
+                        )));
+                    }
+                }
+                Ok(Texts)
+            }
+        }
+        deserializer.deserialize_any(TextsVisitor)
+    }
+}
+
+/// Where a tensor ends, of its entry.
+struct Offsets(u64);
+
+impl<'de> Deserialize<'de> for Offsets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntryVisitor;
+        impl<'de> Visitor<'de> for EntryVisitor {
+            type Value = Offsets;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object with \"dtype\", \"shape\" and \"data_offsets\"")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Offsets, A::Error> {
+                let mut end = 0;
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.as_str() {
+                        "dtype" => drop(map.next_value::<String>()?),
+                        "shape" => drop(map.next_value::<Numbers>()?),
+                        "data_offsets" => {
+                            let Numbers(offsets) = map.next_value()?;
+                            end = offsets.last().copied().unwrap_or(0);
+                        }
+                        _ => return Err(A::Error::invalid_value(Unexpected::Str(&key), &self)),
+                    }
+                }
+                Ok(Offsets(end))
+            }
+        }
+        deserializer.deserialize_map(EntryVisitor)
+    }
+}
+
+/// A short list of whole numbers.
+struct Numbers(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumbersVisitor;
+        impl<'de> Visitor<'de> for NumbersVisitor {
+            type Value = Numbers;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "a list of at most {MAX_AXES} whole numbers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Numbers, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = list.next_element()? {
+                    numbers.push(number);
+                    if numbers.len() > MAX_AXES {
+                        return Err(A::Error::invalid_length(numbers.len(), &self));
+                    }
+                }
+                Ok(Numbers(numbers))
+            }
+        }
+        deserializer.deserialize_seq(NumbersVisitor)
+    }
 }
 
 #[cfg(test)]
@@ -220,7 +377,42 @@ mod tests {
             ("not an object", file("[1, 2]", 8), "an object of tensors"),
             ("trailing text", file("{} {}", 0), "trailing"),
             ("too deep", file(&deep, 8), "header"),
-            ("data missing", file(&a("F32", "[2]", "[0,8]"), 7), "header"),
+            (
+                "data missing",
+                file(&a("F32", "[2]", "[0,8]"), 7),
+                "expected a file of 67 bytes, found 66",
+            ),
+            (
+                "many axes",
+                file(&a("F32", &format!("{:?}", [1; 9]), "[0,4]"), 4),
+                "at most 8 whole",
+            ),
+            (
+                "a nested type",
+                file(&a("F32", "[1]", "[0,4]").replace("\"F32\"", "[[]]"), 4),
+                "a string",
+            ),
+            (
+                "another key",
+                file(&a("F32", "[1]", "[0,4],\"x\":[]"), 4),
+                "\"dtype\", \"shape\"",
+            ),
+            (
+                "long name",
+                file(&format!("{{\"{}\":0}}", "n".repeat(1025)), 0),
+                "at most 1024 bytes, found 1025",
+            ),
+            (
+                "many texts",
+                file(
+                    &format!(
+                        "{{\"__metadata__\":{{{}\"a\":\"\"}}}}",
+                        "\"b\":\"\",".repeat(1024)
+                    ),
+                    0,
+                ),
+                "at most 1024 entries",
+            ),
             (
                 "data left over",
                 file(&a("F32", "[2]", "[0,8]"), 9),

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::json::{self, Object};
 use crate::error::{Error, Result};
+use crate::input;
 use crate::subwords::{Subword, SubwordTable, name_to_bytes};
 use crate::vocab::Id;
 
@@ -34,7 +35,7 @@ pub(super) struct Wanted<'a> {
 const FILES: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
 /// Largest `tokenizer.json` that is read; those of 128,000 entries have 9 to 17 MB.
-const MAX_FILE: u64 = 64 << 20;
+const MAX_FILE: usize = 64 << 20;
 
 /// Opens the tokenizer at `given`, a folder or `tokenizer.json` in it; `None`: in the folder `tokenizer` beside the
 /// weights.
@@ -170,16 +171,7 @@ fn build(
 
 /// Names and ids of all entries: `model.vocab`, then `added_tokens`.
 fn read_entries(path: &Path) -> Result<Vec<(String, u32)>> {
-    let size = std::fs::metadata(path)
-        .map_err(|e| Error::io(path, e))?
-        .len();
-    if size > MAX_FILE {
-        return Err(Error::format(
-            path,
-            format!("expected JSON of at most {MAX_FILE} bytes, found {size}"),
-        ));
-    }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let text = input::read(path, MAX_FILE)?;
     parse(&text, path.to_path_buf())
 }
 

@@ -9,7 +9,7 @@ use super::pth::PthFile;
 use super::safetensors::SafetensorsFile;
 use super::spec::Declared;
 use crate::error::{Error, Result};
-use crate::tensor::{MappedFile, Storage, Tensor};
+use crate::tensor::{Load, MappedFile, Storage, Tensor};
 
 /// A file of a checkpoint and its size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,9 @@ pub fn find_weights(path: &Path) -> Result<PathBuf> {
             )
         })
 }
+
+/// Largest index that is read; that of a sharded 7B model has some 60 KB.
+const MAX_INDEX: usize = 4 << 20;
 
 /// An open file of either kind.
 #[derive(Debug)]
@@ -140,13 +143,21 @@ impl WeightFiles {
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if the file cannot be read or is damaged.
     pub fn open(path: &Path) -> Result<WeightFiles> {
+        WeightFiles::load(path, Load::Map)
+    }
+
+    /// The same for a file that is mapped or read, as `load` says.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open`].
+    pub fn load(path: &Path, load: Load) -> Result<WeightFiles> {
         if path
             .file_name()
             .is_some_and(|n| n.to_string_lossy().ends_with(".index.json"))
         {
-            return WeightFiles::open_shards(path);
+            return WeightFiles::load_shards(path, load);
         }
-        WeightFiles::from_storage(path, Arc::new(MappedFile::open(path)?).into())
+        WeightFiles::from_storage(path, Arc::new(MappedFile::load(path, load)?).into())
     }
 
     /// The same for bytes that are in memory or mapped already; `path` is for messages.
@@ -161,8 +172,8 @@ impl WeightFiles {
         })
     }
 
-    fn open_shards(index: &Path) -> Result<WeightFiles> {
-        let value = json::read(index)?;
+    fn load_shards(index: &Path, load: Load) -> Result<WeightFiles> {
+        let value = json::read_up_to(index, MAX_INDEX)?;
         let root = json::Object::root(&value)?;
         let map = root.required_object("weight_map")?;
         let mut number_of: HashMap<&str, usize> = HashMap::new();
@@ -175,7 +186,7 @@ impl WeightFiles {
                 None => {
                     check_plain_name(index, shard)?;
                     let path = index.with_file_name(shard);
-                    let storage = Arc::new(MappedFile::open(&path)?).into();
+                    let storage = Arc::new(MappedFile::load(&path, load)?).into();
                     files.push(container(&path, storage)?);
                     number_of.insert(shard, files.len() - 1);
                     files.len() - 1
@@ -301,7 +312,7 @@ fn check_plain_name(index: &Path, name: &str) -> Result<()> {
     let mut parts = Path::new(name).components();
     let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name)
         && parts.next().is_none()
-        && !name.contains(['/', '\\', ':', '\0']);
+        && !name.contains(|c: char| c.is_control() || "/\\:".contains(c));
     if plain {
         return Ok(());
     }
@@ -330,6 +341,7 @@ mod tests {
             "a/",
             "C:x",
             "a\0b",
+            "a\x1b[2Jb",
         ] {
             let message = check_plain_name(index, name).expect_err(name).to_string();
             assert!(message.contains(&format!("{name:?}")), "{message}");

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use argh::FromArgs;
 
 use super::interrupt;
+use super::terminal::harmless;
 use crate::output_file::STDOUT;
 
 /// Why a program ends before its work is done.
@@ -58,6 +59,7 @@ impl From<crate::Error> for Failure {
 
 /// Parses the arguments, runs the program and reports how it ended.
 pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failure>) -> ExitCode {
+    crate::tensor::exit_if_lost(program);
     let failure = match parse(program) {
         Ok(Parsed::Run(args)) => match run(args) {
             Ok(()) => return ExitCode::SUCCESS,
@@ -121,5 +123,6 @@ fn lower_first(text: &str) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().map(harmless).collect()
 }

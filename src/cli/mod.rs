@@ -31,3 +31,8 @@ pub mod synthetic;
 pub mod terminal;
 pub mod units;
 pub mod weights;
+
+/// Reading a whole file, up to a limit.
+pub mod input {
+    pub use crate::input::{read, read_from, read_text};
+}

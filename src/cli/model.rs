@@ -35,7 +35,7 @@ use super::args::Failure;
 /// | group | fields |
 /// |---|---|
 /// | `model` | `MODEL` |
-/// | `checkpoint` | `--entropy-model`, `--config`, `--tokenizer`, `--patching`; `checkpoint_options()` |
+/// | `checkpoint` | `--entropy-model`, `--config`, `--tokenizer`, `--load`, `--patching`; `checkpoint_options()` |
 /// | `compute` | `--threads`, `--profile`, `--kv`, `--device`, `--isa`; `model_options()` |
 /// | `patches` | `--threshold`, `--entropy-reset` |
 #[macro_export]
@@ -79,6 +79,11 @@ macro_rules! program_args {
                 #[argh(option, arg_name = "path")]
                 tokenizer: Option<std::path::PathBuf>,
 
+                /// map the files of the model, or read them into memory: slower to start, but then they may change
+                /// (default: map)
+                #[argh(option, arg_name = "map|read", default = "blt::tensor::Load::Map")]
+                load: $crate::tensor::Load,
+
                 /// how to cut patches: entropy, space, static, byte or bpe (default: as the model says); all
                 /// but entropy work without an entropy model
                 #[argh(option, arg_name = "mode")]
@@ -89,7 +94,7 @@ macro_rules! program_args {
         impl $name {
             /// Options that open the checkpoint.
             fn checkpoint_options(&self) -> $crate::ModelOptions {
-                let mut options = $crate::Model::options();
+                let mut options = $crate::Model::options().files(self.load);
                 if let Some(path) = &self.config {
                     options = options.config(path);
                 }
@@ -280,10 +285,10 @@ pub fn patcher_config(
     let Some(threshold) = threshold else {
         return Ok(None);
     };
-    if !threshold.is_finite() {
-        return Err(Failure::Usage(format!(
-            "--threshold: expected a finite number of nats, found {threshold}"
-        )));
+    if threshold.is_nan() {
+        return Err(Failure::Usage(
+            "--threshold: expected a number of nats, found NaN".into(),
+        ));
     }
     if config.patcher.mode != PatchingMode::Entropy {
         return Err(Failure::Usage(format!(

@@ -41,7 +41,9 @@
  * panic hook by one that passes on all other panics.
  *
  * Model files and saved sessions are data. Damaged and hostile ones are refused or give nonsense, but no
- * code in them runs. The file of a mapped model must not be truncated while the model is open.
+ * code in them runs. The files of a mapped model must not be written to while it is open: if one is truncated, touching
+ * the lost part raises SIGBUS, which ends the process. Replace files by renaming a complete new one over them, or
+ * open with BLT_OPTION_LOAD "read".
  */
 
 
@@ -133,6 +135,8 @@ typedef enum blt_option {
     BLT_OPTION_PROFILE = 8,
     // Opening, text: path of the tokenizer of the subword model that a Bolmo model was made from.
     BLT_OPTION_TOKENIZER = 9,
+    // Opening, text: "map" the files, or "read" them into memory, so that they may change; "map".
+    BLT_OPTION_LOAD = 10,
     // Sessions, int 0 or 1: do not start with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
     // Sessions, real: nats of entropy above which a patch starts; the model's own.
@@ -268,7 +272,7 @@ enum blt_status blt_options_set_text(struct blt_options *options,
                                      size_t n_bytes);
 
 // Opens a model: a file or a folder in any of the known layouts. The weights are mapped, not read,
-// unless BLT_OPTION_PRELOAD is set. The file must not change while the model is open.
+// unless BLT_OPTION_PRELOAD is set. The file must not change while the model is open, unless BLT_OPTION_LOAD is "read".
 //
 // options and progress may be NULL; user is passed to progress.
 enum blt_status blt_model_open(const char *model_path,

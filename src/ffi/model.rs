@@ -38,7 +38,7 @@ pub enum blt_model_key {
 }
 
 /// Opens a model: a file or a folder in any of the known layouts. The weights are mapped, not read,
-/// unless BLT_OPTION_PRELOAD is set. The file must not change while the model is open.
+/// unless BLT_OPTION_PRELOAD is set. The file must not change while the model is open, unless BLT_OPTION_LOAD is "read".
 ///
 /// options and progress may be NULL; user is passed to progress.
 #[unsafe(no_mangle)]

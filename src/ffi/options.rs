@@ -38,6 +38,8 @@ pub enum blt_option {
     BLT_OPTION_PROFILE = 8,
     /// Opening, text: path of the tokenizer of the subword model that a Bolmo model was made from.
     BLT_OPTION_TOKENIZER = 9,
+    /// Opening, text: "map" the files, or "read" them into memory, so that they may change; "map".
+    BLT_OPTION_LOAD = 10,
 
     /// Sessions, int 0 or 1: do not start with the begin-of-sequence id; 0.
     BLT_OPTION_NO_BOS = 20,
@@ -93,7 +95,7 @@ pub enum blt_option {
 use blt_option::*;
 
 impl blt_option {
-    const ALL: [blt_option; 31] = [
+    const ALL: [blt_option; 32] = [
         BLT_OPTION_THREADS,
         BLT_OPTION_ISA,
         BLT_OPTION_CONFIG,
@@ -103,6 +105,7 @@ impl blt_option {
         BLT_OPTION_PATCHING,
         BLT_OPTION_PROFILE,
         BLT_OPTION_TOKENIZER,
+        BLT_OPTION_LOAD,
         BLT_OPTION_NO_BOS,
         BLT_OPTION_THRESHOLD,
         BLT_OPTION_THRESHOLD_ADD,
@@ -289,6 +292,11 @@ impl Settings {
             BLT_OPTION_CONFIG => self.model = self.model.clone().config(path()?),
             BLT_OPTION_ENTROPY_MODEL => self.model = self.model.clone().entropy_model(path()?),
             BLT_OPTION_TOKENIZER => self.model = self.model.clone().tokenizer(path()?),
+            BLT_OPTION_LOAD => {
+                let load =
+                    (word.parse()).map_err(|e: Error| Failure::argument(&name, e.to_string()))?;
+                self.model = self.model.clone().files(load);
+            }
             BLT_OPTION_PATCHING => {
                 let mode = (word.parse::<PatchingMode>())
                     .map_err(|e| Failure::argument(&name, e.to_string()))?;

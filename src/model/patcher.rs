@@ -61,7 +61,7 @@ impl Patcher {
     /// A patcher before the first byte.
     ///
     /// # Errors
-    /// [`Error::Config`] for thresholds that are not finite and lengths of zero.
+    /// [`Error::Config`] for thresholds that are NaN and lengths of zero.
     pub fn new(config: &PatcherConfig) -> Result<Self> {
         config.validate()?;
         let max = config.max_patch_length.unwrap_or(usize::MAX);

@@ -11,7 +11,7 @@ use super::scratch::{Pooled, Scratch, ScratchVec};
 use crate::error::{Error, Result};
 
 /// The largest thread count that is accepted.
-const MAX_THREADS: usize = 1024;
+pub(crate) const MAX_THREADS: usize = 1024;
 
 /// The arithmetic of products with unquantised weights. Within a profile, results have the same bits for any chunking;
 /// the two profiles differ.

@@ -12,6 +12,8 @@ mod rows;
 mod scratch;
 
 pub use attention::{Heads, KvTile, KvTiles, attention};
+#[cfg(feature = "train")]
+pub(crate) use compute::MAX_THREADS;
 pub use compute::{Compute, Profile};
 pub use linear::{Matrix, linear, linear_many};
 pub use mlstm::{MlstmHeads, MlstmSteps, gated_norm, mlstm};

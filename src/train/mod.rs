@@ -22,6 +22,7 @@ pub mod float;
 pub mod grads;
 pub mod init;
 pub mod matmul;
+pub mod memory;
 pub mod ops;
 pub mod params;
 pub mod pass;

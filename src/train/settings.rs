@@ -11,8 +11,11 @@ use super::adamw::AdamConfig;
 use super::matmul::Precision;
 use super::presets::{hidden_of, is_tied, preset};
 use super::schedule::{Decay, Schedule};
+use crate::checkpoint::parse_json;
 use crate::config::{Config, DifferentialConfig, PatcherConfig, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::input;
+use crate::ops::MAX_THREADS;
 use crate::tensor::DType;
 
 /// A value that can be read from text and shown as text.
@@ -336,17 +339,52 @@ settings! {
     @shape diff_norm: Vec<String> = vec!["all".into()];
 }
 
+/// Largest file of settings that is read.
+const MAX_FILE: usize = 1 << 20;
+
+/// The first line that nests lists, tables or parts of a name deeper than any setting does: the parser calls itself for
+/// each level, and would run out of stack.
+fn deep_toml_line(text: &str) -> Option<usize> {
+    const MAX_DEPTH: usize = 4;
+    let (mut depth, mut n_dots) = (0usize, 0);
+    for (number, line) in text.lines().enumerate() {
+        let mut quote = None;
+        for c in line.chars() {
+            match (c, quote) {
+                (c, Some(q)) if c == q => quote = None,
+                (_, Some(_)) => continue,
+                ('"' | '\'', None) => quote = Some(c),
+                ('#', None) => break,
+                ('[' | '{', None) => depth += 1,
+                (']' | '}', None) => depth = depth.saturating_sub(1),
+                ('.', None) => n_dots += 1,
+                ('=' | ',', None) => n_dots = 0,
+                _ => {}
+            }
+            if depth.max(n_dots) > MAX_DEPTH {
+                return Some(number + 1);
+            }
+        }
+        n_dots = 0;
+    }
+    None
+}
+
 impl Settings {
     /// Takes the settings of a file: TOML if its name ends in `.toml`, else JSON.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, else as [`Settings::set_json`].
     pub fn set_file(&mut self, path: &Path) -> Result<()> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        match path.extension().is_some_and(|e| e == "toml") {
+        let text = input::read_text(path, MAX_FILE)?;
+        let set = match path.extension().is_some_and(|e| e == "toml") {
             true => self.set_toml(&text),
             false => self.set_json(&text),
-        }
+        };
+        set.map_err(|e| match e {
+            Error::Config { key, what } => Error::format(path, format!("{key}: {what}")),
+            e => e,
+        })
     }
 
     /// Takes the keys of a JSON object: numbers, texts, flags, lists of them.
@@ -354,11 +392,12 @@ impl Settings {
     /// # Errors
     /// [`Error::Config`] for an unknown key or a value that does not fit it.
     pub fn set_json(&mut self, text: &str) -> Result<()> {
-        let map = serde_json::from_str(text).map_err(|e| {
-            let what = format!("expected a JSON object, found a fault: {e}");
-            Error::config("config", what)
-        })?;
-        self.set_all(map)
+        let fault = |what: String| Error::config("config", what);
+        match parse_json(text.as_bytes()) {
+            Ok(Value::Object(map)) => self.set_all(map),
+            Ok(_) => Err(fault("expected a JSON object, found another value".into())),
+            Err(e) => Err(fault(format!("expected a JSON object, found a fault: {e}"))),
+        }
     }
 
     /// The same from TOML, without tables.
@@ -366,8 +405,14 @@ impl Settings {
     /// # Errors
     /// Same as [`Settings::set_json`].
     pub fn set_toml(&mut self, text: &str) -> Result<()> {
+        let fault = |what: String| Error::config("config", what);
+        if let Some(line) = deep_toml_line(text) {
+            return Err(fault(format!(
+                "expected TOML of names and values, found nested ones in line {line}"
+            )));
+        }
         let map = basic_toml::from_str(text)
-            .map_err(|e| Error::config("config", format!("expected TOML, found a fault: {e}")))?;
+            .map_err(|e| fault(format!("expected TOML, found a fault: {e}")))?;
         self.set_all(map)
     }
 
@@ -444,7 +489,6 @@ impl Settings {
     pub fn validate(&self) -> Result<()> {
         let at_least_1 = [
             ("steps", self.steps),
-            ("shards", self.shards as u64),
             ("batch", self.batch as u64),
             ("accumulate", self.accumulate as u64),
             ("log_every", self.log_every),
@@ -458,11 +502,16 @@ impl Settings {
                 ));
             }
         }
-        if self.shards > 1024 {
-            return Err(Error::config(
-                "shards",
-                format!("expected at most 1024, found {}", self.shards),
-            ));
+        for (name, value) in [
+            ("shards", self.shards),
+            ("threads", self.threads.unwrap_or(1)),
+        ] {
+            if !(1..=MAX_THREADS).contains(&value) {
+                return Err(Error::config(
+                    name,
+                    format!("expected 1 to {MAX_THREADS}, found {value}"),
+                ));
+            }
         }
         for (name, value) in [
             ("dropout", self.dropout),
@@ -777,6 +826,21 @@ mod tests {
             assert!(s.architecture().is_err());
         }
         assert!(preset("huge").is_err());
+    }
+
+    #[test]
+    fn nested_toml_is_refused_before_it_is_parsed() {
+        let mut s = Settings::default();
+        let good = "steps = 5 # [[[[[\ndata = [\"[[[[[a.b.c.d.e.f\", 'x.y']\nlr = 0.5\nhash_sizes = [3, 4]\n";
+        s.set_toml(good).unwrap();
+        assert_eq!((s.steps, s.data.len(), s.lr), (5, 2, Some(0.5)));
+        let deep = |text: &str| s.clone().set_toml(text).unwrap_err().to_string();
+        for text in ["[", "a=[", "{a=", "a={a="].map(|part| part.repeat(32 << 10)) {
+            assert!(deep(&text).contains("line 1"), "{}", &text[..8]);
+        }
+        let message = deep(&format!("steps = 1\n{}steps = 2", "a.".repeat(32 << 10)));
+        assert!(message.contains("line 2"), "{message}");
+        assert!(deep("[table]\nsteps = 1").contains("table"));
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod bolmo;
 mod common;
 #[cfg(feature = "default-model")]
 mod default_model;
+#[cfg(target_os = "linux")]
+mod hostile;
 mod outputs;
 mod run;
 mod score;

@@ -6,7 +6,7 @@
 mod report;
 mod turn;
 
-use std::io::{BufRead, IsTerminal, Read, Write};
+use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,8 +16,8 @@ use blt::sampler::SamplerConfig;
 use blt::{GenerateOptions, Overflow, Session, SessionOptions};
 
 use blt::cli::args::{self, Failure};
-use blt::cli::interrupt;
 use blt::cli::model::{self, patcher_config};
+use blt::cli::{input, interrupt};
 use turn::{Runner, Turn};
 
 program_args! {
@@ -266,10 +266,7 @@ fn grammar(args: &Args) -> Result<Option<Grammar>, Failure> {
             ));
         }
         (Some(pattern), None) => Grammar::regex(pattern),
-        (None, Some(path)) => {
-            let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
-            Grammar::json_schema(&std::fs::read_to_string(path).map_err(failed)?)
-        }
+        (None, Some(path)) => Grammar::json_schema(&input::read_text(path, MAX_SCHEMA)?),
     };
     let grammar = grammar.map_err(Failure::usage)?;
     let matcher = grammar.matcher(Some(args.n_bytes));
@@ -283,6 +280,10 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one(std::process::id()) >> 32
 }
 
+/// Largest prompt and largest JSON schema that are read.
+const MAX_PROMPT: usize = 64 << 20;
+const MAX_SCHEMA: usize = 1 << 20;
+
 fn prompt(args: &Args) -> Result<Vec<u8>, Failure> {
     match (&args.prompt, &args.file) {
         (Some(_), Some(_)) => Err(Failure::usage("expected one of -p and -f, found both")),
@@ -291,14 +292,10 @@ fn prompt(args: &Args) -> Result<Vec<u8>, Failure> {
             "-f -: expected a file with -i, which reads standard input itself",
         )),
         (None, Some(path)) if path.as_os_str() == "-" => {
-            let mut bytes = Vec::new();
-            let read = interrupt::while_idle(|| std::io::stdin().lock().read_to_end(&mut bytes));
-            read.map_err(|e| Failure::failed(format!("standard input: {e}")))?;
-            Ok(bytes)
+            let read = || input::read_from("standard input", std::io::stdin().lock(), MAX_PROMPT);
+            Ok(interrupt::while_idle(read)?)
         }
-        (None, Some(path)) => {
-            std::fs::read(path).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
-        }
+        (None, Some(path)) => Ok(input::read(path, MAX_PROMPT)?),
         (None, None) if args.interactive => Ok(Vec::new()),
         (None, None) => Err(Failure::usage(
             "expected a prompt, -p TEXT or -f FILE, found neither; -p \"\" starts from nothing",

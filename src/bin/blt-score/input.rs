@@ -1,14 +1,17 @@
 //! What is scored: the bytes of a file or of standard input, block by block, or a list of ids.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use blt::session::BYTES_PER_PASS;
 use blt::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
 use blt::cli::args::Failure;
-use blt::cli::interrupt;
+use blt::cli::{input, interrupt};
+
+/// Largest list of ids that is read: it must fit into the context.
+const MAX_RAW_IDS: usize = 1 << 20;
 
 /// The ids to score, block by block.
 pub struct Input {
@@ -36,6 +39,12 @@ impl Input {
         let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
         let file = File::open(path).map_err(failed)?;
         let meta = file.metadata().map_err(failed)?;
+        if is_endless(&file, &meta) {
+            return Err(Failure::failed(format!(
+                "{}: expected a file or a pipe, found a device",
+                path.display()
+            )));
+        }
         Ok(Input {
             source: Source::Bytes(Box::new(file)),
             name: path.display().to_string(),
@@ -46,7 +55,7 @@ impl Input {
     /// The ids in the JSON list at `path`.
     pub fn raw_ids(path: &Path) -> Result<Self, Failure> {
         let wrong = |what: String| Failure::failed(format!("{}: {what}", path.display()));
-        let text = std::fs::read(path).map_err(|e| wrong(e.to_string()))?;
+        let text = input::read(path, MAX_RAW_IDS)?;
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|e| wrong(format!("expected JSON: {e}")))?;
         let list = (value.as_array().filter(|list| !list.is_empty()))
@@ -89,5 +98,20 @@ impl Input {
     /// For messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+}
+
+/// Whether it is a device, which may give bytes for ever, other than a terminal.
+fn is_endless(file: &File, meta: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = meta.file_type();
+        (kind.is_char_device() && !file.is_terminal()) || kind.is_block_device()
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, meta);
+        false
     }
 }

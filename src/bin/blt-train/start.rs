@@ -5,11 +5,11 @@ use std::path::Path;
 use blt::checkpoint::{Checkpoint, Component, ModelTensor, OpenOptions};
 use blt::config::{Config, PatchingMode};
 use blt::output_file::{OutputFolder, is_same_file, lock_folder};
-use blt::train::init;
 use blt::train::params::{Params, Value};
 use blt::train::settings::Settings;
 use blt::train::state::Saved;
 use blt::train::trainer::{ENTROPY_FILE, RUN_FILES, STATE, Stage, Trainer};
+use blt::train::{init, memory};
 
 use super::args::Args;
 use blt::cli::args::Failure;
@@ -161,6 +161,7 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
     let mut trainer = match args.stage.as_str() {
         "entropy" => {
             let config = settings.architecture()?;
+            memory::check(&settings, &config, true)?;
             let params = init::random(&config, of_entropy, settings.seed)?;
             Trainer::new(Stage::Entropy, settings, config, params, None)?
         }
@@ -181,6 +182,7 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
             } else {
                 config.entropy = None;
             }
+            memory::check(&settings, &config, false)?;
             let params = init::random(&config, |t| !of_entropy(t), settings.seed)?;
             Trainer::new(Stage::Main, settings, config, params, entropy)?
         }
@@ -241,6 +243,9 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
         settings.tied = Some(is_tied(&checkpoint)?);
     }
     let lora = settings.lora_rank > 0;
+    if !lora {
+        memory::check(&settings, &config, false)?;
+    }
     let params = Params::new(
         &config,
         |t| !of_entropy(t),
