@@ -183,6 +183,12 @@ impl Storage {
     }
 }
 
+impl From<MappedFile> for Storage {
+    fn from(file: MappedFile) -> Self {
+        Storage::Mapped(Arc::new(file))
+    }
+}
+
 impl From<Arc<MappedFile>> for Storage {
     fn from(file: Arc<MappedFile>) -> Self {
         Storage::Mapped(file)

@@ -78,7 +78,7 @@ fn merge(
     alpha: f32,
     out: &Path,
 ) -> blt::Result<Merged> {
-    let (base, instruct) = (WeightFiles::find(base)?, WeightFiles::find(instruct)?);
+    let (base, instruct) = (WeightFiles::open(base)?, WeightFiles::open(instruct)?);
     let merge = Merge {
         checkpoint: byte,
         base: &base,

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json::{self, Object};
-use super::weight_files::{WeightFiles, find_weights};
+use super::weight_files::WeightFiles;
 use super::{Kind, NameTable, find_config, hf, meta, native};
 use crate::config::TransformerConfig;
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ pub(super) struct EntropyModel {
 /// # Errors
 /// Same as [`Checkpoint::open`](super::Checkpoint::open).
 pub(super) fn open(path: &Path, load: Load) -> Result<EntropyModel> {
-    let mut weights = WeightFiles::load(&find_weights(path)?, load)?;
+    let mut weights = WeightFiles::load(path, load)?;
     let (config, table) = if let Some(config) = native::read(&mut weights)? {
         (config.entropy, NameTable::Native)
     } else {
@@ -35,12 +35,21 @@ pub(super) fn open(path: &Path, load: Load) -> Result<EntropyModel> {
             )
         })?;
         let value = json::read(&config_path)?;
-        if Kind::of(&value) == Some(Kind::Hf) {
-            let config = hf::config(&value, weights.has(hf::PATCHER_TENSOR))?;
-            (config.entropy, NameTable::Hf { tied: false })
-        } else {
-            let (config, tied_entropy) = meta_config(&config_path, &value)?;
-            (Some(config), NameTable::Meta { tied_entropy })
+        match Kind::of(&value) {
+            Some(kind @ (Kind::Hf | Kind::HfPatcher)) => {
+                let lost = ["model.patcher.", "model."];
+                weights.recognise(&[hf::PATCHER_TENSOR], &lost);
+                let config = match kind {
+                    Kind::Hf => hf::config(&value, weights.has(hf::PATCHER_TENSOR))?.entropy,
+                    _ => Some(hf::patcher_alone(&value)?),
+                };
+                (config, NameTable::Hf { tied: false })
+            }
+            _ => {
+                weights.recognise(&["tok_embeddings.weight"], &[]);
+                let (config, tied_entropy) = meta_config(&config_path, &value)?;
+                (Some(config), NameTable::Meta { tied_entropy })
+            }
         }
     };
     let config = config.ok_or_else(|| {

@@ -76,8 +76,7 @@ pub(super) fn config(value: &Value, has_patcher: bool) -> Result<Config> {
     let in_forward = root.flag("patch_in_forward")?.unwrap_or(true);
 
     let entropy = if has_patcher {
-        let o = root.required_object("patcher_config")?;
-        Some(transformer(&o, &PATCHER, window(&o, "sliding_window")?)?)
+        Some(entropy_model(&root.required_object("patcher_config")?)?)
     } else {
         None
     };
@@ -116,6 +115,18 @@ pub(super) fn config(value: &Value, has_patcher: bool) -> Result<Config> {
     };
     config.validate()?;
     Ok(config)
+}
+
+/// Translates the `config.json` of an entropy model that was saved by itself.
+///
+/// # Errors
+/// As [`config`].
+pub(super) fn patcher_alone(value: &Value) -> Result<TransformerConfig> {
+    entropy_model(&Object::root(value)?)
+}
+
+fn entropy_model(o: &Object) -> Result<TransformerConfig> {
+    transformer(o, &PATCHER, window(o, "sliding_window")?)
 }
 
 /// transformers cuts by entropy or after every byte, nothing else.

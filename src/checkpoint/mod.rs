@@ -16,6 +16,7 @@ mod entropy;
 mod hf;
 mod hf_export;
 mod json;
+mod locate;
 mod meta;
 mod names;
 mod native;
@@ -50,7 +51,6 @@ use crate::tensor::{Load, Storage, Tensor};
 use json::Object;
 #[cfg(feature = "train")]
 pub(crate) use json::parse as parse_json;
-use weight_files::find_weights;
 
 /// The layout of a checkpoint's files and names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Checkpoint {
     /// [`Error::Config`] for invalid configurations, [`Error::Tensor`] for tensors that are missing
     /// or have another shape, [`Error::Unsupported`] for variants this engine does not compute.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-        let weights = WeightFiles::load(&find_weights(path)?, options.load)?;
+        let weights = WeightFiles::load(path, options.load)?;
         Unresolved::find(weights, options)?.open(options)
     }
 
@@ -214,12 +214,16 @@ impl Entry {
             .unwrap_or(&source.names[0]);
         let path = weights.path_of(foreign);
         let tensor = weights.tensor(foreign)?.ok_or_else(|| {
+            let advice = match weights.beginning() {
+                "" => String::new(),
+                beginning => format!(
+                    "; names begin with {beginning:?}, so this may be a wrapper of a model: save the unwrapped one"
+                ),
+            };
+            let path = path.display();
             Error::tensor(
                 foreign,
-                format!(
-                    "expected shape {shape:?}, found no such tensor in {}",
-                    path.display()
-                ),
+                format!("expected shape {shape:?}, found no such tensor in {path}{advice}"),
             )
         })?;
         let mut entry = Entry {
@@ -311,6 +315,7 @@ impl NameTable {
 enum Kind {
     Bolmo,
     Hf,
+    HfPatcher,
     MetaHub,
     MetaParams,
 }
@@ -319,6 +324,8 @@ impl Kind {
     fn of(value: &Value) -> Option<Kind> {
         if value["model_type"] == "bolmo" {
             Some(Kind::Bolmo)
+        } else if value["model_type"] == "blt_patcher" {
+            Some(Kind::HfPatcher)
         } else if value["model_type"] == "blt" || value["encoder_config"].is_object() {
             Some(Kind::Hf)
         } else if value["args"].is_object() {
@@ -330,6 +337,13 @@ impl Kind {
         }
     }
 }
+
+/// Names that the weights of every model of a layout have: of byte embeddings.
+const LANDMARKS: [&str; 3] = [
+    "model.local_encoder.embed_tokens.weight",
+    "model.local_encoder.byte_embedding.weight",
+    "local_encoder.tok_embeddings.weight",
+];
 
 /// The configuration file in a folder.
 fn find_config(folder: &Path) -> Option<PathBuf> {
@@ -379,13 +393,15 @@ impl Unresolved {
         let config_path = match config_path {
             Some(path) => path.to_path_buf(),
             None => find_config(weights.folder()).ok_or_else(|| {
-                Error::format(
-                    weights.path(),
-                    "expected config.json or params.json beside the weights, found neither; pass \
-                     --config FILE",
-                )
+                let what = match locate::adapter_base(weights.folder()) {
+                    Some(base) => format!("expected a model, found {}", locate::adapter_advice(&base)),
+                    None => "expected config.json or params.json beside the weights, found neither; pass --config FILE"
+                        .into(),
+                };
+                Error::format(weights.path(), what)
             })?,
         };
+        weights.recognise(&LANDMARKS, &["model."]);
         let folder = weights.folder();
         let open_subwords = |wanted: &tokenizer::Wanted<'_>| {
             tokenizer::open(options.tokenizer.as_deref(), folder, wanted)
@@ -475,12 +491,13 @@ impl Unresolved {
                 || name.ends_with(".rotary_emb.inv_freq")
                 || (tied && name == "lm_head.weight")
         };
-        match self
-            .weights
-            .names()
-            .into_iter()
-            .find(|name| !is_known(name))
-        {
+        let beginning = self.weights.beginning();
+        let names = self.weights.names().into_iter();
+        let mut names = names.map(|name| match name.strip_prefix(beginning) {
+            Some(name) => name.to_string(),
+            None => name,
+        });
+        match names.find(|name| !is_known(name)) {
             None => Ok(()),
             Some(name) => Err(Error::tensor(
                 name,
@@ -496,11 +513,17 @@ impl Unresolved {
         }
         self.config.validate()?;
         if self.config.patcher.mode == PatchingMode::Entropy && self.config.entropy.is_none() {
-            return Err(Error::format(
-                self.weights.path(),
-                "expected an entropy model for patching by entropy, found none in or beside the \
-                 checkpoint; pass --entropy-model PATH",
-            ));
+            let names = self.weights.names();
+            let what = match names.iter().find(|name| name.contains("patcher.")) {
+                Some(name) => format!(
+                    "expected {:?} for patching by entropy, found none, but {name:?}; is the entropy model complete?",
+                    hf::PATCHER_TENSOR
+                ),
+                None => "expected an entropy model for patching by entropy, found none in or beside the checkpoint; pass \
+                         --entropy-model PATH"
+                    .into(),
+            };
+            return Err(Error::format(self.weights.path(), what));
         }
         let mut entries = Vec::new();
         let mut number_of = HashMap::new();
@@ -568,6 +591,7 @@ fn translate(
             let config = meta_config(path, &root.required_object("model")?, &root)?;
             Ok((Layout::MetaConsolidated, META, config))
         }
+        Some(Kind::HfPatcher) => Err(not_a_model(path, true)),
         None => Err(not_a_model(path, root.has("entropy_model"))),
     }
 }

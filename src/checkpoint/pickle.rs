@@ -1,7 +1,7 @@
 //! A reader for the pickles of `torch.save`: dictionaries of tensors, nothing else.
 //!
 //! A pickle is a program for a stack machine that can call anything. This machine knows only the
-//! opcodes that state dicts use and only the callables below; all others are refused by name, and
+//! opcodes that checkpoints use and only the callables below; all others are refused by name, and
 //! nothing is executed. Values live in one arena and refer to each other by number, so that deep
 //! nesting and cycles cost no recursion. Size, stack and number of values are bounded.
 
@@ -78,6 +78,8 @@ enum Node {
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
+    /// The value of a call that has no effect here; see [`INERT`].
+    Inert,
     Storage(Box<StorageRef>),
     Tensor(Box<TensorRef>),
 }
@@ -94,13 +96,48 @@ struct StorageRef {
 enum Global {
     OrderedDict,
     RebuildTensor,
+    /// A parameter is the tensor that it is made of.
+    RebuildParameter,
     Storage(StorageType),
+    /// One of [`INERT`].
+    Inert,
 }
+
+/// Classes and functions that training scripts store beside the weights. Their values are read as values without content:
+/// nothing is called or built, and a tensor in one of them is not found.
+const INERT: [(&str, &str); 23] = [
+    ("__builtin__", "set"),
+    ("__builtin__", "frozenset"),
+    ("__builtin__", "complex"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "complex"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch", "float32"),
+    ("torch", "float16"),
+    ("torch", "bfloat16"),
+    ("torch", "int64"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+    ("argparse", "Namespace"),
+    ("collections", "defaultdict"),
+    ("pathlib", "PosixPath"),
+    ("omegaconf.dictconfig", "DictConfig"),
+];
+
+/// Keys under which training scripts put the state dict.
+const STATE_DICT_KEYS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
 
 type Fallible<T> = Result<T, String>;
 
-/// The tensors of the state dict in a pickle: the dictionary under `"model"` if there is one, else
-/// the outermost dictionary. Values that are not tensors are skipped.
+/// The tensors of the state dict in a pickle: the dictionary under one of [`STATE_DICT_KEYS`] if there is one, else the
+/// outermost dictionary. Values that are not tensors are skipped.
 ///
 /// # Errors
 /// What is not allowed, or what was expected and what was found.
@@ -250,6 +287,7 @@ impl<'a> Machine<'a> {
             }
             b'Q' => self.persistent_id(),
             b'R' => self.reduce(),
+            0x81 => self.new_object(),
             b'b' => self.build(),
             _ => Err(format!(
                 "pickle opcode {} at offset {start} is not allowed",
@@ -301,6 +339,8 @@ impl<'a> Machine<'a> {
         match (module.as_str(), name.as_str()) {
             ("collections", "OrderedDict") => Ok(Global::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Ok(Global::RebuildTensor),
+            ("torch._utils", "_rebuild_parameter") => Ok(Global::RebuildParameter),
+            named if INERT.contains(&named) => Ok(Global::Inert),
             ("torch", name) if STORAGES.iter().any(|s| s.name == name) => {
                 let kind = STORAGES.into_iter().find(|s| s.name == name);
                 Ok(Global::Storage(kind.expect("just found")))
@@ -378,6 +418,7 @@ impl<'a> Machine<'a> {
         let dict = self.pop()?;
         match &mut self.nodes[dict as usize] {
             Node::Dict(values) => values.extend(items.chunks_exact(2).map(|kv| (kv[0], kv[1]))),
+            Node::Inert => {}
             other => return Err(format!("expected a dict to fill, found {}", other.kind())),
         }
         self.push_id(dict)
@@ -433,7 +474,7 @@ impl<'a> Machine<'a> {
         self.push(Node::Storage(storage.into()))
     }
 
-    /// Calls one of the two callables.
+    /// Calls one of the callables.
     fn reduce(&mut self) -> Fallible<()> {
         let (args, callable) = (self.pop()?, self.pop()?);
         let args = self.tuple(args, "arguments")?;
@@ -452,9 +493,30 @@ impl<'a> Machine<'a> {
                 }
                 Node::Tensor(tensor.into())
             }
+            // `(tensor, requires_grad, hooks)`
+            Node::Global(Global::RebuildParameter) => match args {
+                [tensor, _, _] => return self.push_id(*tensor),
+                _ => {
+                    return Err(format!(
+                        "expected 3 arguments to _rebuild_parameter, found {}",
+                        args.len()
+                    ));
+                }
+            },
+            Node::Global(Global::Inert) => Node::Inert,
             other => return Err(format!("expected a callable, found {}", other.kind())),
         };
         self.push(node)
+    }
+
+    /// A new object of a class, which can only be one without effect.
+    fn new_object(&mut self) -> Fallible<()> {
+        let (args, class) = (self.pop()?, self.pop()?);
+        self.tuple(args, "arguments")?;
+        match self.node(class) {
+            Node::Global(Global::Inert) => self.push(Node::Inert),
+            other => Err(format!("expected a class, found {}", other.kind())),
+        }
     }
 
     /// `(storage, offset, size, stride, requires_grad, hooks[, metadata])`
@@ -496,7 +558,7 @@ impl<'a> Machine<'a> {
         self.pop()?;
         let target = self.pop()?;
         match self.node(target) {
-            Node::Dict(_) => self.push_id(target),
+            Node::Dict(_) | Node::Inert => self.push_id(target),
             other => Err(format!(
                 "expected a dict to give attributes, found {}",
                 other.kind()
@@ -551,7 +613,9 @@ impl<'a> Machine<'a> {
             outer
                 .iter()
                 .find_map(|&(key, value)| match (self.node(key), self.node(value)) {
-                    (Node::Text(key), Node::Dict(inner)) if key == "model" => Some(inner),
+                    (Node::Text(key), Node::Dict(inner)) => {
+                        STATE_DICT_KEYS.contains(&key.as_str()).then_some(inner)
+                    }
                     _ => None,
                 });
         let mut tensors = HashMap::new();
@@ -580,6 +644,7 @@ impl Node {
             Node::List(_) => "a list",
             Node::Dict(_) => "a dict",
             Node::Global(_) => "a global",
+            Node::Inert => "an object",
             Node::Storage(_) => "a storage",
             Node::Tensor(_) => "a tensor",
         }
@@ -609,7 +674,6 @@ fn opcode_name(opcode: u8) -> String {
         b'i' => "INST",
         b'o' => "OBJ",
         0x80 => "PROTO",
-        0x81 => "NEWOBJ",
         0x82..=0x84 => "EXT",
         0x8b => "LONG4",
         0x8c => "SHORT_BINUNICODE",
@@ -721,6 +785,10 @@ mod tests {
             .op(b"]");
         let under_model = state_dict(&p.op(b"u.").0).unwrap();
         assert_eq!(outermost, under_model);
+        for key in STATE_DICT_KEYS {
+            let p = inner(Pickle::new().op(b"}(").text("epoch").int(3).text(key));
+            assert_eq!(state_dict(&p.op(b"u.").0).unwrap(), outermost, "{key}");
+        }
         let expected = TensorRef {
             storage: STORAGES[0],
             key: "0".into(),
@@ -730,6 +798,40 @@ mod tests {
             stride: vec![2, 1],
         };
         assert_eq!(outermost, HashMap::from([("w".to_string(), expected)]));
+    }
+
+    #[test]
+    fn what_scripts_store_beside_the_weights_is_skipped() {
+        let p = Pickle::new().op(b"}(").text("w");
+        // A parameter, as `torch.nn.Parameter` is stored.
+        let p = (p.global("torch._utils", "_rebuild_parameter").op(b"("))
+            .tensor(float, 1, &[2, 2], &[2, 1])
+            .op(&[0x88])
+            .global("collections", "OrderedDict")
+            .op(b")RtR");
+        // torch.Size([2, 3]), {1}, a numpy scalar, Namespace(lr=1), defaultdict(x=1).
+        let p = (p.text("size").global("torch", "Size").ints(&[2, 3])).op(b"\x85R");
+        let p = (p.text("set").global("__builtin__", "set").op(b"]").int(1)).op(b"a\x85R");
+        let dtype = |p: Pickle| {
+            (p.global("numpy", "dtype").op(b"(").text("f8").int(0).int(1).op(b"tR"))
+                .op(b"(").int(3).text("<").op(b"NNN").int(-1).int(-1).int(0).op(b"tb")
+        };
+        let bytes = |p: Pickle| {
+            let p = p.global("_codecs", "encode").op(b"(");
+            p.text("abcdefgh").text("latin1").op(b"tR")
+        };
+        let p = p.text("loss").global("numpy.core.multiarray", "scalar").op(b"(");
+        let p = bytes(dtype(p)).op(b"tR");
+        let p = (p.text("args").global("argparse", "Namespace").op(b")\x81}").text("lr").int(1)).op(b"sb");
+        let p = (p.text("counts").global("collections", "defaultdict").op(b")R(").text("x").int(1)).op(b"u");
+        let found = state_dict(&p.op(b"u.").0).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["w"].shape, [2, 2]);
+        // A tensor in one of them is not found, and one that is needed but is none is missed.
+        let p = Pickle::new().op(b"}(").text("w").global("torch", "Size").ints(&[1]);
+        assert!(state_dict(&p.op(b"\x85Ru.").0).unwrap().is_empty());
+        let message = state_dict(&Pickle::new().int(1).op(b")\x81.").0).unwrap_err();
+        assert!(message.contains("expected a class"), "{message}");
     }
 
     #[test]
@@ -743,7 +845,8 @@ mod tests {
             ("torch", "FloatStorage.from_file"),
             ("torch.storage", "FloatStorage"),
             ("torch._utils", "_rebuild_tensor_v3"),
-            ("collections", "defaultdict"),
+            ("collections", "Counter"),
+            ("torch", "Size.__class__"),
             ("", ""),
         ] {
             let p = Pickle::new().global(module, name).text("touch x");
@@ -756,7 +859,7 @@ mod tests {
 
     #[test]
     fn opcodes_that_state_dicts_do_not_need_are_refused_by_name() {
-        let allowed = b"NJKMGX()]}aesuqrhjctQRb.\x85\x86\x87\x88\x89\x8a";
+        let allowed = b"NJKMGX()]}aesuqrhjctQRb.\x81\x85\x86\x87\x88\x89\x8a";
         for opcode in 0..=u8::MAX {
             let message = state_dict(&[0x80, 2, b'N', opcode]).unwrap_err();
             let refused = message.ends_with("at offset 3 is not allowed");
@@ -769,7 +872,7 @@ mod tests {
         for (opcode, name) in [
             (0x93, "STACK_GLOBAL"),
             (b'i', "INST"),
-            (0x81, "NEWOBJ"),
+            (0x92, "NEWOBJ_EX"),
             (0xff, "0xff"),
         ] {
             let message = state_dict(&[0x80, 2, opcode]).unwrap_err();

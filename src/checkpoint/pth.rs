@@ -64,6 +64,11 @@ impl PthFile {
         })
     }
 
+    /// Names of all tensors.
+    pub fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
     /// Whether the state dict has a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

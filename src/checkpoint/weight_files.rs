@@ -1,10 +1,11 @@
 //! The files that hold a checkpoint's tensors, in any container: one file or shards with an index. Tensors are served under the names of the file.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use super::json;
+use super::locate::{is_index, weights_at};
 use super::pth::PthFile;
 use super::safetensors::SafetensorsFile;
 use super::spec::Declared;
@@ -18,40 +19,6 @@ pub struct FileInfo {
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
-}
-
-/// Names that weights go by in a folder, in order of preference. Which container a file is, its
-/// content tells.
-const WEIGHT_FILES: [&str; 5] = [
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "consolidated.safetensors",
-    "consolidated.pth",
-    "pytorch_model.bin",
-];
-
-/// The weights file in `path`, or `path` itself if it is no folder.
-///
-/// # Errors
-/// [`Error::Io`] if there is no such path, [`Error::Format`] if the folder has no weights.
-pub fn find_weights(path: &Path) -> Result<PathBuf> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !meta.is_dir() {
-        return Ok(path.to_path_buf());
-    }
-    WEIGHT_FILES
-        .iter()
-        .map(|name| path.join(name))
-        .find(|file| file.exists())
-        .ok_or_else(|| {
-            Error::format(
-                path,
-                format!(
-                    "expected weights in the folder ({}), found none",
-                    WEIGHT_FILES.join(", ")
-                ),
-            )
-        })
 }
 
 /// Largest index that is read; that of a sharded 7B model has some 60 KB.
@@ -100,6 +67,13 @@ impl Container {
         }
     }
 
+    fn names(&self) -> Vec<String> {
+        match self {
+            Container::Safetensors(file) => file.names(),
+            Container::Pth(file) => file.names(),
+        }
+    }
+
     fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
         match self {
             Container::Safetensors(file) => file.tensor(name),
@@ -127,37 +101,51 @@ pub struct WeightFiles {
     shard_of: Option<HashMap<String, usize>>,
     /// Tensors whose type and shape the file's container cannot express.
     declared: Declared,
+    beginning: Beginning,
+}
+
+/// How names in the files begin otherwise than those of their layout, which wrappers of a model cause.
+#[derive(Debug, Default)]
+struct Beginning {
+    /// What the names of the layout have and those of the files lack.
+    lost: &'static str,
+    /// What those of the files have then.
+    added: String,
+}
+
+impl Beginning {
+    /// The name in the files of the layout's `name`.
+    fn in_files<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        if self.lost.is_empty() && self.added.is_empty() {
+            return name.into();
+        }
+        let name = name.strip_prefix(self.lost).unwrap_or(name);
+        format!("{}{name}", self.added).into()
+    }
 }
 
 impl WeightFiles {
-    /// Opens the weights in a folder, or the file itself.
+    /// Maps the weights at `path`, a file or a folder, and reads their tables of contents; no tensor is touched.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if there are none, or they cannot be read or are damaged.
-    pub fn find(path: &Path) -> Result<WeightFiles> {
-        WeightFiles::open(&find_weights(path)?)
-    }
-
-    /// Maps the file at `path` and reads its table of contents; no tensor is touched.
-    ///
-    /// # Errors
-    /// [`Error::Io`] and [`Error::Format`] if the file cannot be read or is damaged.
     pub fn open(path: &Path) -> Result<WeightFiles> {
         WeightFiles::load(path, Load::Map)
     }
 
-    /// The same for a file that is mapped or read, as `load` says.
+    /// The same for files that are mapped or read, as `load` says.
     ///
     /// # Errors
     /// As [`WeightFiles::open`].
     pub fn load(path: &Path, load: Load) -> Result<WeightFiles> {
-        if path
-            .file_name()
-            .is_some_and(|n| n.to_string_lossy().ends_with(".index.json"))
-        {
-            return WeightFiles::load_shards(path, load);
+        let paths = weights_at(path)?;
+        match &paths[..] {
+            [index] if index.file_name().is_some_and(is_index) => {
+                WeightFiles::load_shards(index, load)
+            }
+            [file] => WeightFiles::from_storage(file, MappedFile::load(file, load)?.into()),
+            shards => WeightFiles::load_all(shards, load),
         }
-        WeightFiles::from_storage(path, Arc::new(MappedFile::load(path, load)?).into())
     }
 
     /// The same for bytes that are in memory or mapped already; `path` is for messages.
@@ -165,11 +153,38 @@ impl WeightFiles {
     /// # Errors
     /// [`Error::Format`] if the bytes are no weights or damaged.
     pub fn from_storage(path: &Path, storage: Storage) -> Result<WeightFiles> {
-        Ok(WeightFiles {
-            files: vec![container(path, storage)?],
-            shard_of: None,
+        Ok(WeightFiles::of(vec![container(path, storage)?], None))
+    }
+
+    fn of(
+        files: Vec<(FileInfo, Container)>,
+        shard_of: Option<HashMap<String, usize>>,
+    ) -> WeightFiles {
+        WeightFiles {
+            files,
+            shard_of,
             declared: Declared::new(),
-        })
+            beginning: Beginning::default(),
+        }
+    }
+
+    /// Opens shards that no index lists.
+    fn load_all(shards: &[PathBuf], load: Load) -> Result<WeightFiles> {
+        let mut files = Vec::new();
+        let mut shard_of = HashMap::new();
+        for path in shards {
+            let (info, shard) = container(path, MappedFile::load(path, load)?.into())?;
+            for name in shard.names() {
+                if let Some(first) = shard_of.insert(name.clone(), files.len()) {
+                    let (first, _): &(FileInfo, _) = &files[first];
+                    let first = first.path.display();
+                    let what = format!("expected each tensor in one shard, found {name:?} in {first} too");
+                    return Err(Error::format(path, what));
+                }
+            }
+            files.push((info, shard));
+        }
+        Ok(WeightFiles::of(files, Some(shard_of)))
     }
 
     fn load_shards(index: &Path, load: Load) -> Result<WeightFiles> {
@@ -186,8 +201,7 @@ impl WeightFiles {
                 None => {
                     check_plain_name(index, shard)?;
                     let path = index.with_file_name(shard);
-                    let storage = Arc::new(MappedFile::load(&path, load)?).into();
-                    files.push(container(&path, storage)?);
+                    files.push(container(&path, MappedFile::load(&path, load)?.into())?);
                     number_of.insert(shard, files.len() - 1);
                     files.len() - 1
                 }
@@ -200,11 +214,37 @@ impl WeightFiles {
                 "expected shards, found an empty weight_map",
             ));
         }
-        Ok(WeightFiles {
-            files,
-            shard_of: Some(shard_of),
-            declared: Declared::new(),
-        })
+        Ok(WeightFiles::of(files, Some(shard_of)))
+    }
+
+    /// Learns how names in the files begin from the first of these names, each of which a layout has, that one name in
+    /// the files is or ends with: `module.`, `_orig_mod.` or `base_model.model.` may stand before it, and what `lost` lists
+    /// may be missing from it.
+    pub fn recognise(&mut self, names: &[&str], lost: &[&'static str]) {
+        if names.iter().any(|name| self.has(name)) {
+            return;
+        }
+        let all = self.names();
+        let spellings = names.iter().flat_map(|name| {
+            let shorter = (lost.iter()).filter_map(move |lost| Some((*lost, name.strip_prefix(lost)?)));
+            [("", *name)].into_iter().chain(shorter)
+        });
+        for (lost, name) in spellings {
+            let added = |found: &String| {
+                let added = found.strip_suffix(name)?;
+                (added.is_empty() || added.ends_with('.')).then(|| added.to_string())
+            };
+            let mut found = all.iter().filter_map(added);
+            if let (Some(added), None) = (found.next(), found.next()) {
+                self.beginning = Beginning { lost, added };
+                return;
+            }
+        }
+    }
+
+    /// How names in the files begin, for messages about those that are missing; empty if they are those of the layout.
+    pub fn beginning(&self) -> &str {
+        &self.beginning.added
     }
 
     /// From now on serves these tensors, which the first file holds as bytes, as what they are.
@@ -224,20 +264,18 @@ impl WeightFiles {
 
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
+        let name = &*self.beginning.in_files(name);
         match &self.shard_of {
             Some(map) => map.contains_key(name),
             None => self.files[0].1.has(name),
         }
     }
 
-    /// Names of all tensors of safetensors files, in order.
+    /// Names of all tensors as they are in the files, in order.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = match &self.shard_of {
             Some(map) => map.keys().cloned().collect(),
-            None => match &self.files[0].1 {
-                Container::Safetensors(file) => file.names(),
-                Container::Pth(_) => Vec::new(),
-            },
+            None => self.files[0].1.names(),
         };
         names.sort_unstable();
         names
@@ -248,6 +286,7 @@ impl WeightFiles {
     /// # Errors
     /// [`Error::Tensor`] if it is of a type or in a form this engine does not read.
     pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        let name = &*self.beginning.in_files(name);
         if let (Some((dtype, shape)), Container::Safetensors(file)) =
             (self.declared.get(name), &self.files[0].1)
         {
@@ -261,9 +300,11 @@ impl WeightFiles {
 
     /// The file in which that tensor is, or is missed.
     pub fn path_of(&self, name: &str) -> &Path {
-        &self.files[self.number(name).unwrap_or(0)].0.path
+        let number = self.number(&self.beginning.in_files(name));
+        &self.files[number.unwrap_or(0)].0.path
     }
 
+    /// The file with that name in the files.
     fn number(&self, name: &str) -> Option<usize> {
         match &self.shard_of {
             Some(map) => map.get(name).copied(),
@@ -325,6 +366,37 @@ fn check_plain_name(index: &Path, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wrappers_of_a_model_are_recognised_by_one_name() {
+        let weights = |names: &[&str]| {
+            let entry = |name: &&str| {
+                format!("{name:?}:{{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}")
+            };
+            let entries: Vec<String> = names.iter().map(entry).collect();
+            let header = format!("{{{}}}", entries.join(","));
+            let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+            WeightFiles::from_storage(Path::new("x"), bytes.into()).unwrap()
+        };
+        let landmarks = ["model.a.weight", "b.weight"];
+        for (names, beginning, asked, has) in [
+            (&["model.a.weight", "module.model.a.weight"][..], "", "model.a.weight", true),
+            (&["module.model.a.weight", "module.lm_head.weight"], "module.", "lm_head.weight", true),
+            (&["_orig_mod.model.a.weight"], "_orig_mod.", "model.a.weight", true),
+            (&["a.weight", "c.weight"], "", "model.c.weight", true),
+            (&["x.a.weight", "x.c.weight"], "x.", "model.c.weight", true),
+            (&["module.b.weight"], "module.", "b.weight", true),
+            // Two: it is not known which is meant.
+            (&["x.b.weight", "y.b.weight"], "", "b.weight", false),
+            (&["xb.weight"], "", "b.weight", false),
+        ] {
+            let mut weights = weights(names);
+            weights.recognise(&landmarks, &["model."]);
+            assert_eq!(weights.beginning(), beginning, "{names:?}");
+            assert_eq!(weights.has(asked), has, "{names:?}");
+            assert_eq!(weights.tensor(asked).unwrap_or(None).is_some() || has, has, "{names:?}");
+        }
+    }
 
     #[test]
     fn an_index_cannot_lead_out_of_its_folder() {

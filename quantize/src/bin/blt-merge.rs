@@ -73,8 +73,8 @@ fn run(args: Args) -> Result<(), Failure> {
     };
     let checkpoint = Checkpoint::open(&args.byte, &options)?;
     let (base, instruct) = (
-        WeightFiles::find(&args.base)?,
-        WeightFiles::find(&args.instruct)?,
+        WeightFiles::open(&args.base)?,
+        WeightFiles::open(&args.instruct)?,
     );
     let merge = Merge {
         checkpoint: &checkpoint,
