@@ -97,6 +97,17 @@ impl Error {
         }
     }
 
+    /// The error with the file named in which a configuration is wrong; others as they are.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Error::Config { key, what } => Error::Config {
+                key,
+                what: format!("{what} in {}", path.display()),
+            },
+            error => error,
+        }
+    }
+
     /// An [`Error::Tensor`] for `name`.
     pub fn tensor(name: impl Into<String>, what: impl Into<String>) -> Self {
         Error::Tensor {

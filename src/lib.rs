@@ -101,6 +101,7 @@ pub mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
+pub mod documents;
 pub mod error;
 #[cfg(feature = "capi")]
 pub mod ffi;

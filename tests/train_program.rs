@@ -521,8 +521,6 @@ fn data_that_cannot_be_read_is_named() {
         ("empty", "expected text, found none in empty"),
         ("nothing.txt", "an empty file or a device"),
         ("/dev/zero", "an empty file or a device"),
-        // It says that it has content, but (on Linux) cannot be mapped.
-        ("/sys/kernel/notes", "/sys/kernel/notes: No such"),
         (
             "bad.jsonl",
             "line 2: expected an object with a string \"text\"",

@@ -101,7 +101,10 @@ fn sets_of_weights(folder: &Path, names: &[String]) -> Result<Vec<(String, Vec<S
             if let Some(missing) = (1..=n).map(expected).find(|name| !files.contains(name)) {
                 return Err(Error::format(
                     folder,
-                    format!("expected {n} shards, found {}; {missing} is missing", files.len()),
+                    format!(
+                        "expected {n} shards, found {}; {missing} is missing",
+                        files.len()
+                    ),
                 ));
             }
             sets.push((expected(1), files));
@@ -153,7 +156,9 @@ pub fn adapter_base(folder: &Path) -> Option<String> {
 
 /// What to do about an adapter.
 pub fn adapter_advice(base: &str) -> String {
-    format!("an adapter of {base:?}; merge it into that model (merge_and_unload of peft) and pass the result")
+    format!(
+        "an adapter of {base:?}; merge it into that model (merge_and_unload of peft) and pass the result"
+    )
 }
 
 /// In a folder of the hub's cache, `models--ORGANISATION--NAME`, the snapshot that `refs/main` names, or the only one; any
@@ -181,7 +186,10 @@ fn snapshot(path: &Path) -> Result<PathBuf> {
         [only] => Ok(snapshots.join(only)),
         found => Err(Error::format(
             &snapshots,
-            format!("expected one snapshot, found {}; pass the path of one", found.len()),
+            format!(
+                "expected one snapshot, found {}; pass the path of one",
+                found.len()
+            ),
         )),
     }
 }
@@ -192,11 +200,15 @@ fn not_found(path: &Path, error: std::io::Error) -> Error {
     let is_word = |word: &str| {
         !word.is_empty()
             && !word.starts_with('.')
-            && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     match name.split_once('/') {
         Some((owner, repository))
-            if error.kind() == std::io::ErrorKind::NotFound && is_word(owner) && is_word(repository) =>
+            if error.kind() == std::io::ErrorKind::NotFound
+                && is_word(owner)
+                && is_word(repository) =>
         {
             Error::format(
                 path,
@@ -218,7 +230,8 @@ mod tests {
 
     impl Folder {
         fn with(name: &str, files: &[(&str, &str)]) -> Folder {
-            let path = std::env::temp_dir().join(format!("blt-locate-{}-{name}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("blt-locate-{}-{name}", std::process::id()));
             let _ = std::fs::remove_dir_all(&path);
             std::fs::create_dir_all(&path).unwrap();
             for (file, content) in files {
@@ -238,22 +251,60 @@ mod tests {
 
     #[test]
     fn weights_are_found_under_the_names_people_have() {
-        let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let shards = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
         let cases: [(&str, &[&str], &[&str]); 10] = [
-            ("one", &["model.safetensors", "pytorch_model.bin"], &["model.safetensors"]),
-            ("rope", &["consolidated_with_rope.pth"], &["consolidated_with_rope.pth"]),
-            ("bin index", &["pytorch_model.bin.index.json"], &["pytorch_model.bin.index.json"]),
-            ("fp16", &["model.fp16.safetensors", "x.safetensors"], &["model.fp16.safetensors"]),
-            ("fp16 bin", &["pytorch_model.fp16.bin", "training_args.bin"], &["pytorch_model.fp16.bin"]),
+            (
+                "one",
+                &["model.safetensors", "pytorch_model.bin"],
+                &["model.safetensors"],
+            ),
+            (
+                "rope",
+                &["consolidated_with_rope.pth"],
+                &["consolidated_with_rope.pth"],
+            ),
+            (
+                "bin index",
+                &["pytorch_model.bin.index.json"],
+                &["pytorch_model.bin.index.json"],
+            ),
+            (
+                "fp16",
+                &["model.fp16.safetensors", "x.safetensors"],
+                &["model.fp16.safetensors"],
+            ),
+            (
+                "fp16 bin",
+                &["pytorch_model.fp16.bin", "training_args.bin"],
+                &["pytorch_model.fp16.bin"],
+            ),
             (
                 "fp16 index",
-                &["model.safetensors.index.fp16.json", "model.fp16-00001-of-00001.safetensors"],
+                &[
+                    "model.safetensors.index.fp16.json",
+                    "model.fp16-00001-of-00001.safetensors",
+                ],
                 &["model.safetensors.index.fp16.json"],
             ),
             ("shards", &shards, &shards),
-            ("shards and pickles", &[shards[0], shards[1], "pytorch_model-00001-of-00001.bin"], &shards),
-            ("pickles", &["pytorch_model-00001-of-00001.bin"], &["pytorch_model-00001-of-00001.bin"]),
-            ("snapshot", &["snapshots/abc/model.safetensors"], &["snapshots/abc/model.safetensors"]),
+            (
+                "shards and pickles",
+                &[shards[0], shards[1], "pytorch_model-00001-of-00001.bin"],
+                &shards,
+            ),
+            (
+                "pickles",
+                &["pytorch_model-00001-of-00001.bin"],
+                &["pytorch_model-00001-of-00001.bin"],
+            ),
+            (
+                "snapshot",
+                &["snapshots/abc/model.safetensors"],
+                &["snapshots/abc/model.safetensors"],
+            ),
         ];
         for (case, files, expected) in cases {
             let files: Vec<(&str, &str)> = files.iter().map(|name| (*name, "")).collect();
@@ -269,7 +320,10 @@ mod tests {
                 ("snapshots/def/model.safetensors", ""),
             ],
         );
-        assert_eq!(weights_at(&folder.0).unwrap(), [folder.0.join("snapshots/abc/model.safetensors")]);
+        assert_eq!(
+            weights_at(&folder.0).unwrap(),
+            [folder.0.join("snapshots/abc/model.safetensors")]
+        );
     }
 
     #[test]
@@ -278,22 +332,68 @@ mod tests {
         let adapter = r#"{"base_model_name_or_path": "itazap/blt-1b-hf"}"#;
         let cases: [Case; 9] = [
             ("empty", &[], "found none"),
-            ("adapter", &[("adapter_config.json", adapter), ("adapter_model.safetensors", "")], "adapter of \"itazap/blt-1b-hf\""),
-            ("dcp", &[("__0_0.distcp", ""), (".metadata", "")], "dcp_to_torch"),
-            ("dcp with", &[("__0_0.distcp", ""), ("consolidated/x", "")], "pass "),
-            ("missing shard", &[("model-00001-of-00003.safetensors", ""), ("model-00003-of-00003.safetensors", "")], "3 shards, found 2; model-00002-of-00003.safetensors is missing"),
-            ("two variants", &[("model.fp16.safetensors", ""), ("model.fp8.safetensors", "")], "model.fp16.safetensors, model.fp8.safetensors; pass"),
-            ("two snapshots", &[("snapshots/a/x", ""), ("snapshots/b/x", "")], "one snapshot, found 2"),
-            ("bad ref", &[("snapshots/a/x", ""), ("refs/main", "../..")], "found \"../..\""),
-            ("lost ref", &[("snapshots/a/x", ""), ("refs/main", "b")], "found \"b\""),
+            (
+                "adapter",
+                &[
+                    ("adapter_config.json", adapter),
+                    ("adapter_model.safetensors", ""),
+                ],
+                "adapter of \"itazap/blt-1b-hf\"",
+            ),
+            (
+                "dcp",
+                &[("__0_0.distcp", ""), (".metadata", "")],
+                "dcp_to_torch",
+            ),
+            (
+                "dcp with",
+                &[("__0_0.distcp", ""), ("consolidated/x", "")],
+                "pass ",
+            ),
+            (
+                "missing shard",
+                &[
+                    ("model-00001-of-00003.safetensors", ""),
+                    ("model-00003-of-00003.safetensors", ""),
+                ],
+                "3 shards, found 2; model-00002-of-00003.safetensors is missing",
+            ),
+            (
+                "two variants",
+                &[
+                    ("model.fp16.safetensors", ""),
+                    ("model.fp8.safetensors", ""),
+                ],
+                "model.fp16.safetensors, model.fp8.safetensors; pass",
+            ),
+            (
+                "two snapshots",
+                &[("snapshots/a/x", ""), ("snapshots/b/x", "")],
+                "one snapshot, found 2",
+            ),
+            (
+                "bad ref",
+                &[("snapshots/a/x", ""), ("refs/main", "../..")],
+                "found \"../..\"",
+            ),
+            (
+                "lost ref",
+                &[("snapshots/a/x", ""), ("refs/main", "b")],
+                "found \"b\"",
+            ),
         ];
         for (case, files, expected) in cases {
             let folder = Folder::with(&case.replace(' ', "-"), files);
             let message = weights_at(&folder.0).expect_err(case).to_string();
             assert!(message.contains(expected), "{case}: {message}");
         }
-        let message = weights_at(Path::new("facebook/blt-1b")).unwrap_err().to_string();
-        assert!(message.contains("hf download facebook/blt-1b --local-dir blt-1b"), "{message}");
+        let message = weights_at(Path::new("facebook/blt-1b"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("hf download facebook/blt-1b --local-dir blt-1b"),
+            "{message}"
+        );
         for path in ["no-such", "/no/such", "./no/such", "../no", "no/such/file"] {
             let message = weights_at(Path::new(path)).unwrap_err().to_string();
             assert!(message.contains("No such file"), "{path}: {message}");

@@ -410,7 +410,8 @@ impl Unresolved {
             &config_path,
             |_| weights.has(hf::PATCHER_TENSOR),
             open_subwords,
-        )?;
+        )
+        .map_err(|e| e.in_file(&config_path))?;
         if let NameTable::Meta { .. } = table
             && let Some(name) = meta::TOKEN_PROJECTIONS.into_iter().find(|n| weights.has(n))
         {
@@ -485,19 +486,17 @@ impl Unresolved {
         };
         let known: HashSet<String> = (expected_tensors(&self.config).iter())
             .flat_map(|tensor| bolmo::source(&tensor.name, &self.config, tied).names)
+            .chain(tied.then(|| "lm_head.weight".into()))
+            .map(|name| self.weights.in_files(&name).into_owned())
             .collect();
-        let is_known = |name: &str| {
-            known.contains(name)
-                || name.ends_with(".rotary_emb.inv_freq")
-                || (tied && name == "lm_head.weight")
-        };
-        let beginning = self.weights.beginning();
-        let names = self.weights.names().into_iter();
-        let mut names = names.map(|name| match name.strip_prefix(beginning) {
-            Some(name) => name.to_string(),
-            None => name,
-        });
-        match names.find(|name| !is_known(name)) {
+        let is_known =
+            |name: &String| known.contains(name) || name.ends_with(".rotary_emb.inv_freq");
+        match self
+            .weights
+            .names()
+            .into_iter()
+            .find(|name| !is_known(name))
+        {
             None => Ok(()),
             Some(name) => Err(Error::tensor(
                 name,

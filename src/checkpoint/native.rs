@@ -52,7 +52,7 @@ pub(super) fn read(weights: &mut WeightFiles) -> Result<Option<Config>> {
             "expected {CONFIG_KEY} in the metadata, found nothing"
         ))
     })?;
-    let config = config_from_json(text)?;
+    let config = config_from_json(text).map_err(|e| e.in_file(weights.path()))?;
     if quantized {
         let declared = quantized::read(metadata).map_err(err)?;
         weights.declare(declared)?;

@@ -813,22 +813,53 @@ mod tests {
         let p = (p.text("size").global("torch", "Size").ints(&[2, 3])).op(b"\x85R");
         let p = (p.text("set").global("__builtin__", "set").op(b"]").int(1)).op(b"a\x85R");
         let dtype = |p: Pickle| {
-            (p.global("numpy", "dtype").op(b"(").text("f8").int(0).int(1).op(b"tR"))
-                .op(b"(").int(3).text("<").op(b"NNN").int(-1).int(-1).int(0).op(b"tb")
+            (p.global("numpy", "dtype")
+                .op(b"(")
+                .text("f8")
+                .int(0)
+                .int(1)
+                .op(b"tR"))
+            .op(b"(")
+            .int(3)
+            .text("<")
+            .op(b"NNN")
+            .int(-1)
+            .int(-1)
+            .int(0)
+            .op(b"tb")
         };
         let bytes = |p: Pickle| {
             let p = p.global("_codecs", "encode").op(b"(");
             p.text("abcdefgh").text("latin1").op(b"tR")
         };
-        let p = p.text("loss").global("numpy.core.multiarray", "scalar").op(b"(");
+        let p = p
+            .text("loss")
+            .global("numpy.core.multiarray", "scalar")
+            .op(b"(");
         let p = bytes(dtype(p)).op(b"tR");
-        let p = (p.text("args").global("argparse", "Namespace").op(b")\x81}").text("lr").int(1)).op(b"sb");
-        let p = (p.text("counts").global("collections", "defaultdict").op(b")R(").text("x").int(1)).op(b"u");
+        let p = (p
+            .text("args")
+            .global("argparse", "Namespace")
+            .op(b")\x81}")
+            .text("lr")
+            .int(1))
+        .op(b"sb");
+        let p = (p
+            .text("counts")
+            .global("collections", "defaultdict")
+            .op(b")R(")
+            .text("x")
+            .int(1))
+        .op(b"u");
         let found = state_dict(&p.op(b"u.").0).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found["w"].shape, [2, 2]);
         // A tensor in one of them is not found, and one that is needed but is none is missed.
-        let p = Pickle::new().op(b"}(").text("w").global("torch", "Size").ints(&[1]);
+        let p = Pickle::new()
+            .op(b"}(")
+            .text("w")
+            .global("torch", "Size")
+            .ints(&[1]);
         assert!(state_dict(&p.op(b"\x85Ru.").0).unwrap().is_empty());
         let message = state_dict(&Pickle::new().int(1).op(b")\x81.").0).unwrap_err();
         assert!(message.contains("expected a class"), "{message}");

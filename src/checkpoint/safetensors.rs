@@ -380,7 +380,7 @@ mod tests {
             (
                 "data missing",
                 file(&a("F32", "[2]", "[0,8]"), 7),
-                "expected a file of 67 bytes, found 66",
+                "expected a file of 70 bytes, found 69",
             ),
             (
                 "many axes",

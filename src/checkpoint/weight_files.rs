@@ -178,7 +178,8 @@ impl WeightFiles {
                 if let Some(first) = shard_of.insert(name.clone(), files.len()) {
                     let (first, _): &(FileInfo, _) = &files[first];
                     let first = first.path.display();
-                    let what = format!("expected each tensor in one shard, found {name:?} in {first} too");
+                    let what =
+                        format!("expected each tensor in one shard, found {name:?} in {first} too");
                     return Err(Error::format(path, what));
                 }
             }
@@ -226,7 +227,8 @@ impl WeightFiles {
         }
         let all = self.names();
         let spellings = names.iter().flat_map(|name| {
-            let shorter = (lost.iter()).filter_map(move |lost| Some((*lost, name.strip_prefix(lost)?)));
+            let shorter =
+                (lost.iter()).filter_map(move |lost| Some((*lost, name.strip_prefix(lost)?)));
             [("", *name)].into_iter().chain(shorter)
         });
         for (lost, name) in spellings {
@@ -240,6 +242,11 @@ impl WeightFiles {
                 return;
             }
         }
+    }
+
+    /// The name in the files of the layout's `name`.
+    pub fn in_files<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        self.beginning.in_files(name)
     }
 
     /// How names in the files begin, for messages about those that are missing; empty if they are those of the layout.
@@ -380,9 +387,24 @@ mod tests {
         };
         let landmarks = ["model.a.weight", "b.weight"];
         for (names, beginning, asked, has) in [
-            (&["model.a.weight", "module.model.a.weight"][..], "", "model.a.weight", true),
-            (&["module.model.a.weight", "module.lm_head.weight"], "module.", "lm_head.weight", true),
-            (&["_orig_mod.model.a.weight"], "_orig_mod.", "model.a.weight", true),
+            (
+                &["model.a.weight", "module.model.a.weight"][..],
+                "",
+                "model.a.weight",
+                true,
+            ),
+            (
+                &["module.model.a.weight", "module.lm_head.weight"],
+                "module.",
+                "lm_head.weight",
+                true,
+            ),
+            (
+                &["_orig_mod.model.a.weight"],
+                "_orig_mod.",
+                "model.a.weight",
+                true,
+            ),
             (&["a.weight", "c.weight"], "", "model.c.weight", true),
             (&["x.a.weight", "x.c.weight"], "x.", "model.c.weight", true),
             (&["module.b.weight"], "module.", "b.weight", true),
@@ -394,7 +416,11 @@ mod tests {
             weights.recognise(&landmarks, &["model."]);
             assert_eq!(weights.beginning(), beginning, "{names:?}");
             assert_eq!(weights.has(asked), has, "{names:?}");
-            assert_eq!(weights.tensor(asked).unwrap_or(None).is_some() || has, has, "{names:?}");
+            assert_eq!(
+                weights.tensor(asked).unwrap_or(None).is_some() || has,
+                has,
+                "{names:?}"
+            );
         }
     }
 

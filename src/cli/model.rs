@@ -184,10 +184,6 @@ pub fn open(options: &ModelOptions, path: Option<&Path>) -> Result<Checkpoint, F
 
 /// Loads the model in a checkpoint. With [`Device::Auto`] standard error says which device it is on.
 pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Failure> {
-    let failure = |error| match error {
-        Error::Argument { .. } => Failure::usage(error),
-        error => Failure::from(error),
-    };
     if options.chosen_device() != Device::Auto {
         return options.load(checkpoint).map_err(failure);
     }
@@ -201,6 +197,14 @@ pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Fa
             crate::errln!("computing on the CPU: {reason}");
             Ok(model)
         }
+    }
+}
+
+/// The failure that an error is where arguments are used: one out of range is wrong usage.
+pub fn failure(error: Error) -> Failure {
+    match error {
+        Error::Argument { .. } => Failure::usage(error),
+        error => Failure::from(error),
     }
 }
 

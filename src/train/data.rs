@@ -1,24 +1,17 @@
-//! Text to train on: files, folders, JSONL or standard input, cut into documents and pieces.
+//! Text to train on, cut into documents (see [`crate::documents`]) and pieces.
 //!
-//! A document is the text between two separator lines (the whole file without one) or the `text` of one JSONL
-//! line. It becomes BOS, its bytes, EOS. If that is longer than the longest sequence allowed, it is cut into pieces. Pieces are drawn in an order that the
-//! seed and the epoch determine.
+//! A document becomes BOS, its bytes, EOS. If that is longer than the longest sequence allowed, it is cut into pieces.
+//! Pieces are drawn in an order that the seed and the epoch determine.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::documents::{self, Format, TextFile};
 use crate::error::{Error, Result};
 use crate::random::{SplitMix64, mix};
-use crate::tensor::MappedFile;
 use crate::vocab::{BOS, EOS, Id, byte_to_id};
 use crate::wire::Checksum;
-
-/// The line between documents.
-pub const SEPARATOR: &str = "<|endoftext|>";
-
-/// Most files that are looked at in a folder.
-const MAX_FILES: usize = 1_000_000;
 
 /// Tell the random orders of a seed apart: of documents to hold out, and of pieces to validate on. Those of epochs
 /// are their numbers.
@@ -36,85 +29,65 @@ struct Piece {
     eos: bool, // whether it ends it
 }
 
-#[derive(Debug)]
-enum Source {
-    Mapped(MappedFile),
-    Memory(Vec<u8>),
-}
-
-impl Source {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Source::Mapped(file) => file.bytes(),
-            Source::Memory(bytes) => bytes,
-        }
-    }
-}
-
 /// Texts, cut into pieces. Cloning shares the texts.
 #[derive(Debug, Clone)]
 pub struct Corpus {
-    sources: Arc<Vec<Source>>,
+    sources: Arc<Vec<TextFile>>,
     pieces: Vec<Piece>,
     n_bytes: usize,
 }
 
 impl Corpus {
-    /// Reads `paths`: text files, files that end in `.jsonl`, folders of both (searched through,
-    /// hidden names left out), or `-` for standard input. Documents end at lines that hold only
-    /// `separator` and are cut into pieces of at most `max_ids` ids.
+    /// Reads `paths`: files and folders as [`documents::files`] finds them, whose documents are cut into pieces of at most
+    /// `max_ids` ids.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if a file cannot be read or is no text data,
     /// [`Error::Argument`] if there is nothing to train on.
-    pub fn open(paths: &[PathBuf], separator: &str, max_ids: usize) -> Result<Corpus> {
+    pub fn open(paths: &[PathBuf], format: &Format, max_ids: usize) -> Result<Corpus> {
         if max_ids < 3 {
             return Err(Error::argument(
                 "seq-len",
                 format!("expected at least 3, found {max_ids}"),
             ));
         }
-        let mut files = Vec::new();
-        for path in paths {
-            find_files(path, true, &mut files)?;
-        }
-        let mut corpus = Corpus {
-            sources: Arc::new(Vec::new()),
-            pieces: Vec::new(),
-            n_bytes: 0,
-        };
-        let mut sources = Vec::new();
-        for path in &files {
-            let (source, documents) = read(path, separator)?;
-            let number = u32::try_from(sources.len()).expect("fewer files than 2^32");
-            for document in documents {
-                corpus.add(number, document, max_ids);
-            }
-            sources.push(source);
-        }
+        let files = documents::files(paths)?;
+        let sources: Result<Vec<TextFile>> = files
+            .iter()
+            .map(|path| TextFile::open(path, format))
+            .collect();
+        let corpus = Corpus::of(sources?, max_ids);
         if corpus.pieces.is_empty() {
             return Err(Error::argument(
                 "data",
                 format!("expected text, found none in {}", list(paths)),
             ));
         }
-        corpus.sources = Arc::new(sources);
         Ok(corpus)
     }
 
-    /// One text as one document.
+    /// One text as one document, less the line ends at its end.
     pub fn from_bytes(text: Vec<u8>, max_ids: usize) -> Corpus {
+        Corpus::of(vec![TextFile::from_bytes(text, "")], max_ids)
+    }
+
+    fn of(sources: Vec<TextFile>, max_ids: usize) -> Corpus {
         let mut corpus = Corpus {
             sources: Arc::new(Vec::new()),
             pieces: Vec::new(),
             n_bytes: 0,
         };
-        corpus.add(0, (0, text.len()), max_ids);
-        corpus.sources = Arc::new(vec![Source::Memory(text)]);
+        for (number, source) in sources.iter().enumerate() {
+            let number = u32::try_from(number).expect("fewer files than 2^32");
+            for document in source.documents() {
+                corpus.add(number, document.clone(), max_ids);
+            }
+        }
+        corpus.sources = Arc::new(sources);
         corpus
     }
 
-    fn add(&mut self, source: u32, (start, end): (usize, usize), max_ids: usize) {
+    fn add(&mut self, source: u32, Range { start, end }: Range<usize>, max_ids: usize) {
         let mut at = start;
         while at < end {
             let bos = at == start;
@@ -252,131 +225,10 @@ fn list(paths: &[PathBuf]) -> String {
     names.join(", ")
 }
 
-fn find_files(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> {
-    if path == Path::new("-") {
-        files.push(path.to_path_buf());
-        return Ok(());
-    }
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if meta.is_dir() {
-        let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
-        let mut inside = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|e| Error::io(path, e))?;
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            // Links are not followed: they can lead in circles.
-            let link = entry.file_type().is_ok_and(|t| t.is_symlink());
-            if !hidden && !link {
-                inside.push(entry.path());
-            }
-        }
-        inside.sort();
-        for path in inside {
-            find_files(&path, false, files)?;
-        }
-    } else if meta.is_file() && meta.len() > 0 {
-        if files.len() >= MAX_FILES {
-            return Err(Error::format(
-                path,
-                format!("expected at most {MAX_FILES} files"),
-            ));
-        }
-        files.push(path.to_path_buf());
-    } else if named {
-        return Err(Error::format(
-            path,
-            "expected text, found an empty file or a device",
-        ));
-    }
-    Ok(())
-}
-
-/// The text of a file, and where its documents begin and end.
-fn read(path: &Path, separator: &str) -> Result<(Source, Documents)> {
-    if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin()
-            .lock()
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io("standard input", e))?;
-        let documents = documents(&bytes, separator);
-        return Ok((Source::Memory(bytes), documents));
-    }
-    let file = MappedFile::open(path)?;
-    if path.extension().is_some_and(|e| e == "jsonl") {
-        let (texts, documents) = texts_of_jsonl(path, file.bytes())?;
-        return Ok((Source::Memory(texts), documents));
-    }
-    let documents = documents(file.bytes(), separator);
-    Ok((Source::Mapped(file), documents))
-}
-
-/// First byte of each document, and one past its last.
-type Documents = Vec<(usize, usize)>;
-
-/// The `text` fields, one document each.
-fn texts_of_jsonl(path: &Path, bytes: &[u8]) -> Result<(Vec<u8>, Documents)> {
-    let (mut texts, mut documents) = (Vec::new(), Vec::new());
-    for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let fault = |what: String| Error::format(path, format!("line {}: {what}", i + 1));
-        let value: serde_json::Value = serde_json::from_slice(line)
-            .map_err(|e| fault(format!("expected JSON, found a fault: {e}")))?;
-        let text = value["text"]
-            .as_str()
-            .ok_or_else(|| fault("expected an object with a string \"text\"".into()))?;
-        let start = texts.len();
-        texts.extend_from_slice(text.trim_end_matches('\n').as_bytes());
-        if texts.len() > start {
-            documents.push((start, texts.len()));
-        }
-    }
-    Ok((texts, documents))
-}
-
-/// Where the documents are, without the line ends around the separators.
-fn documents(bytes: &[u8], separator: &str) -> Documents {
-    let separator = separator.as_bytes();
-    let (mut found, mut start, mut line_start) = (Vec::new(), 0, 0);
-    let mut add = |start: usize, mut end: usize| {
-        while end > start && bytes[end - 1] == b'\n' {
-            end -= 1;
-        }
-        if start < end {
-            found.push((start, end));
-        }
-    };
-    while line_start < bytes.len() {
-        let rest = &bytes[line_start..];
-        let line = rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
-        let next = line_start + line + 1;
-        if !separator.is_empty() && rest[..line].trim_ascii_end() == separator {
-            add(start, line_start);
-            start = next;
-        }
-        line_start = next;
-    }
-    add(start.min(bytes.len()), bytes.len());
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::vocab::{decode, encode};
-
-    #[test]
-    fn documents_end_at_separator_lines() {
-        let text = b"one\ntwo\n<|endoftext|>\nthree <|endoftext|> four\n\n<|endoftext|>\r\n\n<|endoftext|>";
-        let found: Vec<&[u8]> = (documents(text, SEPARATOR).into_iter())
-            .map(|(a, b)| &text[a..b])
-            .collect();
-        assert_eq!(found, [&b"one\ntwo"[..], b"three <|endoftext|> four"]);
-        assert_eq!(documents(b"a\n", ""), [(0, 1)]);
-        assert!(documents(b"", SEPARATOR).is_empty());
-    }
 
     #[test]
     fn pieces_cover_the_text_and_overlap_by_their_target() {
@@ -415,15 +267,12 @@ mod tests {
 
     #[test]
     fn whole_documents_are_held_out_and_the_sample_is_random() {
-        let documents: Vec<String> = (0..200)
+        let texts: Vec<String> = (0..200)
             .map(|i| format!("{i} ").repeat(20 + i % 50))
             .collect();
-        let text = documents.join("\n<|endoftext|>\n");
-        let mut corpus = Corpus::from_bytes(Vec::new(), 40);
-        for document in super::documents(text.as_bytes(), SEPARATOR) {
-            corpus.add(0, document, 40);
-        }
-        corpus.sources = Arc::new(vec![Source::Memory(text.into_bytes())]);
+        let text = texts.join("\n<|endoftext|>\n");
+        let text = TextFile::from_bytes(text.into_bytes(), documents::SEPARATOR);
+        let corpus = Corpus::of(vec![text], 40);
         let all = corpus.n_bytes();
         let mut first = Vec::new();
         for seed in 0..4 {
@@ -454,19 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn jsonl_and_its_faults() {
-        let path = Path::new("x.jsonl");
-        let good = b"{\"text\": \"a\\n<|endoftext|>\\n\"}\n\n{\"text\": \"\"}\n{\"text\": \"c\", \"n\": 1}";
-        let (text, documents) = texts_of_jsonl(path, good).unwrap();
-        let found: Vec<&[u8]> = documents.iter().map(|&(a, b)| &text[a..b]).collect();
-        assert_eq!(found, [&b"a\n<|endoftext|>"[..], b"c"]);
-        for (bad, what) in [("{\"text\": 1}", "string"), ("\n{", "line 2")] {
-            let message = texts_of_jsonl(path, bad.as_bytes())
-                .unwrap_err()
-                .to_string();
-            assert!(message.contains(what), "{message}");
-        }
-        assert!(Corpus::open(&[PathBuf::from("/nonexistent")], "", 9).is_err());
+    fn what_cannot_be_read_is_an_error() {
+        assert!(Corpus::open(&[PathBuf::from("/nonexistent")], &Format::default(), 9).is_err());
         assert_eq!(decode(&Corpus::from_bytes(b"hi".to_vec(), 9).ids(0)), b"hi");
     }
 }

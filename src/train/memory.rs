@@ -109,9 +109,9 @@ mod tests {
         assert_eq!(message(&[], true), Ok(()));
         for (name, value, of_entropy) in [
             ("hash_vocab", "100000000", false),
-            ("global_dim", "16384", false),
-            ("local_dim", "16384", false),
-            ("entropy_dim", "16384", true),
+            ("global_dim", "12288", false),
+            ("local_dim", "12288", false),
+            ("entropy_dim", "12288", true),
             ("batch", "100000000", false),
             ("batch", "1099511627776", true),
             ("seq_len", "100000000", false),

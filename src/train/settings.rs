@@ -13,6 +13,7 @@ use super::presets::{hidden_of, is_tied, preset};
 use super::schedule::{Decay, Schedule};
 use crate::checkpoint::parse_json;
 use crate::config::{Config, DifferentialConfig, PatcherConfig, TransformerConfig};
+use crate::documents::Format;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::ops::MAX_THREADS;
@@ -217,7 +218,9 @@ settings! {
     /// Share of the data held out for validation if there is no --valid: whole documents, drawn by the seed.
     valid_share: f64 = 0.05;
     /// Line that separates documents.
-    separator: String = super::data::SEPARATOR.into();
+    separator: String = crate::documents::SEPARATOR.into();
+    /// Key of the texts in .jsonl files.
+    text_key: String = crate::documents::TEXT_KEY.into();
     /// Folder of the run: checkpoints, log, models.
     out: String = "run".into();
     /// Sizes to start from: toy, tiny, small or 55m.
@@ -447,6 +450,14 @@ impl Settings {
     /// Whether byte embedding and output are one tensor.
     pub fn is_tied(&self) -> bool {
         self.tied.unwrap_or(is_tied(&self.preset))
+    }
+
+    /// How documents are told apart.
+    pub fn format(&self) -> Format {
+        Format {
+            separator: self.separator.clone(),
+            text_key: self.text_key.clone(),
+        }
     }
 
     /// Element type of the model files.

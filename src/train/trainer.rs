@@ -177,12 +177,12 @@ impl Trainer {
                 "expected at least one file or folder, found none",
             ));
         }
-        let separator = &settings.separator;
-        let train = Corpus::open(&paths(&settings.data), separator, settings.seq_len)?;
+        let format = &settings.format();
+        let train = Corpus::open(&paths(&settings.data), format, settings.seq_len)?;
         let (train, valid) = match settings.valid.is_empty() {
             false => (
                 train,
-                Corpus::open(&paths(&settings.valid), separator, settings.seq_len)?,
+                Corpus::open(&paths(&settings.valid), format, settings.seq_len)?,
             ),
             true => train.split(settings.valid_share, settings.seed),
         };

@@ -10,7 +10,9 @@ use serde_json::{Map, Value};
 use crate::support::*;
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
 }
 
 /// Rewrites a safetensors file: `name` gives the new name of a tensor, or leaves it out.
@@ -20,7 +22,10 @@ fn rename(path: &Path, name: impl Fn(&str) -> Option<String>) {
     let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
     let header: Map<String, Value> = serde_json::from_slice(header).unwrap();
     let (mut renamed, mut kept) = (Map::new(), Vec::new());
-    let mut entries: Vec<_> = header.into_iter().filter(|(n, _)| n != "__metadata__").collect();
+    let mut entries: Vec<_> = header
+        .into_iter()
+        .filter(|(n, _)| n != "__metadata__")
+        .collect();
     entries.sort_by_key(|(_, entry)| entry["data_offsets"][0].as_u64());
     for (old, mut entry) in entries {
         let Some(new) = name(&old) else { continue };
@@ -48,7 +53,9 @@ fn names_that_wrappers_changed_are_recognised() {
         ("both", |n| Some(format!("module._orig_mod.{n}"))),
         ("lightning", |n| Some(format!("model.{n}"))),
         ("peft", |n| Some(format!("base_model.model.{n}"))),
-        ("without model", |n| Some(n.strip_prefix("model.").unwrap_or(n).into())),
+        ("without model", |n| {
+            Some(n.strip_prefix("model.").unwrap_or(n).into())
+        }),
     ];
     for model in ["hf-gqa/model", "bolmo-bwen/model", "meta-threshadd/hub"] {
         for (case, renamed) in cases {
@@ -79,7 +86,11 @@ fn a_wrapper_that_lacks_a_tensor_is_named() {
         (n != "model.local_decoder.norm.weight").then(|| format!("module.{n}"))
     });
     let message = error("lacking", Checkpoint::open(&folder.0, &options()));
-    for part in ["local_decoder.norm.weight", "names begin with \"module.\"", "save the unwrapped one"] {
+    for part in [
+        "local_decoder.norm.weight",
+        "names begin with \"module.\"",
+        "save the unwrapped one",
+    ] {
         assert!(message.contains(part), "{message}");
     }
 }
@@ -87,7 +98,9 @@ fn a_wrapper_that_lacks_a_tensor_is_named() {
 #[test]
 fn nobody_is_told_to_pass_an_entropy_model_that_the_file_holds() {
     let folder = Folder::copy_of("patcher", &data("hf-gqa/model"));
-    rename(&folder.path("model.safetensors"), |n| Some(n.replace("patcher.embed_tokens", "patcher.tok_embeddings")));
+    rename(&folder.path("model.safetensors"), |n| {
+        Some(n.replace("patcher.embed_tokens", "patcher.tok_embeddings"))
+    });
     let message = error("patcher", Checkpoint::open(&folder.0, &options()));
     assert!(message.contains("model.patcher."), "{message}");
     assert!(!message.contains("--entropy-model"), "{message}");
@@ -97,25 +110,41 @@ fn nobody_is_told_to_pass_an_entropy_model_that_the_file_holds() {
 #[test]
 fn an_entropy_model_saved_by_itself_opens() {
     let folder = Folder::copy_of("alone", &data("hf-gqa/model"));
-    rename(&folder.path("model.safetensors"), |n| n.strip_prefix("model.patcher.").map(Into::into));
-    let config: Value = serde_json::from_slice(&std::fs::read(folder.path("config.json")).unwrap()).unwrap();
+    rename(&folder.path("model.safetensors"), |n| {
+        n.strip_prefix("model.patcher.").map(Into::into)
+    });
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(folder.path("config.json")).unwrap()).unwrap();
     let mut patcher = config["patcher_config"].clone();
     patcher["model_type"] = "blt_patcher".into();
     std::fs::write(folder.path("config.json"), patcher.to_string()).unwrap();
-    let options = OpenOptions { entropy_model: Some(folder.0.clone()), ..options() };
+    let options = OpenOptions {
+        entropy_model: Some(folder.0.clone()),
+        ..options()
+    };
     let original = open("hf-gqa", &data("hf-gqa/model"), &OpenOptions::default());
     let joined = open("alone", &data("hf-gqa/model"), &options);
     assert_eq!(joined.config(), original.config());
     assert_same("alone", &joined, &original);
     assert!(joined.files().len() == 2);
-    let message = error("alone", Checkpoint::open(&folder.0, &OpenOptions::default()));
-    assert!(message.contains("an entropy model; pass it with --entropy-model"), "{message}");
+    let message = error(
+        "alone",
+        Checkpoint::open(&folder.0, &OpenOptions::default()),
+    );
+    assert!(
+        message.contains("an entropy model; pass it with --entropy-model"),
+        "{message}"
+    );
 }
 
 #[test]
 fn files_of_other_names_open() {
     let original = open("hf-gqa", &data("hf-gqa/model"), &options());
-    for name in ["model.fp16.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00001.bin"] {
+    for name in [
+        "model.fp16.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00001.bin",
+    ] {
         let folder = Folder::copy_of("other-name", &data("hf-gqa/model"));
         std::fs::rename(folder.path("model.safetensors"), folder.path(name)).unwrap();
         assert_same(name, &open(name, &folder.0, &options()), &original);
@@ -123,7 +152,10 @@ fn files_of_other_names_open() {
     let original = open("hf-sharded", &data("hf-sharded/model"), &options());
     let folder = Folder::copy_of("shards", &data("hf-sharded/model"));
     let index = folder.path("model.safetensors.index.json");
-    for name in ["model.safetensors.index.fp16.json", "pytorch_model.bin.index.json"] {
+    for name in [
+        "model.safetensors.index.fp16.json",
+        "pytorch_model.bin.index.json",
+    ] {
         std::fs::rename(&index, folder.path(name)).unwrap();
         assert_same(name, &open(name, &folder.0, &options()), &original);
         std::fs::rename(folder.path(name), &index).unwrap();
@@ -132,12 +164,19 @@ fn files_of_other_names_open() {
     let opened = open("no index", &folder.0, &options());
     assert_same("no index", &opened, &original);
     assert_eq!(opened.files().len(), 9);
-    std::fs::copy(folder.path("model-00001-of-00009.safetensors"), folder.path("model-00002-of-00009.safetensors")).unwrap();
+    std::fs::copy(
+        folder.path("model-00001-of-00009.safetensors"),
+        folder.path("model-00002-of-00009.safetensors"),
+    )
+    .unwrap();
     let message = error("twice", Checkpoint::open(&folder.0, &options()));
     assert!(message.contains("each tensor in one shard"), "{message}");
     std::fs::remove_file(folder.path("model-00002-of-00009.safetensors")).unwrap();
     let message = error("missing", Checkpoint::open(&folder.0, &options()));
-    assert!(message.contains("model-00002-of-00009.safetensors is missing"), "{message}");
+    assert!(
+        message.contains("model-00002-of-00009.safetensors is missing"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -167,7 +206,11 @@ fn configurations_as_python_and_editors_write_them_open() {
         ("{\"__float__\": \"Infinity\"}", f32::INFINITY),
         ("1.5", 1.5),
     ] {
-        let text = text.replacen('{', &format!("\u{feff}{{\"junk\": NaN, \"patching_threshold\": {threshold},"), 1);
+        let text = text.replacen(
+            '{',
+            &format!("\u{feff}{{\"junk\": NaN, \"patching_threshold\": {threshold},"),
+            1,
+        );
         std::fs::write(folder.path("config.json"), text).unwrap();
         let config = open(threshold, &folder.0, &options()).config().clone();
         assert_eq!(config.patcher.threshold, expected, "{threshold}");
@@ -181,14 +224,25 @@ fn a_file_cut_short_says_how_long_it_should_be() {
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 1000]).unwrap();
     let message = error("cut", Checkpoint::open(&folder.0, &options()));
-    let expected = format!("expected a file of {} bytes, found {}", bytes.len(), bytes.len() - 1000);
+    let expected = format!(
+        "expected a file of {} bytes, found {}",
+        bytes.len(),
+        bytes.len() - 1000
+    );
     assert!(message.contains(&expected), "{message}");
 }
 
 #[test]
 fn weights_that_are_read_are_those_that_are_mapped() {
     for (name, path, options) in all_cases() {
-        let read = OpenOptions { load: Load::Read, ..options.clone() };
-        assert_same(&name, &open(&name, &path, &read), &open(&name, &path, &options));
+        let read = OpenOptions {
+            load: Load::Read,
+            ..options.clone()
+        };
+        assert_same(
+            &name,
+            &open(&name, &path, &read),
+            &open(&name, &path, &options),
+        );
     }
 }

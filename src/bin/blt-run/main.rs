@@ -163,7 +163,7 @@ fn run(args: Args) -> Result<(), Failure> {
         kv: args.kv,
         ..SessionOptions::default()
     };
-    let session = Session::new(&model, options)?;
+    let session = Session::new(&model, options).map_err(model::failure)?;
     let runner = Runner::new(&args, generate, session);
     match args.interactive {
         false => one_run(&args, runner, &prompt),
