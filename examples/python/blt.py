@@ -39,6 +39,7 @@ _OPTIONS = {
     "patching": (7, "text"),
     "profile": (8, "text"),
     "tokenizer": (9, "text"),
+    "load": (10, "text"),
     "no_bos": (20, "int"),
     "threshold": (21, "real"),
     "threshold_add": (22, "real"),

@@ -5,7 +5,6 @@ import gc
 import re
 import sys
 import threading
-import time
 import unittest
 
 sys.path.insert(0, "examples/python")
@@ -112,10 +111,15 @@ class Python(unittest.TestCase):
         working = threading.Thread(target=lambda: self.assertEqual(
             self.status(session.feed, b"x" * 1_000_000), "BLT_ERROR_CANCELLED"))
         working.start()
-        time.sleep(0.05)  # were the lock held, this would return when all is read
+        # Were the lock held, this would return when all is read. A call that has not begun yet is not
+        # ended by `cancel`, so it is repeated.
+        working.join(0.05)
         self.assertTrue(working.is_alive())
-        session.cancel()
-        working.join(20)
+        for _ in range(400):
+            session.cancel()
+            working.join(0.05)
+            if not working.is_alive():
+                break
         self.assertFalse(working.is_alive())
         self.assertEqual(len(session), 0)
 
