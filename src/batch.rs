@@ -28,7 +28,7 @@
 
 use crate::error::Result;
 use crate::generate::Generator;
-use crate::session::{Reading, Session, run_together};
+use crate::session::{FeedRequest, Session, run_together};
 use crate::vocab::{self, Id};
 
 /// Lets each session read its bytes, after BOS if they are its first: [`Session::feed`] for several.
@@ -43,7 +43,7 @@ pub fn feed(feeds: &mut [(&mut Session, &[u8])]) -> Vec<Result<()>> {
         })
         .collect();
     let feeds = feeds.iter_mut().zip(&ids);
-    run(feeds.map(|((session, _), ids)| Reading::new(session, ids)))
+    run(feeds.map(|((session, _), ids)| FeedRequest::new(session, ids)))
 }
 
 /// Lets each session read its ids as they are: [`Session::feed_ids`] for several.
@@ -51,13 +51,13 @@ pub fn feed(feeds: &mut [(&mut Session, &[u8])]) -> Vec<Result<()>> {
 /// # Errors
 /// As [`feed`].
 pub fn feed_ids(feeds: &mut [(&mut Session, &[Id])]) -> Vec<Result<()>> {
-    run((feeds.iter_mut()).map(|(session, ids)| Reading::new(session, ids)))
+    run((feeds.iter_mut()).map(|(session, ids)| FeedRequest::new(session, ids)))
 }
 
-fn run<'a>(readings: impl Iterator<Item = Reading<'a>>) -> Vec<Result<()>> {
-    let mut readings: Vec<Reading<'_>> = readings.collect();
-    run_together(&mut readings);
-    let finished = readings.into_iter().map(Reading::finish);
+fn run<'a>(requests: impl Iterator<Item = FeedRequest<'a>>) -> Vec<Result<()>> {
+    let mut requests: Vec<FeedRequest<'_>> = requests.collect();
+    run_together(&mut requests);
+    let finished = requests.into_iter().map(FeedRequest::finish);
     finished.map(|result| result.map(|_| ())).collect()
 }
 

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
-use crate::session::{Reading, Session, run_together};
+use crate::session::{FeedRequest, Session, run_together};
 use crate::vocab::Id;
 
 pub use options::GenerateOptions;
@@ -71,7 +71,7 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] for sampler settings out of range, a grammar that needs more bytes than
     /// `max_bytes`, an empty stop string, a draft too long, or
-    /// a session without BOS that has read nothing; errors of reading as [`Session::feed_ids`].
+    /// a session without BOS that has read nothing; errors of request as [`Session::feed_ids`].
     pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generator<'_>> {
         let mut sampler = Sampler::with_choices(options.sampler.clone(), self.model().choices())?;
         if let Some(grammar) = &options.grammar {
@@ -144,8 +144,8 @@ impl Generator<'_> {
     #[cfg(feature = "capi")]
     pub(crate) fn finish_for_now(mut self) -> Result<()> {
         let unread = self.unread.take();
-        let reading = Reading::new(self.session, unread.as_slice()).written();
-        reading.drafting(&self.sampler, self.draft).run()
+        let request = FeedRequest::new(self.session, unread.as_slice()).written();
+        request.drafting(&self.sampler, self.draft).run()
     }
 
     /// Whether another byte must be chosen before one can be handed out or the end is known.
@@ -180,12 +180,12 @@ impl Generator<'_> {
         let (mut sessions, unread): (Vec<_>, Vec<_>) = (generators.into_iter())
             .map(|g| (g.session, g.unread))
             .unzip();
-        let readings = sessions.iter_mut().zip(&unread);
-        let mut readings: Vec<Reading<'_>> = readings
-            .map(|(session, id)| Reading::new(session, id.as_slice()).written())
+        let requests = sessions.iter_mut().zip(&unread);
+        let mut requests: Vec<FeedRequest<'_>> = requests
+            .map(|(session, id)| FeedRequest::new(session, id.as_slice()).written())
             .collect();
-        run_together(&mut readings);
-        let finished = readings.into_iter().map(Reading::finish);
+        run_together(&mut requests);
+        let finished = requests.into_iter().map(FeedRequest::finish);
         finished.map(|result| result.map(|_| ())).collect()
     }
 
@@ -204,16 +204,16 @@ impl Generator<'_> {
             }
             let unread = going.iter_mut().map(|(g, _)| g.unread.take());
             let unread: SmallVec<[Option<Id>; 1]> = unread.collect();
-            let readings = going.iter_mut().zip(&*unread);
-            let mut readings: SmallVec<[Reading<'_>; 1]> = readings
+            let requests = going.iter_mut().zip(&*unread);
+            let mut requests: SmallVec<[FeedRequest<'_>; 1]> = requests
                 .map(|((g, _), id)| {
-                    let reading = Reading::new(g.session, id.as_slice()).written();
-                    reading.choosing(&mut g.sampler, g.draft, g.left)
+                    let request = FeedRequest::new(g.session, id.as_slice()).written();
+                    request.choosing(&mut g.sampler, g.draft, g.left)
                 })
                 .collect();
-            run_together(&mut readings);
+            run_together(&mut requests);
             let results: SmallVec<[Result<Option<Id>>; 1]> =
-                readings.into_iter().map(Reading::finish).collect();
+                requests.into_iter().map(FeedRequest::finish).collect();
             for ((generator, error), result) in going.into_iter().zip(results) {
                 match result {
                     Ok(id) => generator.add(id.expect("there is a sampler")),

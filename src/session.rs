@@ -4,11 +4,11 @@
 //! logits and entropies are the same bits.
 
 mod cancel;
+mod feed;
 mod flag_score;
 mod options;
-mod reading;
-mod saved;
 mod score;
+mod state_file;
 mod write;
 
 use smallvec::SmallVec;
@@ -19,9 +19,9 @@ use crate::model::{DraftCounts, MAX_BATCH, Model, Patching, SequenceState, Trace
 use crate::vocab::{self, BOS, Id};
 
 pub use cancel::Canceller;
+pub(crate) use feed::{FeedRequest, run_together};
 pub use flag_score::{FlagScore, FlagScorer};
 pub use options::{Overflow, SessionOptions};
-pub(crate) use reading::{Reading, run_together};
 pub use score::Score;
 
 use cancel::CancelFlag;
@@ -46,7 +46,7 @@ pub struct Session {
 
 /// What one byte position of [`Session::feed_ids_with`] gave.
 #[derive(Debug)]
-pub struct Step<'a> {
+pub struct Position<'a> {
     /// Position of the id, counted from the start of the session.
     pub position: usize,
     /// The id.
@@ -214,15 +214,15 @@ impl Session {
     /// [`Error::NonFinite`] if the weights are damaged, [`Error::Cancelled`] if a [`Canceller`]
     /// asked for it. The session is then as it was before, unless the context had slid.
     pub fn feed_ids(&mut self, ids: &[Id]) -> Result<()> {
-        Reading::new(self, ids).run()
+        FeedRequest::new(self, ids).run()
     }
 
     /// Reads ids as they are and shows what each position gave.
     ///
     /// # Errors
     /// As [`Session::feed_ids`]; positions may have been shown before an error.
-    pub fn feed_ids_with(&mut self, ids: &[Id], mut show: impl FnMut(Step<'_>)) -> Result<()> {
-        Reading::new(self, ids).showing(&mut show).run()
+    pub fn feed_ids_with(&mut self, ids: &[Id], mut show: impl FnMut(Position<'_>)) -> Result<()> {
+        FeedRequest::new(self, ids).showing(&mut show).run()
     }
 
     /// Reads ids as they are and records the intermediate tensors.
@@ -230,7 +230,7 @@ impl Session {
     /// # Errors
     /// As [`Session::feed_ids`].
     pub fn feed_ids_traced(&mut self, ids: &[Id], trace: &mut Trace) -> Result<()> {
-        Reading::new(self, ids).traced(trace).run()
+        FeedRequest::new(self, ids).traced(trace).run()
     }
 
     /// Goes back to the first `len` ids. Within the last few hundred bytes this costs one byte of
@@ -255,11 +255,11 @@ impl Session {
         let ids = self.ids()[..len].to_vec();
         match self.state.rewind(&self.model, len) {
             Some(known) if known == len => return self.guess_logits(),
-            Some(known) => return Reading::again(self, &ids[known..]).run(),
+            Some(known) => return FeedRequest::again(self, &ids[known..]).run(),
             None => {}
         }
         self.reset();
-        Reading::again(self, &ids).run()
+        FeedRequest::again(self, &ids).run()
     }
 
     /// Reads ids that the model chose, each with the flag it was chosen with if the model's ids carry flags: what
@@ -268,7 +268,7 @@ impl Session {
     /// # Errors
     /// As [`Session::feed_ids`].
     pub fn feed_written(&mut self, ids: &[Id]) -> Result<()> {
-        Reading::new(self, ids).written().run()
+        FeedRequest::new(self, ids).written().run()
     }
 
     /// Reads all of the session's ids again as one text. Bytes that a model of the Bolmo family has written keep the
@@ -282,7 +282,7 @@ impl Session {
         self.reset();
         match ids.is_empty() {
             true => Ok(()),
-            false => Reading::again(self, &ids).run(),
+            false => FeedRequest::again(self, &ids).run(),
         }
     }
 

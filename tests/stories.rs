@@ -71,7 +71,7 @@ fn scores_and_patches_are_reproduced() {
         assert_eq!(ids[0], BOS);
         let mut bits = 0.0;
         let mut next = ids[1..].iter();
-        let count = |step: blt::session::Step<'_>| {
+        let count = |step: blt::session::Position<'_>| {
             let Some(&id) = next.next() else { return };
             assert_eq!(step.logits.len(), VOCAB_SIZE);
             let max = step.logits.iter().copied().fold(f32::MIN, f32::max);

@@ -8,22 +8,23 @@ use std::fmt;
 
 use smallvec::SmallVec;
 
-use super::{Failure, Model, Part, State};
+use super::sequence::{Failure, SequenceInput};
+use super::{Model, State};
 use crate::cache::KvType;
 use crate::error::Result;
 use crate::ops::ScratchVec;
 
 /// Computes the passes of a model.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Appends the ids of all parts to their texts, decides where patches start, and returns the logits that each
-    /// part wants: (0, 1 or n, vocab). On an error the texts may be longer than before; the caller cuts them.
+    /// Appends the ids of all sequences to their texts, decides where patches start, and returns the logits that each
+    /// input wants: (0, 1 or n, vocab). On an error the texts may be longer than before; the caller cuts them.
     ///
     /// # Errors
-    /// [`Failure::OfPart`] if a number of one part is not finite; [`Failure::OfAll`] if the device fails.
+    /// [`Failure::Sequence`] if a number of one sequence is not finite; [`Failure::Device`] if the device fails.
     fn forward<'m>(
         &self,
         model: &'m Model,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
     ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure>;
 
     /// Drops what the caches hold past the end of the text, after a failed pass has been undone. Nothing by default:
@@ -84,9 +85,9 @@ impl Backend for Cpu {
     fn forward<'m>(
         &self,
         model: &'m Model,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
     ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
-        model.forward_on_cpu(parts)
+        model.forward_on_cpu(inputs)
     }
 
     fn discard_past_end(&self, model: &Model, state: &mut State) {

@@ -14,7 +14,7 @@
 use std::ops::AddAssign;
 
 use super::block::Stack;
-use super::forward::{Part, Wanted};
+use super::sequence::{LogitRows, SequenceInput};
 use super::{Model, State};
 use crate::ops::ScratchVec;
 use crate::sampler::Sampler;
@@ -32,7 +32,7 @@ pub(super) struct Draft {
     /// How many of them have been read since.
     n_read: usize,
     pub counts: DraftCounts,
-    record: Record,
+    rate: AcceptanceRate,
     /// That sampler, as it is when the next of them is read.
     sampler: Option<Sampler>,
 }
@@ -64,22 +64,22 @@ impl AddAssign for DraftCounts {
 
 /// How often drafted bytes have counted lately, each weighted by how long ago that is.
 #[derive(Debug, Clone, Copy)]
-struct Record {
+struct AcceptanceRate {
     right: f64,
     wrong: f64,
 }
 
-impl Default for Record {
+impl Default for AcceptanceRate {
     /// As if 98 % had, the middle of what is published.
     fn default() -> Self {
-        Record {
+        AcceptanceRate {
             right: 24.5,
             wrong: 0.5,
         }
     }
 }
 
-impl Record {
+impl AcceptanceRate {
     /// Of a draft `n` bytes counted after the first, and whether one more did not.
     fn add(&mut self, n: usize, ended: bool) {
         self.right = self.right * 0.9 + n as f64;
@@ -87,8 +87,8 @@ impl Record {
     }
 
     /// Nothing was drafted: what is known grows old, so that another attempt is made some time.
-    fn fade(&mut self) {
-        let start = Record::default();
+    fn decay(&mut self) {
+        let start = AcceptanceRate::default();
         self.right += (start.right - self.right) * 0.01;
         self.wrong += (start.wrong - self.wrong) * 0.01;
     }
@@ -125,7 +125,7 @@ impl Costs {
     /// 1 if no draft pays.
     fn length(
         &self,
-        record: &Record,
+        rate: &AcceptanceRate,
         patches_per_byte: f64,
         runs_entropy: bool,
         most: usize,
@@ -143,18 +143,18 @@ impl Costs {
             let closes = 1.0 - (1.0 - patches_per_byte).max(0.0).powi(n as i32);
             let verifying = together(rows) * (entropy + closes * self.decoder)
                 + closes * together(rows * patches_per_byte) * self.global;
-            (rows * per_byte + verifying) / record.expected(n)
+            (rows * per_byte + verifying) / rate.expected(n)
         };
         let costs = (2..=most).map(|n| (n, drafted(n)));
         match costs.min_by(|a, b| a.1.total_cmp(&b.1)) {
-            Some((n, cost)) if cost < WORTH_IT * plain => n,
+            Some((n, cost)) if cost < MIN_GAIN * plain => n,
             _ => 1,
         }
     }
 }
 
 /// Most bytes of a draft whose length is for us to choose.
-const MOST: usize = 16;
+const MAX_AUTO_DRAFT: usize = 16;
 
 /// Weights that stay in the processor's caches: reading them again is cheap, and then a draft is only so many
 /// rows more.
@@ -164,7 +164,7 @@ const IN_CACHES: f64 = 6e6;
 const ROWS_FOR_A_READING: f64 = 10.0;
 
 /// What a draft must cost at most, beside reading byte by byte.
-const WORTH_IT: f64 = 0.95;
+const MIN_GAIN: f64 = 0.95;
 
 impl Draft {
     fn next(&self) -> Option<Id> {
@@ -197,51 +197,51 @@ impl State {
 }
 
 impl Model {
-    /// The logits after the one id of a part, if the draft has them or can be made anew: (vocab).
-    pub(super) fn by_draft(&self, part: &mut Part<'_>) -> Option<ScratchVec<'_, f32>> {
-        let &[id] = part.ids else {
-            part.state.drop_draft(self);
+    /// The logits after the one id of a sequence, if the draft has them or can be made anew: (vocab).
+    pub(super) fn by_draft(&self, input: &mut SequenceInput<'_>) -> Option<ScratchVec<'_, f32>> {
+        let &[id] = input.ids else {
+            input.state.drop_draft(self);
             return None;
         };
-        if part.trace.is_some() || part.state.draft.next() != Some(id) {
-            part.state.drop_draft(self);
-            let sampler = part.sampler.filter(|_| part.trace.is_none())?;
-            let n = self.draft_length(part);
+        if input.trace.is_some() || input.state.draft.next() != Some(id) {
+            input.state.drop_draft(self);
+            let sampler = input.sampler.filter(|_| input.trace.is_none())?;
+            let n = self.draft_length(input);
             if n < 2 {
-                part.state.draft.record.fade();
+                input.state.draft.rate.decay();
                 return None;
             }
-            self.draft(part.state, id, sampler, n)?;
+            self.draft(input.state, id, sampler, n)?;
         }
-        part.read_text();
-        let state = &mut *part.state;
+        input.read_text();
+        let state = &mut *input.state;
         let draft = &mut state.draft;
         let at = draft.n_read;
         draft.n_read += 1;
         state.entropies.push(draft.entropies[at]);
-        if let (Some(own), Some(sampler)) = (&mut draft.sampler, part.sampler) {
-            part.chosen = own.is_like(sampler).then_some(draft.chosen[at]);
+        if let (Some(own), Some(sampler)) = (&mut draft.sampler, input.sampler) {
+            input.chosen = own.is_like(sampler).then_some(draft.chosen[at]);
             own.skip();
         }
-        part.cut(&mut self.compute.empty(1));
-        let logits = &part.state.draft.logits[at * VOCAB_SIZE..][..VOCAB_SIZE];
+        input.cut(&mut self.compute.empty(1));
+        let logits = &input.state.draft.logits[at * VOCAB_SIZE..][..VOCAB_SIZE];
         let mut row = self.compute.empty(VOCAB_SIZE);
         row.extend(logits.iter().copied());
         Some(row)
     }
 
-    fn draft_length(&self, part: &Part<'_>) -> usize {
-        if let Some(n) = part.draft {
-            return n.min(part.draft_room);
+    fn draft_length(&self, input: &SequenceInput<'_>) -> usize {
+        if let Some(n) = input.draft {
+            return n.min(input.draft_room);
         }
-        let state = &*part.state;
+        let state = &*input.state;
         let patches_per_byte = state.n_closed() as f64 / state.ids.len().max(1) as f64;
-        let (costs, record) = (&self.blt().draft_costs, &state.draft.record);
+        let (costs, rate) = (&self.blt().draft_costs, &state.draft.rate);
         costs.length(
-            record,
+            rate,
             patches_per_byte,
-            part.runs_entropy(),
-            part.draft_room.min(MOST),
+            input.runs_entropy(),
+            input.draft_room.min(MAX_AUTO_DRAFT),
         )
     }
 
@@ -334,7 +334,7 @@ impl Model {
             .extend_from_slice(&state.entropies[first..first + n]);
         let n_starts = state.starts.partition_point(|&s| s <= first + n);
         state.forget_from(self, first + n, n_starts - 1);
-        draft.record.add(n - 1, n < drafted);
+        draft.rate.add(n - 1, n < drafted);
         draft.counts += DraftCounts {
             n_drafts: 1,
             n_drafted: drafted,
@@ -347,11 +347,11 @@ impl Model {
 }
 
 /// Ids at the end of a text, all of whose logits are wanted.
-fn one<'a>(state: &'a mut State, ids: &'a [Id]) -> Part<'a> {
-    Part {
+fn one<'a>(state: &'a mut State, ids: &'a [Id]) -> SequenceInput<'a> {
+    SequenceInput {
         state,
         ids,
-        wanted: Wanted::All,
+        logits: LogitRows::All,
         trace: None,
         sampler: None,
         draft: None,
@@ -372,30 +372,30 @@ mod tests {
         decoder: 268e6,
     };
 
-    fn length(record: &Record) -> usize {
-        COSTS.length(record, 0.25, true, 16)
+    fn length(rate: &AcceptanceRate) -> usize {
+        COSTS.length(rate, 0.25, true, 16)
     }
 
     #[test]
     fn drafts_are_as_long_as_they_hold() {
-        let mut record = Record::default();
-        assert!(length(&record) >= 8, "the first one");
-        (0..20).for_each(|_| record.add(15, false));
-        assert_eq!(length(&record), 16);
-        (0..20).for_each(|_| record.add(5, true));
-        let some = length(&record);
+        let mut rate = AcceptanceRate::default();
+        assert!(length(&rate) >= 8, "the first one");
+        (0..20).for_each(|_| rate.add(15, false));
+        assert_eq!(length(&rate), 16);
+        (0..20).for_each(|_| rate.add(5, true));
+        let some = length(&rate);
         assert!((2..16).contains(&some), "{some}");
-        (0..20).for_each(|_| record.add(0, true));
-        assert_eq!(length(&record), 1);
+        (0..20).for_each(|_| rate.add(0, true));
+        assert_eq!(length(&rate), 1);
     }
 
     #[test]
     fn where_no_draft_held_another_is_made_after_a_while() {
-        let mut record = Record::default();
-        (0..20).for_each(|_| record.add(0, true));
+        let mut rate = AcceptanceRate::default();
+        (0..20).for_each(|_| rate.add(0, true));
         let attempt = (0..).find(|_| {
-            record.fade();
-            length(&record) > 1
+            rate.decay();
+            length(&rate) > 1
         });
         let bytes = attempt.expect("some time");
         assert!((10..1000).contains(&bytes), "after {bytes} bytes");
@@ -408,6 +408,6 @@ mod tests {
             global: 1e6,
             ..COSTS
         };
-        assert_eq!(costs.length(&Record::default(), 0.25, true, 16), 1);
+        assert_eq!(costs.length(&AcceptanceRate::default(), 0.25, true, 16), 1);
     }
 }

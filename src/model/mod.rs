@@ -19,9 +19,10 @@ mod global;
 pub mod hash;
 mod mlstm;
 pub mod patcher;
-pub(crate) mod saved;
+pub(crate) mod sequence;
 mod sequence_state;
 mod state;
+pub(crate) mod state_file;
 mod weights;
 mod weights_info;
 
@@ -37,8 +38,8 @@ use crate::vocab::{Choices, Id, VOCAB_SIZE};
 
 pub(crate) use bolmo::{Bolmo, NotFinite, Sequence};
 pub use draft::DraftCounts;
+pub(crate) use forward::MAX_BATCH;
 pub use forward::Trace;
-pub(crate) use forward::{Failure, MAX_BATCH, Part, Wanted};
 pub(crate) use sequence_state::{Patching, SequenceState};
 pub(crate) use state::State;
 

@@ -4,7 +4,7 @@
 //! what they are asked for: sums of them over whole bytes (*folded*) can be too good. Flags coded with the bytes (*joint*)
 //! and flags chosen as they are when writing (*causal*) give numbers that a compressor could reach.
 
-use super::{Session, Step};
+use super::{Position, Session};
 use crate::error::{Error, Result};
 use crate::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
@@ -96,7 +96,7 @@ impl FlagScorer {
             // BOS ends a patch whatever follows, so the logits after it are known already.
             before_last.extend_from_slice(reader.logits());
         }
-        reader.feed_ids_with(&ids, |at: Step<'_>| {
+        reader.feed_ids_with(&ids, |at: Position<'_>| {
             // The last byte's flag is known now, and so are the logits after it.
             score.count_read(before_last, at.id, at.next_starts_patch);
             before_last.clear();

@@ -22,28 +22,29 @@ use crate::cache::KvType;
 use crate::cuda::choice_units;
 use crate::error::Result;
 use crate::model::backend::{Backend, BackendCaches};
-use crate::model::{Failure, Model, Part, State, Wanted};
+use crate::model::sequence::{Failure, LogitRows, SequenceInput};
+use crate::model::{Model, State};
 use crate::ops::ScratchVec;
 use crate::sampler::Choice;
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// Takes the first `n` of what is left.
 fn first<'a, T>(left: &mut &'a [T], n: usize) -> &'a [T] {
-    left.split_off(..n).expect("every part has its share")
+    left.split_off(..n).expect("every input has its share")
 }
 
 impl Backend for GpuModel {
     fn forward<'m>(
         &self,
         model: &'m Model,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
     ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
-        parts.iter_mut().for_each(Part::read_text);
-        let take = |part: &mut Part<'_>| part.state.device.take();
-        let mut caches: Vec<Option<Box<dyn BackendCaches>>> = parts.iter_mut().map(take).collect();
-        let result = self.pass(model, parts, &mut caches);
-        for (part, caches) in parts.iter_mut().zip(caches) {
-            part.state.device = caches;
+        inputs.iter_mut().for_each(SequenceInput::read_text);
+        let take = |input: &mut SequenceInput<'_>| input.state.device.take();
+        let mut caches: Vec<Option<Box<dyn BackendCaches>>> = inputs.iter_mut().map(take).collect();
+        let result = self.pass(model, inputs, &mut caches);
+        for (input, caches) in inputs.iter_mut().zip(caches) {
+            input.state.device = caches;
         }
         result
     }
@@ -83,7 +84,7 @@ impl GpuModel {
     fn pass<'m>(
         &self,
         model: &'m Model,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
         caches: &mut [Option<Box<dyn BackendCaches>>],
     ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
         // Before anything is started, copies of what a fork shares too: a graph that another pass records
@@ -93,35 +94,35 @@ impl GpuModel {
         let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
         let own = caches.iter_mut().map(|caches| Caches::own(caches, self));
         let mut caches: Vec<&mut Rings> = own.collect::<Result<_>>()?;
-        for (part, caches) in parts.iter().zip(&mut caches) {
+        for (input, caches) in inputs.iter().zip(&mut caches) {
             // Rows know where they are, so this comes before any: one byte more is read ahead, and a byte
             // closes at most one patch.
-            let n_patches = part.state.n_closed() + part.ids.len();
-            let n_bytes = part.state.ids.len() + 1;
+            let n_patches = input.state.n_closed() + input.ids.len();
+            let n_bytes = input.state.ids.len() + 1;
             caches.reserve(n_bytes, n_patches, self.k)?;
             caches.n_bytes = caches.n_bytes.max(n_bytes);
         }
         let mut fresh = Vec::new();
-        for (i, (part, caches)) in parts.iter_mut().zip(&mut caches).enumerate() {
+        for (i, (input, caches)) in inputs.iter_mut().zip(&mut caches).enumerate() {
             let ahead = caches.ahead.take().filter(|ahead| {
-                part.ids == [ahead.id]
-                    && part.positions().start == ahead.position
-                    && part.trace.is_none()
+                input.ids == [ahead.id]
+                    && input.positions().start == ahead.position
+                    && input.trace.is_none()
             });
             match ahead {
-                Some(ahead) => part.state.entropies.push(ahead.entropy),
+                Some(ahead) => input.state.entropies.push(ahead.entropy),
                 None => fresh.push(i),
             }
         }
         if !fresh.is_empty() {
-            self.first_half(model, scratch, parts, &caches, &fresh)?;
+            self.first_half(model, scratch, inputs, &caches, &fresh)?;
         }
-        let n_closed = model.cut(parts)?;
-        for (part, caches) in parts.iter().zip(&mut caches) {
-            caches.n_patches = caches.n_patches.max(part.state.n_closed());
+        let n_closed = model.cut(inputs)?;
+        for (input, caches) in inputs.iter().zip(&mut caches) {
+            caches.n_patches = caches.n_patches.max(input.state.n_closed());
         }
-        self.close_on(model, scratch, parts, &caches)?;
-        Ok(self.decode_on(model, scratch, parts, &mut caches, &n_closed)?)
+        self.close_on(model, scratch, inputs, &caches)?;
+        Ok(self.decode_on(model, scratch, inputs, &mut caches, &n_closed)?)
     }
 
     /// Fills a table for the first half at `positions` of some sequences; those with an entropy model
@@ -182,23 +183,23 @@ impl GpuModel {
         })
     }
 
-    /// The entropy model and the local encoder on the parts `fresh`.
+    /// The entropy model and the local encoder on the sequences `fresh`.
     fn first_half(
         &self,
         model: &Model,
         scratch: &mut Scratch,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
         caches: &[&mut Rings],
         fresh: &[usize],
     ) -> Result<()> {
         let mut table = Table::default();
-        let sequences: Vec<(&State, &Rings, Range<usize>)> = (parts.iter().zip(caches))
+        let sequences: Vec<(&State, &Rings, Range<usize>)> = (inputs.iter().zip(caches))
             .enumerate()
             .filter(|(i, _)| fresh.contains(i))
-            .map(|(_, (part, caches))| (&*part.state, &**caches, part.positions()))
+            .map(|(_, (input, caches))| (&*input.state, &**caches, input.positions()))
             .collect();
         let at = self.bytes_table(model, &mut table, &sequences)?;
-        let traced = parts.iter().any(|part| part.trace.is_some());
+        let traced = inputs.iter().any(|input| input.trace.is_some());
         let n_entropy = at.entropy.map_or(0, |(_, stack)| stack.n);
         let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced)
             .then_some((Launches::Bytes(at.encoder.n, n_entropy), table.splits()));
@@ -217,18 +218,18 @@ impl GpuModel {
         let hidden = gpu.read_f32s(&memory.x, at.encoder.n * dim)?;
         let (mut entropies, mut logits, mut hidden) = (&entropies[..], &logits[..], &hidden[..]);
         for &i in fresh {
-            let part = &mut parts[i];
-            let positions = part.positions();
-            let n_known = match part.state.entropy_cache {
+            let input = &mut inputs[i];
+            let positions = input.positions();
+            let n_known = match input.state.entropy_cache {
                 Some(_) => positions.len(),
                 None => 0,
             };
-            let state = &mut *part.state;
+            let state = &mut *input.state;
             (state.entropies).extend_from_slice(first(&mut entropies, n_known));
             state.entropies.resize(positions.end, f32::NAN);
             let logits = first(&mut logits, n_known * vocab);
             let hidden = first(&mut hidden, positions.len() * dim);
-            if let Some(trace) = part.trace.as_deref_mut() {
+            if let Some(trace) = input.trace.as_deref_mut() {
                 let encoder = &model.blt().encoder;
                 let embeddings = encoder.embed(&model.compute, &state.ids, positions.start);
                 trace.input_embeds.extend_from_slice(&embeddings);
@@ -244,23 +245,23 @@ impl GpuModel {
         &self,
         model: &Model,
         scratch: &mut Scratch,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
         caches: &[&mut Rings],
     ) -> Result<()> {
         let (k, gpu) = (self.k, &self.gpu);
-        let n = parts.iter().map(|part| part.closed().len()).sum();
+        let n = inputs.iter().map(|input| input.closed().len()).sum();
         let layers = &model.blt().global.layers;
         let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
         let (mut pooled, mut seen, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-        for (part, caches) in parts.iter().zip(caches) {
-            let closed = part.closed();
+        for (input, caches) in inputs.iter().zip(caches) {
+            let closed = input.closed();
             if closed.is_empty() {
                 continue;
             }
-            model.add_global_run(part.state, closed.clone(), &mut rows);
+            model.add_global_run(input.state, closed.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.global));
             outputs.extend(rows_at(closed.start * k..closed.end * k, &caches.patches));
-            let starts = &part.state.starts;
+            let starts = &input.state.starts;
             for p in closed {
                 pooled.push(caches.states.row(0, starts[p]..starts[p + 1]));
                 let first = (p + 1).saturating_sub(self.encoder_window);
@@ -277,7 +278,7 @@ impl GpuModel {
             pooled: table.rows(&pooled),
             seen: table.rows(&seen),
             outputs: table.rows(&outputs),
-            traced: parts.iter().any(|part| part.trace.is_some()),
+            traced: inputs.iter().any(|input| input.trace.is_some()),
         };
         let n = at.stack.n;
         let name = (at.stack.single && n <= MAX_RECORDED && !at.traced)
@@ -294,11 +295,11 @@ impl GpuModel {
         let vectors = gpu.read_f32s(&memory.vectors, n * width)?;
         let outputs = gpu.read_f32s(memory.global_rows(self), n * dim)?;
         let (mut vectors, mut outputs) = (&vectors[..], &outputs[..]);
-        for part in parts {
-            let n = part.closed().len();
+        for input in inputs {
+            let n = input.closed().len();
             let vectors = first(&mut vectors, n * width);
             let outputs = first(&mut outputs, n * dim);
-            if let Some(trace) = part.trace.as_deref_mut() {
+            if let Some(trace) = input.trace.as_deref_mut() {
                 trace.encoder_cross.extend_from_slice(vectors);
                 trace.global_out.extend_from_slice(outputs);
             }
@@ -306,12 +307,12 @@ impl GpuModel {
         Ok(())
     }
 
-    /// The local decoder; then, if all parts want it, the choice of the next ids, which are read ahead.
+    /// The local decoder; then, if all sequences want it, the choice of the next ids, which are read ahead.
     fn decode_on<'m>(
         &self,
         model: &'m Model,
         scratch: &mut Scratch,
-        parts: &mut [Part<'_>],
+        inputs: &mut [SequenceInput<'_>],
         caches: &mut [&mut Rings],
         n_closed: &[usize],
     ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>> {
@@ -321,9 +322,9 @@ impl GpuModel {
         let (mut states, mut seen) = (Vec::new(), Vec::new());
         let mut spans = Spans::new();
         let mut n = 0;
-        for (part, caches) in parts.iter().zip(&*caches) {
-            let positions = part.positions();
-            model.add_decoder_run(part.state, positions.clone(), &mut rows);
+        for (input, caches) in inputs.iter().zip(&*caches) {
+            let positions = input.positions();
+            model.add_decoder_run(input.state, positions.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.decoder));
             for (position, n_closed) in positions.clone().zip(&n_closed[n..]) {
                 states.push(caches.states.row(position, position..position + 1));
@@ -331,7 +332,7 @@ impl GpuModel {
                 seen.push(caches.patches.row(0, patches.start * k..patches.end * k));
             }
             let end = n + positions.len();
-            let n_wanted = part.n_wanted();
+            let n_wanted = input.n_logit_rows();
             match spans.last_mut() {
                 _ if n_wanted == 0 => {}
                 Some((first, count)) if *first + *count == end - n_wanted => *count += n_wanted,
@@ -347,13 +348,13 @@ impl GpuModel {
             spans,
             ahead: None,
         };
-        if let Some(choices) = self.choices(parts) {
+        if let Some(choices) = self.choices(inputs) {
             let choices = table.put(choices.iter().flat_map(choice_units));
-            let sequences: Vec<(&State, &Rings, Range<usize>)> = (parts.iter().zip(&*caches))
-                .filter(|(part, _)| part.wanted != Wanted::Nothing)
-                .map(|(part, caches)| {
-                    let end = part.state.ids.len();
-                    (&*part.state, &**caches, end..end + 1)
+            let sequences: Vec<(&State, &Rings, Range<usize>)> = (inputs.iter().zip(&*caches))
+                .filter(|(input, _)| input.logits != LogitRows::None)
+                .map(|(input, caches)| {
+                    let end = input.state.ids.len();
+                    (&*input.state, &**caches, end..end + 1)
                 })
                 .collect();
             let bytes = self.bytes_table(model, &mut table, &sequences)?;
@@ -374,12 +375,12 @@ impl GpuModel {
         let (logits, ahead) = out.split_at(n_wanted * VOCAB_SIZE);
         let (chosen, entropies) = ahead.split_at(n_ahead);
         let wanting =
-            (parts.iter_mut().zip(caches)).filter(|(part, _)| part.wanted != Wanted::Nothing);
-        for ((part, caches), (&id, &entropy)) in wanting.zip(chosen.iter().zip(entropies)) {
+            (inputs.iter_mut().zip(caches)).filter(|(input, _)| input.logits != LogitRows::None);
+        for ((input, caches), (&id, &entropy)) in wanting.zip(chosen.iter().zip(entropies)) {
             let id = Id::try_from(id).expect("ids are below the size of the vocabulary");
-            part.chosen = Some(id);
+            input.chosen = Some(id);
             caches.ahead = Some(Ahead {
-                position: part.state.ids.len(),
+                position: input.state.ids.len(),
                 id,
                 entropy: match known {
                     true => f32::from_bits(entropy),
@@ -388,27 +389,29 @@ impl GpuModel {
             });
         }
         let mut left = logits;
-        let of_part = |part: &Part<'_>| {
-            let of_part = first(&mut left, part.n_wanted() * VOCAB_SIZE);
-            let mut logits = model.compute.empty(of_part.len());
-            logits.extend(of_part.iter().map(|&bits| f32::from_bits(bits)));
+        let piece = |input: &SequenceInput<'_>| {
+            let piece = first(&mut left, input.n_logit_rows() * VOCAB_SIZE);
+            let mut logits = model.compute.empty(piece.len());
+            logits.extend(piece.iter().map(|&bits| f32::from_bits(bits)));
             logits
         };
-        Ok(parts.iter().map(of_part).collect())
+        Ok(inputs.iter().map(piece).collect())
     }
 
-    /// How the device chooses the next ids: if it has the tables to read them, and every part that wants
+    /// How the device chooses the next ids: if it has the tables to read them, and every sequence that wants
     /// logits wants an id, and all or none of these run the entropy model.
-    fn choices(&self, parts: &[Part<'_>]) -> Option<Vec<Choice>> {
+    fn choices(&self, inputs: &[SequenceInput<'_>]) -> Option<Vec<Choice>> {
         self.tables.as_ref()?;
-        let wanting = parts.iter().filter(|part| part.wanted != Wanted::Nothing);
-        let wanting: Vec<&Part<'_>> = wanting.collect();
-        let known = |part: &&Part<'_>| part.state.entropy_cache.is_some();
+        let wanting = inputs
+            .iter()
+            .filter(|input| input.logits != LogitRows::None);
+        let wanting: Vec<&SequenceInput<'_>> = wanting.collect();
+        let known = |input: &&SequenceInput<'_>| input.state.entropy_cache.is_some();
         let alike = wanting.iter().all(known) || !wanting.iter().any(known);
         wanting.first().filter(|_| alike)?;
         (wanting.iter())
-            .map(|part| match part.wanted {
-                Wanted::Last => part.sampler?.choice(VOCAB_SIZE),
+            .map(|input| match input.logits {
+                LogitRows::Last => input.sampler?.choice(VOCAB_SIZE),
                 _ => None,
             })
             .collect()

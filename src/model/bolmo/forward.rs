@@ -20,7 +20,7 @@ use super::boundary::ends_patch;
 use super::state::{Flag, State};
 use crate::cache::KvCache;
 use crate::model::Trace;
-use crate::model::forward::Wanted;
+use crate::model::sequence::LogitRows;
 use crate::ops::{Compute, ScratchVec};
 use crate::recurrence::Recurrence;
 use crate::vocab::{Id, VOCAB_SIZE};
@@ -33,7 +33,7 @@ pub struct Sequence<'a> {
     pub ids: &'a [Id],
     /// Whether the ids were written, not read.
     pub written: bool,
-    pub wanted: Wanted,
+    pub logits: LogitRows,
     pub trace: Option<&'a mut Trace>,
 }
 
@@ -63,7 +63,7 @@ impl Bolmo {
         let mut logits = self.decode_known(compute, parts);
         self.guess_pending(compute, parts);
         for (part, logits) in parts.iter_mut().zip(&mut logits) {
-            if part.wanted == Wanted::Last {
+            if part.logits == LogitRows::Last {
                 logits.extend(part.state.last_logits().iter().copied());
             }
             part.state.evict();
@@ -161,7 +161,7 @@ impl Bolmo {
         let mut known: SmallVec<[Settle<'_>; 1]> = (parts.iter_mut())
             .map(|part| Settle {
                 end: part.state.n_known(),
-                all_logits: part.wanted == Wanted::All,
+                all_logits: part.logits == LogitRows::All,
                 trace: part.trace.as_deref_mut(),
                 state: &mut *part.state,
             })
@@ -172,7 +172,7 @@ impl Bolmo {
     /// Closes pending bytes by the forced rule, for the logits after them.
     fn guess_pending(&self, compute: &Compute, parts: &mut [Sequence<'_>]) {
         let needs_guess = |part: &Sequence<'_>| {
-            part.wanted == Wanted::Last && part.state.flags.last() == Some(&Flag::Unknown)
+            part.logits == LogitRows::Last && part.state.flags.last() == Some(&Flag::Unknown)
         };
         let mut guesses: SmallVec<[(Settle<'_>, Vec<f32>); 1]> = SmallVec::new();
         for part in parts.iter_mut().filter(|part| needs_guess(part)) {

@@ -15,7 +15,7 @@ use super::state::{Flag, State};
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::model::Trace;
-use crate::model::forward::Wanted;
+use crate::model::sequence::LogitRows;
 use crate::ops::Compute;
 use crate::vocab::{Id, VOCAB_SIZE};
 
@@ -119,13 +119,13 @@ fn run(
     state: &mut State,
     ids: &[Id],
     written: bool,
-    wanted: Wanted,
+    logits: LogitRows,
 ) -> Vec<f32> {
     let sequence = Sequence {
         state,
         ids,
         written,
-        wanted,
+        logits,
         trace: None,
     };
     let logits = case.model.forward(compute, &mut [sequence]).unwrap();
@@ -176,7 +176,7 @@ fn every_stage_agrees_with_the_reference() {
                 state: &mut state,
                 ids: &ids,
                 written: false,
-                wanted: Wanted::All,
+                logits: LogitRows::All,
                 trace: Some(&mut trace),
             };
             let logits = case.model.forward(&compute, &mut [sequence]).unwrap();
@@ -239,7 +239,7 @@ fn generate(
     n_steps: usize,
 ) -> (Vec<usize>, Vec<Vec<f32>>, State) {
     let mut state = State::new(&case.model, KvType::F32, None);
-    let mut logits = run(case, compute, &mut state, prompt, false, Wanted::Last);
+    let mut logits = run(case, compute, &mut state, prompt, false, LogitRows::Last);
     let (mut chosen, mut rows) = (Vec::new(), Vec::new());
     if prompt.len() > 1 {
         // The reference counts the forced choice as the first.
@@ -254,7 +254,14 @@ fn generate(
         if chosen.len() == n_steps {
             break;
         }
-        logits = run(case, compute, &mut state, &[id as Id], true, Wanted::Last);
+        logits = run(
+            case,
+            compute,
+            &mut state,
+            &[id as Id],
+            true,
+            LogitRows::Last,
+        );
     }
     (chosen, rows, state)
 }
@@ -312,7 +319,7 @@ fn pieces_threads_batches_and_going_back_give_the_same_bits() {
         let mut straight = Vec::new();
         for ids in &prompts {
             let mut state = State::new(&case.model, KvType::F32, None);
-            run(&case, &plain, &mut state, ids, false, Wanted::Last);
+            run(&case, &plain, &mut state, ids, false, LogitRows::Last);
             straight.push(state);
         }
         for (ids, straight) in prompts.iter().zip(&straight) {
@@ -322,9 +329,9 @@ fn pieces_threads_batches_and_going_back_give_the_same_bits() {
                     let last = (i + 1) * piece >= ids.len();
                     // Guesses in between are undone.
                     let wanted = if last || i % 2 == 0 {
-                        Wanted::Last
+                        LogitRows::Last
                     } else {
-                        Wanted::Nothing
+                        LogitRows::None
                     };
                     run(&case, &compute, &mut state, part, false, wanted);
                 }
@@ -351,9 +358,9 @@ fn pieces_threads_batches_and_going_back_give_the_same_bits() {
                         &mut fresh,
                         &ids[..back],
                         false,
-                        Wanted::Last,
+                        LogitRows::Last,
                     );
-                    let found = run(&case, &compute, &mut fork, &[], false, Wanted::Last);
+                    let found = run(&case, &compute, &mut fork, &[], false, LogitRows::Last);
                     let what = format!("{}, back to {back} of {}", case.name, ids.len());
                     assert_eq!(fork.flags, fresh.flags, "{what}");
                     assert_eq!(difference(&found, &expected), 0.0, "{what}");
@@ -363,7 +370,7 @@ fn pieces_threads_batches_and_going_back_give_the_same_bits() {
                         &mut fork,
                         &ids[back..],
                         false,
-                        Wanted::Last,
+                        LogitRows::Last,
                     );
                     assert_eq!(bits(&fork), bits(straight), "{what} and on");
                 }
@@ -388,7 +395,7 @@ fn pieces_threads_batches_and_going_back_give_the_same_bits() {
                         state,
                         ids: &ids[done[i]..end],
                         written: false,
-                        wanted: Wanted::Last,
+                        logits: LogitRows::Last,
                         trace: None,
                     });
                     done[i] = end;
@@ -420,7 +427,7 @@ fn written_bytes_keep_their_flags() {
                 let mut back = written.clone();
                 back.rewind(&case.model, &compute, len);
                 let mut fresh = State::new(&case.model, KvType::F32, None);
-                run(&case, &compute, &mut fresh, &prompt, false, Wanted::Last);
+                run(&case, &compute, &mut fresh, &prompt, false, LogitRows::Last);
                 for id in &chosen[1..][..len - prompt.len()] {
                     run(
                         &case,
@@ -428,10 +435,10 @@ fn written_bytes_keep_their_flags() {
                         &mut fresh,
                         &[*id as Id],
                         true,
-                        Wanted::Last,
+                        LogitRows::Last,
                     );
                 }
-                let found = run(&case, &compute, &mut back, &[], false, Wanted::Last);
+                let found = run(&case, &compute, &mut back, &[], false, LogitRows::Last);
                 assert_eq!(back.flags, fresh.flags, "{what}, back to {len}");
                 assert_eq!(
                     difference(&found, fresh.last_logits()),
@@ -447,7 +454,7 @@ fn written_bytes_keep_their_flags() {
                 &mut more,
                 &prompt[1..],
                 false,
-                Wanted::Nothing,
+                LogitRows::None,
             );
             assert_eq!(more.flags[..written.flags.len()], written.flags, "{what}");
             // Going on from a file is going on.

@@ -9,7 +9,7 @@
 //! | 4 | [`VERSION`] |
 //! | 8 | [`Model::fingerprint`] |
 //! | | settings, in the order of [`SessionOptions`] |
-//! | | ids, entropies, caches (`model/saved.rs`) |
+//! | | ids, entropies, caches (`model/state_file.rs`) |
 //! | 1040 | logits after the last id; none of an empty session |
 //! | 8 | checksum of everything before it |
 //!
@@ -25,7 +25,7 @@ use crate::cache::KvType;
 use crate::config::PatcherConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::saved::finite;
+use crate::model::state_file::finite;
 use crate::output_file::OutputFile;
 use crate::wire::{Checksum, ReadError, Reader, Writer};
 

@@ -2,11 +2,10 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Overflow, Session, Step};
+use super::{Overflow, Position, Session};
 use crate::error::{Error, Result};
-use crate::model::{
-    Bolmo, Failure, MAX_BATCH, Model, NotFinite, Part, Sequence, SequenceState, Trace, Wanted,
-};
+use crate::model::sequence::{Failure, LogitRows, SequenceInput};
+use crate::model::{Bolmo, MAX_BATCH, Model, NotFinite, Sequence, SequenceState, Trace};
 use crate::ops::ScratchVec;
 use crate::sampler::Sampler;
 use crate::vocab::{BOS, Id};
@@ -15,19 +14,19 @@ use crate::vocab::{BOS, Id};
 const MAX_ROWS: usize = 1024;
 
 /// What one session reads.
-pub(crate) struct Reading<'a> {
+pub(crate) struct FeedRequest<'a> {
     pub session: &'a mut Session,
     /// What is left to read.
     ids: &'a [Id],
     /// How many of them the present pass reads.
     n_now: usize,
-    wanted: Wanted,
+    logits: LogitRows,
     trace: Option<&'a mut Trace>,
-    show: Option<&'a mut dyn FnMut(Step<'_>)>,
+    show: Option<&'a mut dyn FnMut(Position<'_>)>,
     sampler: Option<&'a mut Sampler>,
     /// What will choose after this, if the text goes on: by it can be drafted.
     next_sampler: Option<&'a Sampler>,
-    /// See [`Part`].
+    /// See [`SequenceInput`].
     draft: Option<usize>,
     draft_room: usize,
     chosen: Option<Id>,
@@ -40,16 +39,16 @@ pub(crate) struct Reading<'a> {
     result: Result<()>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> FeedRequest<'a> {
     /// Of ids within the session's limits; the logits after the last.
     pub fn new(session: &'a mut Session, ids: &'a [Id]) -> Self {
         let result = session.model.check_ids(ids, false);
-        Reading {
+        FeedRequest {
             old_len: session.len(),
             session,
             ids,
             n_now: 0,
-            wanted: Wanted::Last,
+            logits: LogitRows::Last,
             trace: None,
             show: None,
             sampler: None,
@@ -65,7 +64,7 @@ impl<'a> Reading<'a> {
 
     /// The ids were written: where ids carry flags, with those that they were chosen with.
     pub fn written(self) -> Self {
-        Reading {
+        FeedRequest {
             written: true,
             result: self.session.model.check_ids(self.ids, true),
             ..self
@@ -74,16 +73,16 @@ impl<'a> Reading<'a> {
 
     /// Of ids that the session has read before.
     pub(super) fn again(session: &'a mut Session, ids: &'a [Id]) -> Self {
-        Reading {
+        FeedRequest {
             bounded: false,
-            ..Reading::new(session, ids)
+            ..FeedRequest::new(session, ids)
         }
     }
 
     /// Shows what each position gave.
-    pub(super) fn showing(self, show: &'a mut dyn FnMut(Step<'_>)) -> Self {
-        Reading {
-            wanted: Wanted::All,
+    pub(super) fn showing(self, show: &'a mut dyn FnMut(Position<'_>)) -> Self {
+        FeedRequest {
+            logits: LogitRows::All,
             show: Some(show),
             ..self
         }
@@ -91,7 +90,7 @@ impl<'a> Reading<'a> {
 
     /// Records the intermediate tensors.
     pub(super) fn traced(self, trace: &'a mut Trace) -> Self {
-        Reading {
+        FeedRequest {
             trace: Some(trace),
             ..self
         }
@@ -100,7 +99,7 @@ impl<'a> Reading<'a> {
     /// Chooses the id that comes next, the first of at most `left`. `draft` is how many bytes are drafted at
     /// a time; `None`: as many as pays.
     pub fn choosing(self, sampler: &'a mut Sampler, draft: Option<usize>, left: usize) -> Self {
-        Reading {
+        FeedRequest {
             sampler: Some(sampler),
             draft,
             draft_room: left,
@@ -111,7 +110,7 @@ impl<'a> Reading<'a> {
     /// Drafts what a sampler would go on with.
     #[cfg(feature = "capi")]
     pub fn drafting(self, sampler: &'a Sampler, draft: Option<usize>) -> Self {
-        Reading {
+        FeedRequest {
             next_sampler: Some(sampler),
             draft,
             draft_room: usize::MAX, // how much more will be asked for is not known
@@ -121,10 +120,10 @@ impl<'a> Reading<'a> {
 
     /// Reads all ids. On an error the session is as it was before, unless the context had slid.
     pub fn run(self) -> Result<()> {
-        let mut readings = [self];
-        run_together(&mut readings);
-        let [reading] = readings;
-        reading.finish().map(|_| ())
+        let mut requests = [self];
+        run_together(&mut requests);
+        let [request] = requests;
+        request.finish().map(|_| ())
     }
 
     /// What came of it: the id chosen, if there is a sampler.
@@ -164,19 +163,19 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn part(&mut self) -> Part<'_> {
+    fn part(&mut self) -> SequenceInput<'_> {
         let more = self.n_now < self.ids.len();
         let session = &mut *self.session;
         let draft_room = self.draft_room.min(session.room());
         let SequenceState::Blt(state) = &mut session.state else {
             unreachable!("the model is a BLT");
         };
-        Part {
+        SequenceInput {
             state,
             ids: &self.ids[..self.n_now],
-            wanted: match self.wanted {
-                Wanted::Last if more => Wanted::Nothing,
-                wanted => wanted,
+            logits: match self.logits {
+                LogitRows::Last if more => LogitRows::None,
+                logits => logits,
             },
             trace: self.trace.as_deref_mut(),
             sampler: (self.sampler.as_deref().or(self.next_sampler)).filter(|_| !more),
@@ -195,9 +194,9 @@ impl<'a> Reading<'a> {
             state,
             ids: &self.ids[..self.n_now],
             written: self.written,
-            wanted: match self.wanted {
-                Wanted::Last if more => Wanted::Nothing,
-                wanted => wanted,
+            logits: match self.logits {
+                LogitRows::Last if more => LogitRows::None,
+                logits => logits,
             },
             trace: self.trace.as_deref_mut(),
         }
@@ -231,7 +230,7 @@ impl<'a> Reading<'a> {
         }
         if let Some(show) = &mut self.show {
             for (position, logits) in (first..).zip(rows) {
-                show(Step {
+                show(Position {
                     position,
                     id: session.ids()[position],
                     entropy: session.entropies()[position],
@@ -250,65 +249,65 @@ impl<'a> Reading<'a> {
 }
 
 /// Reads the ids of all, every pass for all of them at once.
-pub(crate) fn run_together(readings: &mut [Reading<'_>]) {
-    let Some(first) = readings.first() else {
+pub(crate) fn run_together(requests: &mut [FeedRequest<'_>]) {
+    let Some(first) = requests.first() else {
         return;
     };
     let model = first.session.model.clone();
-    for reading in readings.iter_mut() {
-        if !reading.session.model.is_same(&model) {
+    for request in requests.iter_mut() {
+        if !request.session.model.is_same(&model) {
             let message =
                 "expected all of one model, with the same threads and device, found others";
-            reading.result = Err(Error::argument("sessions", message));
+            request.result = Err(Error::argument("sessions", message));
         }
     }
     loop {
-        let n_going = readings.iter().filter(|r| r.goes_on()).count();
+        let n_going = requests.iter().filter(|r| r.goes_on()).count();
         let share = (MAX_ROWS / n_going.max(1)).clamp(1, MAX_BATCH);
-        for reading in readings.iter_mut().filter(|r| r.goes_on()) {
-            reading.result = reading.begin_pass(share);
+        for request in requests.iter_mut().filter(|r| r.goes_on()) {
+            request.result = request.begin_pass(share);
         }
-        if !readings.iter().any(|r| r.goes_on()) {
+        if !requests.iter().any(|r| r.goes_on()) {
             return;
         }
-        let going = readings.iter_mut().filter(|r| r.goes_on());
+        let going = requests.iter_mut().filter(|r| r.goes_on());
         let (result, chosen) = match model.bolmo() {
             None => pass(&model, going),
             Some(bolmo) => (
                 bolmo_pass(&model, bolmo, going),
-                smallvec![None; readings.len()],
+                smallvec![None; requests.len()],
             ),
         };
-        let mut going = readings.iter_mut().filter(|r| r.goes_on());
+        let mut going = requests.iter_mut().filter(|r| r.goes_on());
         match result {
             Ok(logits) => {
-                for (reading, (logits, chosen)) in going.zip(logits.into_iter().zip(chosen)) {
-                    reading.result = reading.end_pass(&logits, chosen);
+                for (request, (logits, chosen)) in going.zip(logits.into_iter().zip(chosen)) {
+                    request.result = request.end_pass(&logits, chosen);
                 }
             }
             // The others try again without it.
-            Err(Failure::OfPart(i, error)) => {
-                let to_blame = going.nth(i).expect("there is a reading for each part");
+            Err(Failure::Sequence(i, error)) => {
+                let to_blame = going.nth(i).expect("there is a request for each part");
                 to_blame.result = Err(error);
             }
-            Err(Failure::OfAll(message)) => {
-                for reading in going {
-                    reading.result = Err(Error::Device(message.clone()));
+            Err(Failure::Device(message)) => {
+                for request in going {
+                    request.result = Err(Error::Device(message.clone()));
                 }
             }
         }
     }
 }
 
-/// The logits of each reading of a pass.
+/// The logits of each request of a pass.
 type Logits<'m> = SmallVec<[ScratchVec<'m, f32>; 1]>;
 
 /// A pass of a BLT; also the ids that a GPU has chosen.
 fn pass<'m, 'a: 'r, 'r>(
     model: &'m Model,
-    readings: impl Iterator<Item = &'r mut Reading<'a>>,
+    requests: impl Iterator<Item = &'r mut FeedRequest<'a>>,
 ) -> (Result<Logits<'m>, Failure>, SmallVec<[Option<Id>; 1]>) {
-    let mut parts: SmallVec<[Part<'_>; 1]> = readings.map(|r| r.part()).collect();
+    let mut parts: SmallVec<[SequenceInput<'_>; 1]> = requests.map(|r| r.part()).collect();
     let result = model.forward(&mut parts);
     let chosen = parts.iter().map(|part| part.chosen).collect();
     (result, chosen)
@@ -318,12 +317,12 @@ fn pass<'m, 'a: 'r, 'r>(
 fn bolmo_pass<'m, 'a: 'r, 'r>(
     model: &'m Model,
     bolmo: &'m Bolmo,
-    readings: impl Iterator<Item = &'r mut Reading<'a>>,
+    requests: impl Iterator<Item = &'r mut FeedRequest<'a>>,
 ) -> Result<Logits<'m>, Failure> {
-    let mut readings: SmallVec<[&mut Reading<'a>; 1]> = readings.collect();
-    let before: SmallVec<[usize; 1]> = readings.iter().map(|r| r.session.len()).collect();
+    let mut requests: SmallVec<[&mut FeedRequest<'a>; 1]> = requests.collect();
+    let before: SmallVec<[usize; 1]> = requests.iter().map(|r| r.session.len()).collect();
     let mut sequences: SmallVec<[Sequence<'_>; 1]> =
-        readings.iter_mut().map(|r| r.sequence()).collect();
+        requests.iter_mut().map(|r| r.sequence()).collect();
     let result = bolmo.forward(model.compute(), &mut sequences);
     drop(sequences);
     result.map_err(
@@ -332,14 +331,14 @@ fn bolmo_pass<'m, 'a: 'r, 'r>(
              what,
              position,
          }| {
-            for (reading, len) in readings.iter_mut().zip(before) {
-                let session = &mut *reading.session;
+            for (request, len) in requests.iter_mut().zip(before) {
+                let session = &mut *request.session;
                 match len {
                     0 => session.state = session.empty.clone(),
                     len => _ = session.state.rewind(model, len),
                 }
             }
-            Failure::OfPart(part, Error::NonFinite { what, position })
+            Failure::Sequence(part, Error::NonFinite { what, position })
         },
     )
 }
@@ -355,7 +354,7 @@ impl Session {
             state,
             ids: &[],
             written: false,
-            wanted: Wanted::Last,
+            logits: LogitRows::Last,
             trace: None,
         };
         let logits = bolmo.forward(self.model.compute(), &mut [sequence]);
@@ -381,7 +380,7 @@ impl Session {
         ids.extend_from_slice(&self.ids()[self.len() - keep..]);
         self.reset();
         self.n_slides += 1;
-        Reading::again(self, &ids).run()
+        FeedRequest::again(self, &ids).run()
     }
 
     /// Ids that surely fit, as a byte closes at most one patch.
