@@ -185,8 +185,8 @@ impl KvCache {
             .map_or(0, |pages| self.high.saturating_sub(pages * PAGE))
     }
 
-    /// Removes the positions from `len` on and frees whole pages.
-    pub fn truncate(&mut self, len: usize) {
+    /// Removes the positions from `len` on and frees whole pages. Called when the sequence goes back to `len`.
+    pub fn rewind(&mut self, len: usize) {
         if self.ring.is_none() {
             self.high = self.high.min(len);
             self.pages.truncate(len.div_ceil(PAGE));
@@ -414,7 +414,7 @@ impl RowStore {
     }
 
     /// Drops the rows before `position`.
-    pub fn drop_before(&mut self, position: usize) {
+    pub fn evict(&mut self, position: usize) {
         let n = position.min(self.end()).saturating_sub(self.first);
         self.first += n;
         self.dropped += n;
@@ -426,7 +426,7 @@ impl RowStore {
     }
 
     /// Drops the rows from `position` on.
-    pub fn truncate(&mut self, position: usize) {
+    pub fn rewind(&mut self, position: usize) {
         let n = position.saturating_sub(self.first);
         self.data.truncate((self.dropped + n) * self.dim);
     }
@@ -450,13 +450,13 @@ impl RowStore {
                 "rows: expected a start of at most {first}, found {start}"
             ));
         }
-        self.restart(start);
+        self.clear(start);
         self.data = input.f32s("rows", (end - start).saturating_mul(self.dim))?;
         Ok(())
     }
 
     /// Drops all rows. The next row pushed is at `position`.
-    pub fn restart(&mut self, position: usize) {
+    pub fn clear(&mut self, position: usize) {
         *self = RowStore {
             first: position,
             ..RowStore::new(self.dim)

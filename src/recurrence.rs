@@ -37,7 +37,7 @@ pub struct Recurrence {
 struct Snapshot {
     n_steps: usize,
     layers: Vec<Arc<Vec<f32>>>,
-    /// Whether it was made for one step that may be undone, and goes once that is settled.
+    /// Whether it was made for one step that may be undone, and is dropped once that is decided.
     is_brief: bool,
 }
 
@@ -70,21 +70,22 @@ impl Recurrence {
         self.log.first().map_or(0, RowStore::first)
     }
 
-    /// Keeps the present states as a snapshot if the last one is old.
-    pub fn mark(&mut self) {
+    /// Keeps the present states as a snapshot if the last one is old. Called before each pass.
+    pub fn snapshot(&mut self) {
         let last = self.lasting().next_back();
         if last.is_none_or(|last| self.n_steps >= last + INTERVAL) {
             self.push_snapshot(false);
         }
     }
 
-    /// Keeps the present states until [`Recurrence::settle`], so that the next step can be undone at once.
-    pub fn mark_briefly(&mut self) {
+    /// Keeps the present states until [`Recurrence::release`], so that [`Recurrence::rewind`] undoes the next steps at
+    /// once. Called before a step that may have to be undone.
+    pub fn mark(&mut self) {
         self.push_snapshot(true);
     }
 
-    /// Forgets snapshots that were made with [`Recurrence::mark_briefly`].
-    pub fn settle(&mut self) {
+    /// Drops the states that [`Recurrence::mark`] kept. Called once the marked steps are undone or certain.
+    pub fn release(&mut self) {
         self.snapshots.retain(|s| !s.is_brief);
     }
 
@@ -144,7 +145,7 @@ impl Recurrence {
         };
         let from = snapshot.n_steps;
         self.layers.clone_from(&snapshot.layers);
-        self.cut(n_steps);
+        self.truncate(n_steps);
         for (state, log) in self.layers.iter_mut().zip(&self.log) {
             if from < n_steps {
                 repeat(
@@ -159,25 +160,25 @@ impl Recurrence {
     }
 
     /// Goes back to the latest snapshot of at most `n_steps`, or to the start, and says how many steps that is.
-    pub fn restart(&mut self, n_steps: usize) -> usize {
+    pub fn rewind_to_snapshot(&mut self, n_steps: usize) -> usize {
         let snapshot = self.snapshots.iter().rev().find(|s| s.n_steps <= n_steps);
         let from = snapshot.map_or(0, |s| s.n_steps);
         match snapshot {
             Some(snapshot) => self.layers.clone_from(&snapshot.layers),
             None => *self = Recurrence::new(self.heads, self.layers.len()),
         }
-        self.cut(from);
+        self.truncate(from);
         from
     }
 
     /// Forgets what came after `n_steps`.
-    fn cut(&mut self, n_steps: usize) {
+    fn truncate(&mut self, n_steps: usize) {
         self.n_steps = n_steps;
         self.snapshots.retain(|s| s.n_steps <= n_steps);
         for log in &mut self.log {
             match log.first() <= n_steps {
-                true => log.truncate(n_steps),
-                false => log.restart(n_steps),
+                true => log.rewind(n_steps),
+                false => log.clear(n_steps),
             }
         }
     }
@@ -188,7 +189,7 @@ impl Recurrence {
             return;
         };
         for log in &mut self.log {
-            log.drop_before(kept_from);
+            log.evict(kept_from);
         }
         let mut last_kept = None;
         self.snapshots.retain(|s| {
@@ -229,9 +230,9 @@ impl Recurrence {
             *state = Arc::new(values);
         }
         self.snapshots.clear();
-        self.cut(n_steps);
-        self.log.iter_mut().for_each(|log| log.restart(n_steps));
-        self.mark();
+        self.truncate(n_steps);
+        self.log.iter_mut().for_each(|log| log.clear(n_steps));
+        self.snapshot();
         Ok(())
     }
 }
@@ -290,7 +291,7 @@ mod tests {
                 .flat_map(|p| (0..width).map(move |c| value(p, c)))
                 .collect()
         };
-        r.mark();
+        r.snapshot();
         for layer in 0..r.layers.len() {
             let (q, k) = (values(layer, 12), values(layer + 10, 12));
             let (v, input, forget) = (
@@ -358,7 +359,7 @@ mod tests {
                 );
             }
             assert_eq!(states(&r), straight[700], "forks leave it alone");
-            let from = r.restart(500);
+            let from = r.rewind_to_snapshot(500);
             assert!(from <= 500, "{from}");
             assert_eq!(states(&r), straight[from]);
             run(&mut r, 700);
@@ -377,10 +378,10 @@ mod tests {
         for p in 0..300 {
             step(&mut r, &compute, p, p + 1);
             let before = states(&r);
-            r.mark_briefly();
+            r.mark();
             step(&mut r, &compute, p + 1, p + 2);
             assert!(r.rewind(&compute, p + 1));
-            r.settle();
+            r.release();
             assert_eq!(states(&r), before, "step {p}");
         }
         let log = r.log[0].end() - r.log[0].first();

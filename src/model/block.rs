@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{QkNorm, RopeScaling, TransformerConfig};
 use crate::error::Result;
 use crate::model::differential::Differential;
+use crate::model::split::split;
 use crate::model::weights::{matrix, vector};
 use crate::ops::{self, Angles, Compute, Heads, Matrix, Rope, ScratchVec};
 
@@ -65,16 +66,17 @@ impl Rows<'_> {
         self.visible.len()
     }
 
+    /// The rows of each run among `data` (n, width).
+    pub fn by_run<'a, T>(&'a self, data: &'a [T]) -> impl Iterator<Item = &'a [T]> {
+        let width = data.len().checked_div(self.n()).unwrap_or(0);
+        split(data, self.runs.iter().map(move |run| run.len() * width))
+    }
+
     /// What the rows of each run see.
     pub fn visible_by_run(&self, is_sliding: bool) -> impl Iterator<Item = &[Range<usize>]> {
-        let mut left = match &self.sliding {
-            Some((visible, _)) if is_sliding => &**visible,
-            _ => &*self.visible,
-        };
-        self.runs.iter().map(move |run| {
-            let (of_run, others) = left.split_at(run.len());
-            left = others;
-            of_run
+        self.by_run(match &self.sliding {
+            Some((visible, _)) if is_sliding => visible,
+            _ => &self.visible,
         })
     }
 }
@@ -230,11 +232,9 @@ impl Stack {
         let angles = rows.angles(block.is_sliding);
         angles.apply(compute, &mut q);
         angles.apply(compute, &mut k);
-        let mut done = 0;
-        for (run, cache) in rows.runs.iter().zip(&mut *caches) {
-            let of_run = done..done + run.len() * block.wk.rows();
-            done = of_run.end;
-            cache.append(compute, layer, run.start, &k[of_run.clone()], &v[of_run]);
+        let keys_values = rows.by_run(&k).zip(rows.by_run(&v));
+        for ((run, cache), (k, v)) in rows.runs.iter().zip(&mut *caches).zip(keys_values) {
+            cache.append(compute, layer, run.start, k, v);
         }
         let seen: SmallVec<[_; 1]> = (rows.visible_by_run(block.is_sliding).zip(&*caches))
             .map(|(visible, cache)| (cache.layer(layer), visible))

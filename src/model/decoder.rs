@@ -12,6 +12,7 @@ use crate::config::{Config, CrossAttentionConfig};
 use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
+use crate::model::split::split;
 use crate::model::weights::{matrix, vector};
 use crate::ops::{self, Compute, Matrix, ScratchVec};
 use crate::vocab::VOCAB_SIZE;
@@ -71,8 +72,8 @@ impl Decoder {
         self.cross.iter().map(store).collect()
     }
 
-    /// Adds the keys and values of patches whose global outputs are `global_out` (n, global dim): so
-    /// many of each sequence, in order, to its stores.
+    /// Adds the keys and values of patches whose global outputs are `global_out` (n, global dim) to
+    /// the stores of their sequences. Each sequence comes with its number of patches, in order.
     pub fn add_patches(
         &self,
         compute: &Compute,
@@ -84,12 +85,12 @@ impl Decoder {
         ops::linear(compute, &self.patch_projection, global_out, &mut u);
         for (i, cross) in self.cross.iter().enumerate() {
             let (k, v) = cross.keys_values(compute, &u);
-            let mut done = 0;
-            for (n, stores) in sequences.iter_mut() {
-                let of = done..done + *n * self.k * cross.kv_dim();
-                done = of.end;
-                stores[i].k.push(&k[of.clone()]);
-                stores[i].v.push(&v[of]);
+            let width = self.k * cross.kv_dim();
+            let n_values: SmallVec<[usize; 1]> = sequences.iter().map(|(n, _)| n * width).collect();
+            let pieces = |rows| split(rows, n_values.iter().copied());
+            for ((_, stores), (k, v)) in sequences.iter_mut().zip(pieces(&k).zip(pieces(&v))) {
+                stores[i].k.push(k);
+                stores[i].v.push(v);
             }
         }
     }
@@ -99,30 +100,30 @@ impl Decoder {
         self.cross_config.patches_seen(n_closed)
     }
 
-    /// Drops what bytes after `n_closed` closed patches do not see.
-    pub fn drop_unseen(&self, n_closed: usize, patch_kv: &mut [PatchKv]) {
+    /// Drops the patches that bytes after `n_closed` closed patches do not see.
+    pub fn evict_patches(&self, n_closed: usize, patch_kv: &mut [PatchKv]) {
         for store in patch_kv {
-            store.k.drop_before(self.patches_seen(n_closed).start);
-            store.v.drop_before(self.patches_seen(n_closed).start);
+            store.k.evict(self.patches_seen(n_closed).start);
+            store.v.evict(self.patches_seen(n_closed).start);
         }
     }
 
     /// Drops the patches from `n_closed` on. Returns `false` if what a byte after `n_closed` closed
-    /// patches needs is not held.
-    pub fn forget_patches(&self, n_closed: usize, patch_kv: &mut [PatchKv]) -> bool {
+    /// patches needs has been evicted.
+    pub fn rewind_patches(&self, n_closed: usize, patch_kv: &mut [PatchKv]) -> bool {
         let first = self.patches_seen(n_closed).start;
         for store in patch_kv.iter_mut() {
-            store.k.truncate(n_closed);
-            store.v.truncate(n_closed);
+            store.k.rewind(n_closed);
+            store.v.rewind(n_closed);
         }
         (patch_kv.iter()).all(|store| store.k.first() <= first && store.k.end() == n_closed)
     }
 
-    /// Drops everything; the next patch added is patch `patch`.
-    pub fn restart_patches(&self, patch: usize, patch_kv: &mut [PatchKv]) {
+    /// Drops all patches; the next one added is number `patch`.
+    pub fn clear_patches(&self, patch: usize, patch_kv: &mut [PatchKv]) {
         for store in patch_kv {
-            store.k.restart(patch);
-            store.v.restart(patch);
+            store.k.clear(patch);
+            store.v.clear(patch);
         }
     }
 
@@ -145,16 +146,13 @@ impl Decoder {
         }));
         for layer in 0..self.layers.n_layers() {
             if let Some(cross) = self.cross.get(layer) {
-                let mut left = &*visible;
-                let runs: SmallVec<[_; 1]> = (rows.runs.iter().zip(patch_kv))
-                    .map(|(run, stores)| {
-                        let (of_run, others) = left.split_at(run.len());
-                        left = others;
+                let runs: SmallVec<[_; 1]> = (rows.by_run(&visible).zip(patch_kv))
+                    .map(|(visible, stores)| {
                         let PatchKv { k, v } = &stores[layer];
-                        let held = k.first()..k.end();
-                        let first = held.start * self.k;
-                        let tile = cross.tile(first, k.rows(held.clone()), v.rows(held));
-                        (tile, of_run)
+                        let patches = k.first()..k.end();
+                        let first = patches.start * self.k;
+                        let tile = cross.tile(first, k.rows(patches.clone()), v.rows(patches));
+                        (tile, visible)
                     })
                     .collect();
                 cross.forward(compute, &runs, y);

@@ -1,4 +1,4 @@
-//! Differential attention: what a layer has of it besides its matrices.
+//! Differential attention: the parameters of a layer besides its matrices.
 //!
 //! The formula is in [`DifferentialConfig`], the attention itself in `ops/attention.rs`.
 
@@ -56,7 +56,7 @@ impl Differential {
         }))
     }
 
-    /// What becomes of the heads' outputs o (n, n_heads * head_dim) before `wo`.
+    /// The heads' outputs o (n, n_heads * head_dim), normed and scaled, before `wo`.
     pub fn finish<'c>(&self, compute: &'c Compute, o: ScratchVec<'c, f32>) -> ScratchVec<'c, f32> {
         let mut out = match &self.head_norm {
             Some(gain) => {

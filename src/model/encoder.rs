@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::model::block::{Rows, Stack};
 use crate::model::cross::CrossAttention;
 use crate::model::hash::NgramHasher;
+use crate::model::split::split;
 use crate::model::weights::{matrix, table};
 use crate::ops::{self, Compute, Matrix, ScratchVec};
 use crate::vocab::{Id, VOCAB_SIZE};
@@ -24,12 +25,12 @@ pub struct Encoder {
     pub(crate) tok_embeddings: Matrix, // (vocab, dim)
     pub(crate) hasher: NgramHasher,
     pub(crate) hash_embeddings: Vec<Matrix>, // each (hash vocab, dim)
-    /// Whether the tables are too large to be in memory: rows are then asked for, all at once.
+    /// Whether the tables are too large to stay in memory: rows are then prefetched, all at once.
     stay_on_disk: bool,
     /// The self-attention layers.
     pub layers: Stack,
     pub(crate) patch_projection: Matrix, // (k * dim, dim)
-    /// The cross-attentions that count, each with the layer whose output it reads.
+    /// The cross-attentions whose results are read, each with the layer whose output it reads.
     pub(crate) cross: Vec<(usize, CrossAttention)>,
     /// The layer whose output is pooled.
     pub(crate) pool_layer: usize,
@@ -102,7 +103,7 @@ impl Encoder {
         self.cross.iter().map(|_| RowStore::new(dim)).collect()
     }
 
-    /// Patches before the own one whose bytes a patch sees.
+    /// Earlier patches whose bytes a patch sees.
     pub fn patches_seen_back(&self) -> usize {
         self.cross_config.n_patches_seen() - 1
     }
@@ -120,8 +121,8 @@ impl Encoder {
             }
         }
         if self.stay_on_disk {
-            // A page that was never read costs a few microseconds even if the system has it: all threads
-            // look for them, once all are asked for.
+            // The first access to a page takes a few microseconds even if the system has it, so all
+            // threads touch the rows, after all of them are prefetched.
             let tensor = |at: usize| self.hash_embeddings[at % n_tables].tensor();
             compute.each(&mut rows, 1 << 15, |at, row| tensor(at).prefetch_row(*row));
             compute.each(&mut rows, 1 << 16, |at, row| tensor(at).touch_row(*row));
@@ -153,11 +154,8 @@ impl Encoder {
         for layer in 0..self.layers.n_layers() {
             self.layers.forward_layer(compute, layer, rows, caches, x);
             for (i, _) in (self.cross.iter().enumerate()).filter(|(_, c)| c.0 == layer) {
-                let mut left = &*x;
-                for (run, states) in rows.runs.iter().zip(states.iter_mut()) {
-                    let (of_run, others) = left.split_at(run.len() * self.layers.config.dim);
-                    states[i].push(of_run);
-                    left = others;
+                for (x, states) in rows.by_run(x).zip(states.iter_mut()) {
+                    states[i].push(x);
                 }
             }
         }
@@ -188,19 +186,14 @@ impl Encoder {
         for (i, (_, cross)) in self.cross.iter().enumerate() {
             let mut rows = compute.empty(n_bytes * dim); // (n_bytes, dim)
             for c in closed {
-                rows.extend(c.states[i].rows(bytes(c)).iter().copied());
+                rows.extend_from_slice(c.states[i].rows(bytes(c)));
             }
             let (k, v) = cross.keys_values(compute, &rows);
-            let (mut done, mut left) = (0, &*visible);
-            let runs: SmallVec<[_; 1]> = (closed.iter())
-                .map(|c| {
-                    let of = done..done + bytes(c).len() * cross.kv_dim();
-                    done = of.end;
-                    let (of_run, others) = left.split_at(c.patches.len() * self.k);
-                    left = others;
-                    let tile = cross.tile(bytes(c).start, &k[of.clone()], &v[of]);
-                    (tile, of_run)
-                })
+            let n_values = || closed.iter().map(|c| bytes(c).len() * cross.kv_dim());
+            let keys_values = split(&k, n_values()).zip(split(&v, n_values()));
+            let visible = split(&visible, closed.iter().map(|c| c.patches.len() * self.k));
+            let runs: SmallVec<[_; 1]> = (closed.iter().zip(keys_values).zip(visible))
+                .map(|((c, (k, v)), visible)| (cross.tile(bytes(c).start, k, v), visible))
                 .collect();
             cross.forward(compute, &runs, &mut x);
         }

@@ -11,8 +11,8 @@ use crate::model::weights::{matrix, table, vector};
 use crate::ops::{self, Compute, Matrix, ScratchVec};
 use crate::vocab::{Id, VOCAB_SIZE};
 
-/// The entropy model's weights. Its activations keep 15 bits where its weights are quantised, as little
-/// moves the start of a patch, after which everything differs.
+/// The entropy model's weights. Its activations keep 15 bits where its weights are quantised: a small error
+/// can move the start of a patch, and everything after that differs.
 #[derive(Debug)]
 pub struct EntropyModel {
     pub(crate) tok_embeddings: Matrix, // (vocab, dim)

@@ -72,7 +72,7 @@ impl MlstmStack {
             return;
         }
         runs.iter_mut()
-            .for_each(|(_, recurrence)| recurrence.mark());
+            .for_each(|(_, recurrence)| recurrence.snapshot());
         for (number, layer) in self.layers.iter().enumerate() {
             layer.read(compute, self, number, runs, x);
             layer.feed_forward(compute, self.config.norm_eps, x);

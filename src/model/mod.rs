@@ -21,6 +21,7 @@ mod mlstm;
 pub mod patcher;
 pub(crate) mod sequence;
 mod sequence_state;
+pub(crate) mod split;
 mod state;
 pub(crate) mod state_file;
 mod weights;

@@ -151,10 +151,10 @@ impl State {
         }
         self.truncate_text(len, n_starts);
         for cache in self.entropy_cache.iter_mut() {
-            cache.truncate(len);
+            cache.rewind(len);
         }
-        self.encoder_cache.truncate(len);
-        self.decoder_cache.truncate(len);
+        self.encoder_cache.rewind(len);
+        self.decoder_cache.rewind(len);
         self.draft.clear();
         self.forget_beyond(model);
         true
@@ -177,13 +177,13 @@ impl State {
 
     /// Forgets what was made of the bytes from `n_ids` and the patches from `n_closed` on.
     pub(super) fn forget_from(&mut self, model: &Model, n_ids: usize, n_closed: usize) {
-        self.byte_states.iter_mut().for_each(|s| s.truncate(n_ids));
-        self.global_cache.truncate(n_closed);
-        self.global_out.truncate(n_closed);
+        self.byte_states.iter_mut().for_each(|s| s.rewind(n_ids));
+        self.global_cache.rewind(n_closed);
+        self.global_out.rewind(n_closed);
         if !model
             .blt()
             .decoder
-            .forget_patches(n_closed, &mut self.patch_kv)
+            .rewind_patches(n_closed, &mut self.patch_kv)
         {
             self.read_patches_again(model);
         }
@@ -193,7 +193,7 @@ impl State {
     pub(super) fn read_patches_again(&mut self, model: &Model) {
         let decoder = &model.blt().decoder;
         let seen = decoder.patches_seen(self.n_closed());
-        decoder.restart_patches(seen.start, &mut self.patch_kv);
+        decoder.clear_patches(seen.start, &mut self.patch_kv);
         let outputs = self.global_out.rows(seen.clone());
         let sequence = (self.n_closed() - seen.start, &mut self.patch_kv[..]);
         decoder.add_patches(&model.compute, outputs, &mut [sequence]);
@@ -206,8 +206,8 @@ impl State {
         let patch = self.starts.partition_point(|&s| s <= back_to) - 1;
         let patch = patch.saturating_sub(w.encoder.patches_seen_back());
         for store in &mut self.byte_states {
-            store.drop_before(self.starts[patch]);
+            store.evict(self.starts[patch]);
         }
-        w.decoder.drop_unseen(self.n_closed(), &mut self.patch_kv);
+        w.decoder.evict_patches(self.n_closed(), &mut self.patch_kv);
     }
 }

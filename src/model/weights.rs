@@ -1,4 +1,4 @@
-//! Fetching weights from a checkpoint: matrices as they lie in the file, vectors widened to f32.
+//! Fetching weights from a checkpoint: matrices as they are stored, vectors widened to f32.
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};

@@ -92,6 +92,13 @@ impl Scratch {
 }
 
 impl<T: Pooled> ScratchVec<'_, T> {
+    /// Appends a copy of `items`.
+    pub fn extend_from_slice(&mut self, items: &[T]) {
+        self.data.truncate(self.n);
+        self.data.extend_from_slice(items);
+        self.n = self.data.len();
+    }
+
     /// Appends `items`.
     pub fn extend(&mut self, items: impl IntoIterator<Item = T>) {
         self.data.truncate(self.n);

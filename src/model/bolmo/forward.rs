@@ -177,7 +177,7 @@ impl Bolmo {
         let mut guesses: SmallVec<[(Settle<'_>, Vec<f32>); 1]> = SmallVec::new();
         for part in parts.iter_mut().filter(|part| needs_guess(part)) {
             let state = &mut *part.state;
-            state.decoder.mark_briefly();
+            state.decoder.mark();
             state.force_flag();
             let before = state.logits.clone();
             let settle = Settle {

@@ -122,7 +122,7 @@ impl State {
         match self.tentative.take() {
             Some(logits) => {
                 self.logits = logits;
-                self.decoder.settle();
+                self.decoder.release();
             }
             None => self.force_flag(),
         }
@@ -147,14 +147,14 @@ impl State {
         self.forget_patches();
         let rewound = self.decoder.rewind(compute, position);
         assert!(rewound, "a snapshot was made before the guess");
-        self.decoder.settle();
+        self.decoder.release();
     }
 
     /// Forgets what was made of patches that have not ended.
     fn forget_patches(&mut self) {
         let n_closed = self.n_closed();
-        self.global_cache.truncate(n_closed);
-        self.patches.truncate(n_closed);
+        self.global_cache.rewind(n_closed);
+        self.patches.rewind(n_closed);
     }
 
     /// Goes back to the first `len` ids, at least one. The flag of the last one is unknown again unless it was chosen
@@ -181,11 +181,11 @@ impl State {
                 .rewind(compute, n_decoded.min(self.decoder.n_steps()))
             && self.encoder.rewind(compute, len);
         if near {
-            self.byte_states.truncate(len);
+            self.byte_states.rewind(len);
         } else {
-            let n_decoded = self.decoder.restart(n_decoded);
-            let n_encoded = self.encoder.restart(n_decoded);
-            self.byte_states.restart(n_encoded);
+            let n_decoded = self.decoder.rewind_to_snapshot(n_decoded);
+            let n_encoded = self.encoder.rewind_to_snapshot(n_decoded);
+            self.byte_states.clear(n_encoded);
             let mut n_encoded = n_encoded;
             while n_encoded < len {
                 let end = len.min(n_encoded + MAX_BATCH);
@@ -226,6 +226,6 @@ impl State {
     pub fn evict(&mut self) {
         self.encoder.evict();
         self.decoder.evict();
-        self.byte_states.drop_before(self.decoder.oldest());
+        self.byte_states.evict(self.decoder.oldest());
     }
 }

@@ -100,7 +100,7 @@ impl State {
         let dim = model.encoder.dim();
         self.encoder.load(n, input)?;
         self.decoder.load(self.n_known(), input)?;
-        self.byte_states.restart(n - 1);
+        self.byte_states.clear(n - 1);
         self.byte_states
             .push(&finite("byte state", input.f32s("byte state", dim)?)?);
         self.global_cache.load(compute, n_closed, None, input)?;
