@@ -12,6 +12,8 @@
 //! # Ok::<(), blt::Error>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod options;
 mod stop_strings;
 mod utf8_chunks;
@@ -22,15 +24,13 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
-use crate::session::{FeedRequest, Session, run_together};
+use crate::session::{DraftPolicy, FeedRequest, GenerationStep, Session, next_ids, run_together};
 use crate::vocab::Id;
 
+pub use crate::session::MAX_DRAFT;
 pub use options::GenerateOptions;
 pub use stop_strings::{Stop, StopMatcher};
 pub use utf8_chunks::{Strings, Utf8Stream};
-
-/// Most bytes drafted at a time.
-pub const MAX_DRAFT: usize = 64;
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub enum FinishReason {
     MaxBytes,
 }
 
-/// The bytes a model goes on with, one at a time.
+/// The bytes with which a model continues a text, one at a time.
 ///
 /// A byte is read by the session when the next one is asked for, so that no work is done for a byte
 /// nobody wants; [`Generator::finish`] reads the last one too.
@@ -54,19 +54,20 @@ pub struct Generator<'a> {
     stops: StopMatcher,
     /// Chosen and not yet handed out: the beginning of what may become a stop string, or the text
     /// before one.
-    held: VecDeque<u8>,
-    /// How many of `held` can be handed out.
+    pending: VecDeque<u8>,
+    /// How many of `pending` can be handed out.
     ready: usize,
     /// Chosen and not yet read by the session.
     unread: Option<Id>,
-    draft: Option<usize>,
-    left: usize,
+    policy: DraftPolicy,
+    /// Bytes that may still be chosen.
+    room: usize,
     reason: Option<FinishReason>,
     failed: bool,
 }
 
 impl Session {
-    /// Goes on with the text. An empty session is given BOS first.
+    /// Continues the text. An empty session is given BOS first.
     ///
     /// # Errors
     /// [`Error::Argument`] for sampler settings out of range, a grammar that needs more bytes than
@@ -78,10 +79,7 @@ impl Session {
             sampler = sampler.with_grammar(grammar.matcher(options.max_bytes)?);
         }
         let stops = StopMatcher::new(&options.stop)?;
-        if let Some(draft) = options.draft.filter(|&n| n > MAX_DRAFT) {
-            let message = format!("expected at most {MAX_DRAFT} bytes, found {draft}");
-            return Err(Error::argument("draft", message));
-        }
+        let policy = DraftPolicy::new(options.draft)?;
         self.begin()?;
         if self.is_empty() {
             return Err(Error::argument(
@@ -93,11 +91,11 @@ impl Session {
             session: self,
             sampler,
             stops,
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
             ready: 0,
             unread: None,
-            draft: options.draft,
-            left: options.max_bytes.unwrap_or(usize::MAX),
+            policy,
+            room: options.max_bytes.unwrap_or(usize::MAX),
             reason: None,
             failed: false,
         })
@@ -105,7 +103,7 @@ impl Session {
 }
 
 impl Generator<'_> {
-    /// Why the generation ended; `None` while it goes on.
+    /// Why the generation ended; `None` while it continues.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.reason.filter(|_| self.ready == 0)
     }
@@ -120,15 +118,15 @@ impl Generator<'_> {
         &self.sampler
     }
 
-    /// Lets another sampler choose from here on: one that goes on with the random numbers of an
-    /// earlier generation.
+    /// Lets another sampler choose from here on: one that continues the random numbers of an earlier
+    /// generation.
     ///
     /// A grammar belongs to the sampler: that of [`GenerateOptions::grammar`] goes with the old one.
     pub fn set_sampler(&mut self, sampler: Sampler) {
         self.sampler = sampler.choosing_among(self.session.model().choices());
     }
 
-    /// Lets the session read the byte chosen last, so that it holds the whole text and can go on.
+    /// Lets the session read the byte chosen last, so that it has the whole text and can continue.
     ///
     /// # Errors
     /// As [`Session::feed_ids`].
@@ -139,19 +137,30 @@ impl Generator<'_> {
         }
     }
 
-    /// [`Generator::finish`] of one that will go on at once, in another generator with the sampler of this
-    /// one.
+    /// [`Generator::finish`] before another generator continues with the sampler of this one: the session
+    /// may draft.
     #[cfg(feature = "capi")]
-    pub(crate) fn finish_for_now(mut self) -> Result<()> {
-        let unread = self.unread.take();
-        let request = FeedRequest::new(self.session, unread.as_slice()).written();
-        request.drafting(&self.sampler, self.draft).run()
+    pub(crate) fn finish_and_draft(mut self) -> Result<()> {
+        let mut step = self.step();
+        step.room = usize::MAX; // how many bytes the next generator will ask for is not known
+        crate::session::read_ids(&mut [step]).remove(0).map(|_| ())
+    }
+
+    /// The next step: the byte chosen last is read.
+    fn step(&mut self) -> GenerationStep<'_> {
+        GenerationStep {
+            session: self.session,
+            unread: self.unread.take(),
+            sampler: &mut self.sampler,
+            policy: self.policy,
+            room: self.room,
+        }
     }
 
     /// Whether another byte must be chosen before one can be handed out or the end is known.
     fn needs_byte(&mut self) -> bool {
         let needs = self.ready == 0 && self.reason.is_none() && !self.failed;
-        if needs && self.left == 0 {
+        if needs && self.room == 0 {
             self.end(FinishReason::MaxBytes, 0);
             return false;
         }
@@ -165,17 +174,17 @@ impl Generator<'_> {
             return self.end(FinishReason::Eos, 0);
         }
         self.unread = Some(id);
-        self.left -= 1;
+        self.room -= 1;
         // Other special ids are read but have no byte.
         let Some(byte) = choices.byte(id) else { return };
-        self.held.push_back(byte);
+        self.pending.push_back(byte);
         match self.stops.push(byte) {
-            Stop::Held(n) => self.ready = self.held.len() - n,
+            Stop::Held(n) => self.ready = self.pending.len() - n,
             Stop::Found { len, .. } => self.end(FinishReason::StopString, len),
         }
     }
 
-    /// [`Generator::finish`] of all. The sessions read together.
+    /// [`Generator::finish`] of several generators, whose sessions read together.
     pub(crate) fn finish_all(generators: Vec<Generator<'_>>) -> Vec<Result<()>> {
         let (mut sessions, unread): (Vec<_>, Vec<_>) = (generators.into_iter())
             .map(|g| (g.session, g.unread))
@@ -189,34 +198,24 @@ impl Generator<'_> {
         finished.map(|result| result.map(|_| ())).collect()
     }
 
-    /// The next byte of each, as [`Iterator::next`]. The sessions read together.
+    /// The next byte of several generators, as [`Iterator::next`] gives it. Their sessions read together.
     pub(crate) fn next_of_all(
         generators: &mut [&mut Generator<'_>],
     ) -> SmallVec<[Option<Result<u8>>; 1]> {
         let mut errors: SmallVec<[Option<Error>; 1]> = generators.iter().map(|_| None).collect();
         loop {
-            let going = generators.iter_mut().zip(&mut *errors);
-            let mut going: SmallVec<[_; 1]> = going
-                .filter_map(|(g, e)| g.needs_byte().then_some((g, e)))
-                .collect();
-            if going.is_empty() {
+            let needy = generators.iter_mut().zip(&mut *errors);
+            let needy = needy.filter_map(|(g, e)| g.needs_byte().then_some((g, e)));
+            let mut needy: SmallVec<[_; 1]> = needy.collect();
+            if needy.is_empty() {
                 break;
             }
-            let unread = going.iter_mut().map(|(g, _)| g.unread.take());
-            let unread: SmallVec<[Option<Id>; 1]> = unread.collect();
-            let requests = going.iter_mut().zip(&*unread);
-            let mut requests: SmallVec<[FeedRequest<'_>; 1]> = requests
-                .map(|((g, _), id)| {
-                    let request = FeedRequest::new(g.session, id.as_slice()).written();
-                    request.choosing(&mut g.sampler, g.draft, g.left)
-                })
-                .collect();
-            run_together(&mut requests);
-            let results: SmallVec<[Result<Option<Id>>; 1]> =
-                requests.into_iter().map(FeedRequest::finish).collect();
-            for ((generator, error), result) in going.into_iter().zip(results) {
+            let mut steps: SmallVec<[_; 1]> = needy.iter_mut().map(|(g, _)| g.step()).collect();
+            let results = next_ids(&mut steps);
+            drop(steps);
+            for ((generator, error), result) in needy.into_iter().zip(results) {
                 match result {
-                    Ok(id) => generator.add(id.expect("there is a sampler")),
+                    Ok(id) => generator.add(id),
                     Err(e) => {
                         generator.failed = true;
                         *error = Some(e);
@@ -229,15 +228,15 @@ impl Generator<'_> {
                 return Some(Err(error));
             }
             generator.ready = generator.ready.checked_sub(1)?;
-            generator.held.pop_front().map(Ok)
+            generator.pending.pop_front().map(Ok)
         };
         generators.iter_mut().zip(errors).map(next).collect()
     }
 
     /// Ends, dropping the last `n_dropped` bytes.
     fn end(&mut self, reason: FinishReason, n_dropped: usize) {
-        self.held.truncate(self.held.len() - n_dropped);
-        self.ready = self.held.len();
+        self.pending.truncate(self.pending.len() - n_dropped);
+        self.ready = self.pending.len();
         self.reason = Some(reason);
     }
 }

@@ -74,9 +74,9 @@
 //! | `checkpoint` | files in every layout, served as tensors under one set of names |
 //! | `ops` | operations on rows: linear layers, attention, norms, RoPE; threads |
 //! | `cache` | keys and values in pages that sessions share |
-//! | `model` | the networks: encoder, global transformer, decoder, entropy model, patcher. `model/forward.rs` is the path of a byte from top to bottom |
+//! | `model` | the networks: encoder, global transformer, decoder, entropy model, patcher. `model/forward.rs` is the path of a byte from top to bottom, `model/pass.rs` has the passes that sessions ask for |
 //! | `sampler`, `generate` | the choice of the next byte; a generation with its stop strings and UTF-8 |
-//! | `session`, `batch` | one text; several texts that read together |
+//! | `session`, `batch` | one text, and the bytes drafted ahead of it (`session/speculate`); several texts that read together |
 //! | `train` | gradients, optimiser, data, runs |
 //! | `ffi`, `cli`, `src/bin` | the C interface; what programs share; the programs |
 //!
@@ -129,10 +129,10 @@ pub use cuda::{DeviceInfo, devices};
 pub use device::{Device, GpuOptions, TablePlace};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, GenerateOptions, Generator, Strings};
-pub use model::{DraftCounts, Model};
+pub use model::Model;
 pub use open::ModelOptions;
 pub use ops::Profile;
-pub use session::{Canceller, Overflow, Score, Session, SessionOptions};
+pub use session::{Canceller, DraftCounts, Overflow, Score, Session, SessionOptions};
 
 // Weights are shared between threads; a session is moved between them.
 const _: () = {

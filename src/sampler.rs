@@ -6,6 +6,8 @@
 //! IEEE 754 defines to the last bit (`exp` is our own for that reason), and the random numbers are
 //! SplitMix64. Stop rules are not here; see [`crate::generate`].
 
+#![forbid(unsafe_code)]
+
 mod config;
 mod exact;
 
@@ -15,10 +17,11 @@ pub use self::config::SamplerConfig;
 use self::exact::exp;
 use crate::error::Result;
 use crate::grammar::{Allowed, Matcher};
+use crate::model::sequence::IdChoice;
 use crate::random::SplitMix64;
 use crate::vocab::{BYTE_OFFSET, Choices, EOS, Id};
 
-/// Chooses ids by a [`SamplerConfig`]. A clone goes on with the same random numbers.
+/// Chooses ids by a [`SamplerConfig`]. A clone continues with the same random numbers.
 #[derive(Debug)]
 pub struct Sampler {
     config: SamplerConfig,
@@ -73,25 +76,6 @@ impl Constraint {
     fn is_like(&self, other: &Constraint) -> bool {
         self.n_chosen == other.n_chosen && self.matcher.has_same_grammar(&other.matcher)
     }
-}
-
-/// One choice as numbers: what [`Sampler::sample`] would do next, for a device that does it itself.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Choice {
-    /// A random number from 0 to below 1.
-    pub draw: f64,
-    /// 0: the largest logit.
-    pub temperature: f64,
-    /// 1: all are kept.
-    pub top_p: f64,
-    /// The least weight, where the largest is 1.
-    pub min_p: f64,
-    /// The number of ids: all are kept.
-    pub top_k: u32,
-    /// A bit for each id that cannot be chosen.
-    pub banned: u32,
-    /// The id chosen if no logit can be.
-    pub fallback: u32,
 }
 
 /// An id that can still be chosen.
@@ -174,14 +158,14 @@ impl Sampler {
 
     /// What another device needs to choose as [`sample`](Self::sample) would next; `None` if that takes more than
     /// the logits.
-    pub fn choice(&self, n_logits: usize) -> Option<Choice> {
+    pub(crate) fn choice(&self, n_logits: usize) -> Option<IdChoice> {
         let config = &self.config;
         if config.repeat_penalty != 1.0 || self.constraint.is_some() {
             return None;
         }
         let all = u32::try_from(n_logits).ok()?;
         let banned = (0..BYTE_OFFSET).filter(|&id| !self.is_allowed(id, None));
-        Some(Choice {
+        Some(IdChoice {
             draw: self.random.clone().unit(),
             temperature: config.temperature.into(),
             top_p: config.top_p.unwrap_or(1.0).into(),
@@ -192,8 +176,8 @@ impl Sampler {
         })
     }
 
-    /// Whether both choose the same ids.
-    pub(crate) fn is_like(&self, other: &Sampler) -> bool {
+    /// Whether both choose the same ids, now and later.
+    pub(crate) fn same_choices(&self, other: &Sampler) -> bool {
         let same_constraint = match (&self.constraint, &other.constraint) {
             (None, None) => true,
             (Some(own), Some(other)) => own.is_like(other),
@@ -205,7 +189,7 @@ impl Sampler {
             && self.choices == other.choices
     }
 
-    /// Takes the random number of a choice that was made elsewhere.
+    /// Consumes the random number of a choice that was made elsewhere.
     pub(crate) fn skip(&mut self) {
         if self.config.temperature != 0.0 {
             self.random.unit();

@@ -3,11 +3,14 @@
 //! Whatever way a text was fed (at once, in chunks, byte by byte, after going back, in a fork), its
 //! logits and entropies are the same bits.
 
+#![forbid(unsafe_code)]
+
 mod cancel;
 mod feed;
 mod flag_score;
 mod options;
 mod score;
+mod speculate;
 mod state_file;
 mod write;
 
@@ -15,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
 use crate::model::patcher::{Patcher, starts_to_lengths};
-use crate::model::{DraftCounts, MAX_BATCH, Model, Patching, SequenceState, Trace};
+use crate::model::{MAX_BATCH, Model, Patching, SequenceState, Trace};
 use crate::vocab::{self, BOS, Id};
 
 pub use cancel::Canceller;
@@ -23,8 +26,13 @@ pub(crate) use feed::{FeedRequest, run_together};
 pub use flag_score::{FlagScore, FlagScorer};
 pub use options::{Overflow, SessionOptions};
 pub use score::Score;
+#[cfg(feature = "capi")]
+pub(crate) use speculate::read as read_ids;
+pub use speculate::{DraftCounts, MAX_DRAFT};
+pub(crate) use speculate::{DraftPolicy, GenerationStep, next_ids};
 
 use cancel::CancelFlag;
+use speculate::Lookahead;
 
 /// Most bytes that a session reads in one pass. Between passes it looks at its [`Canceller`].
 pub const BYTES_PER_PASS: usize = MAX_BATCH;
@@ -37,14 +45,16 @@ pub struct Session {
     max_bytes: usize,
     max_patches: usize,
     empty: SequenceState,
+    /// The text read, and the ids of `lookahead` that have not been.
     state: SequenceState,
+    lookahead: Lookahead,
     /// Logits after the last id; empty before the first.
     logits: Vec<f32>,
     n_slides: usize,
     cancel: CancelFlag,
 }
 
-/// What one byte position of [`Session::feed_ids_with`] gave.
+/// What [`Session::feed_ids_with`] shows of one byte position.
 #[derive(Debug)]
 pub struct Position<'a> {
     /// Position of the id, counted from the start of the session.
@@ -108,6 +118,7 @@ impl Session {
             },
             state: empty.clone(),
             empty,
+            lookahead: Lookahead::default(),
             logits: Vec::new(),
             n_slides: 0,
             cancel: CancelFlag::default(),
@@ -131,27 +142,31 @@ impl Session {
 
     /// Number of ids read, BOS included.
     pub fn len(&self) -> usize {
-        self.state.ids().len()
+        self.state.ids().len() - self.lookahead.n_unread()
     }
 
     /// Whether nothing has been read.
     pub fn is_empty(&self) -> bool {
-        self.state.ids().is_empty()
+        self.len() == 0
     }
 
     /// The ids read, BOS included.
     pub fn ids(&self) -> &[Id] {
-        self.state.ids()
+        &self.state.ids()[..self.len()]
     }
 
     /// Entropy in nats of the id after each id read. NaN if the entropy model does not run.
     pub fn entropies(&self) -> &[f32] {
-        self.state.entropies()
+        &self.state.entropies()[..self.len()]
     }
 
     /// Where patches start, ascending; ends with [`Session::len`] if the next byte starts one.
     pub fn patch_starts(&self) -> &[usize] {
-        self.state.patch_starts()
+        let starts = self.state.patch_starts();
+        match self.lookahead.n_unread() {
+            0 => starts,
+            _ => &starts[..starts.partition_point(|&s| s <= self.len())],
+        }
     }
 
     /// Lengths of the patches in the convention of the spec's section 4: the byte that comes next
@@ -167,7 +182,7 @@ impl Session {
 
     /// How self-speculation went in this session: [`GenerateOptions::draft`](crate::GenerateOptions::draft).
     pub fn draft_counts(&self) -> DraftCounts {
-        self.state.draft_counts()
+        self.lookahead.counts()
     }
 
     /// Most byte positions, BOS included.
@@ -180,12 +195,12 @@ impl Session {
         self.n_slides
     }
 
-    /// Bytes of memory held by the caches; forks count what they share.
+    /// Bytes of memory that the caches take; forks count what they share.
     pub fn cache_bytes(&self) -> usize {
         self.state.n_bytes()
     }
 
-    /// Puts BOS in place, unless something has been read already or the options say not to.
+    /// Reads BOS, unless something has been read already or the options say not to.
     ///
     /// # Errors
     /// As [`Session::feed_ids`].
@@ -210,7 +225,7 @@ impl Session {
     /// Reads ids as they are.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] if they do not fit, [`Error::Argument`] for an id that is none,
+    /// [`Error::ContextFull`] if they do not fit, [`Error::Argument`] for an invalid id,
     /// [`Error::NonFinite`] if the weights are damaged, [`Error::Cancelled`] if a [`Canceller`]
     /// asked for it. The session is then as it was before, unless the context had slid.
     pub fn feed_ids(&mut self, ids: &[Id]) -> Result<()> {
@@ -253,13 +268,31 @@ impl Session {
             return Ok(());
         }
         let ids = self.ids()[..len].to_vec();
-        match self.state.rewind(&self.model, len) {
-            Some(known) if known == len => return self.guess_logits(),
-            Some(known) => return FeedRequest::again(self, &ids[known..]).run(),
-            None => {}
+        self.lookahead.clear();
+        if self.state.keeps_logits() && self.state.rewind(&self.model, len) {
+            return self.refresh_logits();
+        }
+        // The last byte is read again: its logits were not kept.
+        if self.state.rewind(&self.model, len - 1) {
+            return FeedRequest::again(self, &ids[len - 1..]).run();
         }
         self.reset();
         FeedRequest::again(self, &ids).run()
+    }
+
+    /// Number of closed patches.
+    fn n_closed(&self) -> usize {
+        self.patch_starts().len() - 1
+    }
+
+    /// Drops what has been computed beyond the text read, because another id follows.
+    fn drop_lookahead(&mut self) {
+        let n_ids = self.len();
+        if self.lookahead.n_unread() > 0 {
+            let rewound = self.state.rewind(&self.model, n_ids);
+            assert!(rewound, "a rewind takes back more than a draft");
+        }
+        self.lookahead.clear();
     }
 
     /// Reads ids that the model chose, each with the flag it was chosen with if the model's ids carry flags: what
@@ -288,8 +321,8 @@ impl Session {
 
     /// Forgets everything read.
     pub fn reset(&mut self) {
-        let old = std::mem::replace(&mut self.state, self.empty.clone());
-        self.state.go_on_drafting(old);
+        self.state = self.empty.clone();
+        self.lookahead.clear();
         self.logits.clear();
     }
 }

@@ -255,6 +255,98 @@ fn one_generator_of_a_batch_drafts_once_it_is_alone() {
     assert_eq!(sessions[1].draft_counts().n_drafts, 0);
 }
 
+/// Sessions with different texts, settings and samplers draft together, each as many bytes as it is told
+/// to. What each writes is what it writes alone without drafts.
+#[test]
+fn batches_draft_if_told_to() {
+    for (name, model) in models() {
+        let options = |i: usize, draft| GenerateOptions {
+            max_bytes: Some(50 + 7 * i),
+            sampler: sampler(i),
+            draft: Some(draft),
+            ..GenerateOptions::default()
+        };
+        let mut sessions: Vec<Session> = (0..5)
+            .map(|i| common::session(&model, settings(i)))
+            .collect();
+        for (i, session) in sessions.iter_mut().enumerate() {
+            session.feed(&b"Once upon a time, there"[i..]).unwrap();
+        }
+        let mut alone = sessions.clone();
+        let expected: Vec<Vec<u8>> = (alone.iter_mut().enumerate())
+            .map(|(i, session)| {
+                let mut generator = session.generate(&options(i, 0)).unwrap();
+                let text = (&mut generator).map_while(Result::ok).collect();
+                let _ = generator.finish();
+                text
+            })
+            .collect();
+        let mut generators: Vec<_> = (sessions.iter_mut().enumerate())
+            .map(|(i, session)| session.generate(&options(i, 3 + 4 * (i % 3))).unwrap())
+            .collect();
+        let mut found = vec![Vec::new(); generators.len()];
+        loop {
+            let mut all: Vec<_> = generators.iter_mut().collect();
+            let bytes = batch::next_bytes(&mut all);
+            if bytes.iter().all(Option::is_none) {
+                break;
+            }
+            for (text, byte) in found.iter_mut().zip(bytes) {
+                text.extend(byte.and_then(Result::ok));
+            }
+        }
+        batch::finish(generators);
+        assert_eq!(found, expected, "{name}");
+        for (session, alone) in sessions.iter().zip(&alone) {
+            assert_eq!(state(session), state(alone), "{name}");
+            assert!(session.draft_counts().n_drafts > 0, "{name}");
+        }
+    }
+}
+
+/// Bytes that were drafted and are fed by hand move the draft on, and its sampler with it: what the draft has stored
+/// is not what an earlier sampler would choose there.
+#[test]
+fn drafted_bytes_fed_by_hand_do_not_choose_for_an_earlier_sampler() {
+    let model = common::model(&trained());
+    let mut n_accepted = 0;
+    for seed in 0..12 {
+        let options = |draft| GenerateOptions::new().seed(seed).max_bytes(20).draft(draft);
+        let mut start = common::session(&model, SessionOptions::default());
+        start.feed(b"Once upon a time").unwrap();
+        // The text, and the sampler after each of its bytes.
+        let mut plain = start.clone();
+        let mut generator = plain.generate(&options(0)).unwrap();
+        let mut text = Vec::new();
+        let mut samplers = Vec::new();
+        while let Some(byte) = generator.next() {
+            text.push(byte.unwrap());
+            samplers.push(generator.sampler().clone());
+        }
+        for n_fed in [1, 2, 4] {
+            let sessions = [0, 16].map(|draft| {
+                let mut session = start.clone();
+                let generator = session.generate(&options(draft)).unwrap();
+                assert_eq!(generator.take(3).map(Result::unwrap).count(), 3);
+                session.feed(&text[2..2 + n_fed]).unwrap();
+                (session, draft)
+            });
+            n_accepted += sessions[1].0.draft_counts().n_accepted;
+            for sampler in &samplers[..2 + n_fed] {
+                let [plain, drafting] = sessions.clone().map(|(mut session, draft)| {
+                    let mut generator = session.generate(&options(draft)).unwrap();
+                    generator.set_sampler(sampler.clone());
+                    let text: Vec<u8> = (&mut generator).map(Result::unwrap).collect();
+                    generator.finish().unwrap();
+                    (text, state(&session))
+                });
+                assert_eq!(drafting, plain, "seed {seed}, {n_fed} bytes by hand");
+            }
+        }
+    }
+    assert!(n_accepted > 200, "{n_accepted}");
+}
+
 /// The trained model with weights changed.
 fn changed(change: impl Fn(&str, &mut [f32])) -> Model {
     let checkpoint = trained();

@@ -2,7 +2,7 @@
 
 use super::ops::{At, Ops, ROW_THREADS, u32_arg};
 use crate::error::Result;
-use crate::sampler::Choice;
+use crate::model::sequence::IdChoice;
 
 /// Most logits of a row that are sampled from.
 pub const MAX_VOCAB: usize = 512;
@@ -11,7 +11,7 @@ pub const MAX_VOCAB: usize = 512;
 pub const CHOICE_UNITS: usize = 12;
 
 /// A choice as the kernel reads it: `Choice` in sample.cu.
-pub fn choice_units(choice: &Choice) -> [u32; CHOICE_UNITS] {
+pub fn choice_units(choice: &IdChoice) -> [u32; CHOICE_UNITS] {
     let mut units = [0; CHOICE_UNITS];
     let numbers = [choice.draw, choice.temperature, choice.top_p, choice.min_p];
     for (pair, number) in units.chunks_exact_mut(2).zip(numbers) {

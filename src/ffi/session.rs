@@ -296,7 +296,7 @@ impl Talk {
         if failure.is_none() {
             match then {
                 Then::End => generator.finish()?,
-                Then::GoOn => generator.finish_for_now()?,
+                Then::GoOn => generator.finish_and_draft()?,
             }
         }
         if (!go_on || failure.is_some()) && session.n_slides() == n_slides {

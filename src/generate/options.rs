@@ -16,11 +16,11 @@ pub struct GenerateOptions {
     ///
     /// Drafting is self-speculation (arXiv:2605.08044): the local decoder writes ahead on its own, and the
     /// other networks read what it wrote at once, so that their weights come from memory once for several bytes.
-    /// The bytes that the sampler would not have chosen are thrown away. The text, the logits and the
-    /// session are the same bits with and without it; bytes just come in bursts. How many it pays to draft
-    /// follows from the sizes of the networks and from how many drafted bytes have counted lately; none
-    /// where weights stay in the processor's caches. Sessions on the CPU that generate alone draft, not
-    /// several together, which share each reading of the weights as it is.
+    /// Bytes that the sampler would not have chosen are rejected. The text, the logits and the session are
+    /// the same bits with and without drafts; bytes just come in bursts. The sizes of the networks and the
+    /// share of drafted bytes accepted lately decide how many it pays to draft; none where weights stay in
+    /// the processor's caches. Sessions of Bolmo models and sessions on a GPU never draft. Sessions that
+    /// generate together share each reading of the weights already: they draft only if a number is given.
     pub draft: Option<usize>,
     /// Grammar that the text obeys, from its first byte on. With `max_bytes` the text is completed within
     /// them: it matches even if nothing but the limit ends it. A stop string ends it wherever it comes.

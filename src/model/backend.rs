@@ -6,18 +6,15 @@
 use std::any::Any;
 use std::fmt;
 
-use smallvec::SmallVec;
-
-use super::sequence::{Failure, SequenceInput};
-use super::{Model, State};
+use super::Model;
+use super::sequence::{Failure, Outputs, SequenceInput};
 use crate::cache::KvType;
 use crate::error::Result;
-use crate::ops::ScratchVec;
 
 /// Computes the passes of a model.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Appends the ids of all sequences to their texts, decides where patches start, and returns the logits that each
-    /// input wants: (0, 1 or n, vocab). On an error the texts may be longer than before; the caller cuts them.
+    /// Decides where the ids, which the texts have already, start patches, and computes the logits that each
+    /// sequence asks for. On an error the texts may have new boundaries; the caller undoes them.
     ///
     /// # Errors
     /// [`Failure::Sequence`] if a number of one sequence is not finite; [`Failure::Device`] if the device fails.
@@ -25,14 +22,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
         &self,
         model: &'m Model,
         inputs: &mut [SequenceInput<'_>],
-    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure>;
-
-    /// Drops what the caches hold past the end of the text, after a failed pass has been undone. Nothing by default:
-    /// for caches whose rows are found by position.
-    fn discard_past_end(&self, _model: &Model, _state: &mut State) {}
-
-    /// Drops what neither the next bytes nor a short rewind can need, after a pass. Nothing by default.
-    fn evict(&self, _model: &Model, _state: &mut State) {}
+    ) -> Result<Outputs<'m>, Failure>;
 
     /// Empty caches of a new sequence, keys and values stored as `kv`; `None` on the CPU, whose caches [`State`] has.
     fn new_caches(&self, _kv: KvType) -> Option<Box<dyn BackendCaches>> {
@@ -86,15 +76,7 @@ impl Backend for Cpu {
         &self,
         model: &'m Model,
         inputs: &mut [SequenceInput<'_>],
-    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
-        model.forward_on_cpu(inputs)
-    }
-
-    fn discard_past_end(&self, model: &Model, state: &mut State) {
-        state.forget_beyond(model);
-    }
-
-    fn evict(&self, model: &Model, state: &mut State) {
-        state.drop_unneeded(model);
+    ) -> Result<Outputs<'m>, Failure> {
+        model.forward(inputs)
     }
 }

@@ -103,6 +103,13 @@ impl Encoder {
         self.cross.iter().map(|_| RowStore::new(dim)).collect()
     }
 
+    /// The states that come out of the last layer, which the decoder reads, among `states`.
+    pub fn output<'s>(&self, states: &'s [RowStore]) -> &'s RowStore {
+        let last = self.layers.n_layers() - 1;
+        let index = self.cross.iter().position(|(layer, _)| *layer == last);
+        &states[index.expect("a cross-attention reads the last layer")]
+    }
+
     /// Earlier patches whose bytes a patch sees.
     pub fn patches_seen_back(&self) -> usize {
         self.cross_config.n_patches_seen() - 1

@@ -1,9 +1,11 @@
 //! The Byte Latent Transformer: its four networks, and the pass that joins them. `bolmo/` has the family that is built of
 //! other parts.
 //!
-//! [`Model`] is weights: shared, immutable, `Send + Sync`. What changes while running is in the
-//! `State` that a [`Session`](crate::Session) holds. `forward.rs` reads down the whole path of a
-//! byte.
+//! [`Model`] is weights: shared, immutable, `Send + Sync`. What changes while running is in the state
+//! that a [`Session`](crate::Session) holds. Sessions call the passes of `pass.rs`; `forward.rs` is the
+//! figure of a BLT, the whole path of a byte from top to bottom.
+
+#![forbid(unsafe_code)]
 
 pub(crate) mod backend;
 pub(crate) mod block;
@@ -11,19 +13,20 @@ mod bolmo;
 pub(crate) mod cross;
 mod decoder;
 mod differential;
-mod draft;
 mod encoder;
 mod entropy;
 mod forward;
 mod global;
 pub mod hash;
 mod mlstm;
+mod pass;
 pub mod patcher;
 pub(crate) mod sequence;
 mod sequence_state;
 pub(crate) mod split;
 mod state;
 pub(crate) mod state_file;
+mod trace;
 mod weights;
 mod weights_info;
 
@@ -37,16 +40,14 @@ use crate::error::{Error, Result};
 use crate::ops::Compute;
 use crate::vocab::{Choices, Id, VOCAB_SIZE};
 
-pub(crate) use bolmo::{Bolmo, NotFinite, Sequence};
-pub use draft::DraftCounts;
-pub(crate) use forward::MAX_BATCH;
-pub use forward::Trace;
-pub(crate) use sequence_state::{Patching, SequenceState};
-pub(crate) use state::State;
+pub(crate) use bolmo::Bolmo;
+pub(crate) use sequence_state::{Mark, Patching, SequenceState};
+pub(crate) use state::{MAX_BATCH, State};
+pub use trace::Trace;
+pub(crate) use weights_info::NetworkBytes;
 
 use backend::{Backend, Cpu};
 use decoder::Decoder;
-use draft::Costs;
 use encoder::Encoder;
 pub(crate) use entropy::EntropyModel;
 use global::Global;
@@ -84,7 +85,7 @@ pub(crate) struct Weights {
     pub(crate) encoder: Encoder,
     pub(crate) global: Global,
     pub(crate) decoder: Decoder,
-    draft_costs: Costs,
+    network_bytes: NetworkBytes,
 }
 
 impl Model {
@@ -157,7 +158,7 @@ impl Model {
         self.backend().gpu_name()
     }
 
-    /// How sessions keep keys and values unless told: see [`KvType::for_weights`].
+    /// How sessions keep keys and values by default: see [`KvType::for_weights`].
     pub fn default_kv(&self) -> KvType {
         let global = match &self.networks {
             Networks::Blt(weights) => &weights.global.layers,
@@ -256,7 +257,7 @@ impl Weights {
         let global = Global::load(checkpoint, config)?;
         let decoder = Decoder::load(checkpoint, config)?;
         Ok(Weights {
-            draft_costs: Costs::of(
+            network_bytes: NetworkBytes::new(
                 entropy.as_ref().map(|e| &e.layers),
                 &encoder.layers,
                 &global.layers,

@@ -1,42 +1,75 @@
-//! What a sequence brings to a pass, and why a pass may fail.
+//! What a sequence brings to a pass, and what it gets from it.
 
 use std::ops::Range;
 
-use super::State;
-use super::forward::{MAX_BATCH, Trace};
+use smallvec::SmallVec;
+
+use super::block::{Rows, Stack};
+use super::encoder::Closed;
+use super::split::split;
+use super::state::{MAX_BATCH, State};
+use super::trace::Trace;
 use crate::config::arch;
 use crate::error::Error;
-use crate::ops::ScratchVec;
-use crate::sampler::Sampler;
-use crate::vocab::{EOS, Id};
+use crate::ops::{Compute, ScratchVec};
+use crate::vocab::{EOS, Id, VOCAB_SIZE};
 
 /// Which logits a pass computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogitRows {
     /// None.
     None,
-    /// Those after the last byte.
+    /// The logits after the last byte.
     Last,
-    /// Those after every byte.
+    /// The logits after every byte.
     All,
 }
 
-/// One sequence's share of a pass.
+/// One sequence of a pass, with a state of the model's family.
 #[derive(Debug)]
-pub(crate) struct SequenceInput<'a> {
-    pub state: &'a mut State,
-    /// 1 to [`MAX_BATCH`].
+pub(crate) struct SequenceInput<'a, S = State> {
+    pub state: &'a mut S,
+    /// 1 to [`MAX_BATCH`]; none if the state keeps logits and only these are asked for.
     pub ids: &'a [Id],
+    /// Whether the model wrote the ids. Where ids carry flags, these are then the ones they were chosen with.
+    pub written: bool,
     pub logits: LogitRows,
     pub trace: Option<&'a mut Trace>,
-    /// Of whoever wants an id chosen by the last logits: a GPU can do that in the same pass.
-    pub sampler: Option<&'a Sampler>,
-    /// Bytes to draft at a time, the one id included, if there is a sampler; `None`: as many as pays.
-    pub draft: Option<usize>,
-    /// Most bytes that may be drafted.
-    pub draft_room: usize,
-    /// What a GPU chose.
+    /// How the next id may be chosen where the logits are computed. Only a GPU does that.
+    #[allow(dead_code)]
+    pub choice: Option<IdChoice>,
+}
+
+/// What one sequence gets from a pass.
+#[derive(Debug)]
+pub(crate) struct SequenceOutput<'c> {
+    /// (0, 1 or n, columns): one column per logit of the model.
+    pub logits: ScratchVec<'c, f32>,
+    /// The next id, if it was chosen where the logits were computed.
     pub chosen: Option<Id>,
+}
+
+/// The outputs of all sequences of a pass, in order.
+pub(crate) type Outputs<'c> = SmallVec<[SequenceOutput<'c>; 1]>;
+
+/// How to choose an id by its logits, in numbers. [`crate::sampler`] says what they mean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(dead_code)] // read by GPUs only
+pub(crate) struct IdChoice {
+    /// The random number, 0 to below 1.
+    pub draw: f64,
+    /// 0: the largest logit.
+    pub temperature: f64,
+    /// All logits: no limit.
+    pub top_k: u32,
+    /// 1: no limit.
+    pub top_p: f64,
+    /// 0: no limit.
+    pub min_p: f64,
+    /// A bit for each special id that must not be chosen.
+    pub banned: u32,
+    /// The id if the logits allow none.
+    pub fallback: u32,
 }
 
 /// Why a pass failed.
@@ -48,6 +81,12 @@ pub(crate) enum Failure {
     Device(String),
 }
 
+impl Failure {
+    pub(super) fn not_finite(sequence: usize, what: &'static str, position: usize) -> Failure {
+        Failure::Sequence(sequence, Error::NonFinite { what, position })
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Failure::Device(match error {
@@ -57,8 +96,89 @@ impl From<Error> for Failure {
     }
 }
 
+/// Ids of all sequences together.
+pub(super) fn n_rows(inputs: &[SequenceInput<'_>]) -> usize {
+    inputs.iter().map(|input| input.ids.len()).sum()
+}
+
+/// Where the bytes of all sequences stand in a stack of the local encoder or decoder.
+pub(super) fn byte_rows<'c>(
+    stack: &Stack,
+    compute: &'c Compute,
+    inputs: &[SequenceInput<'_>],
+) -> Rows<'c> {
+    let mut rows = stack.rows(compute, n_rows(inputs));
+    for input in inputs {
+        (input.state).add_byte_rows(stack, input.positions(), &mut rows);
+    }
+    rows
+}
+
+/// The logits of all sequences, one after the other, as the output of each.
+pub(super) fn outputs<'c>(
+    compute: &'c Compute,
+    inputs: &[SequenceInput<'_>],
+    logits: &[f32],
+) -> Outputs<'c> {
+    let lengths = inputs.iter().map(|input| input.n_logit_rows() * VOCAB_SIZE);
+    split(logits, lengths)
+        .map(|logits| SequenceOutput::new(compute, logits))
+        .collect()
+}
+
+impl<'c> SequenceOutput<'c> {
+    /// A copy of these logits.
+    pub(super) fn new(compute: &'c Compute, values: &[f32]) -> Self {
+        let mut logits = compute.empty(values.len());
+        logits.extend_from_slice(values);
+        SequenceOutput {
+            logits,
+            chosen: None,
+        }
+    }
+}
+
+impl<'a, S> SequenceInput<'a, S> {
+    /// Ids whose logits are all computed.
+    pub fn new(state: &'a mut S, ids: &'a [Id]) -> Self {
+        SequenceInput {
+            state,
+            ids,
+            written: false,
+            logits: LogitRows::All,
+            trace: None,
+            choice: None,
+        }
+    }
+
+    /// The same input with `state`, a part of its own state.
+    pub(super) fn with<'b, T>(
+        &'b mut self,
+        state: impl FnOnce(&'b mut S) -> &'b mut T,
+    ) -> SequenceInput<'b, T> {
+        SequenceInput {
+            state: state(self.state),
+            ids: self.ids,
+            written: self.written,
+            logits: self.logits,
+            trace: self.trace.as_deref_mut(),
+            choice: self.choice,
+        }
+    }
+}
+
 impl SequenceInput<'_> {
-    /// Positions of the ids, once they are in the text.
+    /// Adds the ids to the text.
+    pub(super) fn read_text(&mut self) {
+        assert!((1..=MAX_BATCH).contains(&self.ids.len()));
+        self.state.ids.extend_from_slice(self.ids);
+        let positions = self.positions();
+        let state = &mut *self.state;
+        let eos = positions.filter(|&p| state.ids[p] == EOS);
+        state.eos.extend(eos);
+    }
+
+    /// Positions of the ids, which are the last of the text.
     pub(crate) fn positions(&self) -> Range<usize> {
         let end = self.state.ids.len();
         end - self.ids.len()..end
@@ -69,17 +189,15 @@ impl SequenceInput<'_> {
         self.state.entropy_cache.is_some()
     }
 
-    /// Appends the ids to the text.
-    pub(crate) fn read_text(&mut self) {
-        assert!((1..=MAX_BATCH).contains(&self.ids.len()));
-        self.state.ids.extend_from_slice(self.ids);
-        let positions = self.positions();
-        let state = &mut *self.state;
-        let eos = positions.filter(|&p| state.ids[p] == EOS);
-        state.eos.extend(eos);
+    /// Rows of the entropy model: one per id, or none if it does not run.
+    pub(super) fn n_entropy_rows(&self) -> usize {
+        match self.runs_entropy() {
+            true => self.ids.len(),
+            false => 0,
+        }
     }
 
-    /// Rows whose logits are wanted: the last ones.
+    /// Rows whose logits are computed: the last ones.
     pub(crate) fn n_logit_rows(&self) -> usize {
         match self.logits {
             LogitRows::None => 0,
@@ -88,29 +206,24 @@ impl SequenceInput<'_> {
         }
     }
 
-    /// Decides where patches start: for byte p + 1 as soon as byte p is read. Adds to `n_closed` how
-    /// many patches are closed once each byte is read.
-    pub(super) fn cut(&mut self, n_closed: &mut ScratchVec<'_, usize>) {
-        let positions = self.positions();
-        let state = &mut *self.state;
-        for (p, &id) in positions.zip(self.ids) {
-            if state.patcher.push(id, state.entropies[p]) {
-                state.starts.push(p + 1);
-            }
-            n_closed.extend([state.n_closed()]);
-        }
-    }
-
-    /// The patches that the ids close.
+    /// The patches that the ids close, once boundaries are decided.
     pub(crate) fn closed(&self) -> Range<usize> {
         let positions = self.positions();
         let n_closed = |end| arch::n_closed(&self.state.starts, end);
         n_closed(positions.start)..n_closed(positions.end)
     }
-}
 
-impl Failure {
-    pub(super) fn not_finite(input: usize, what: &'static str, position: usize) -> Failure {
-        Failure::Sequence(input, Error::NonFinite { what, position })
+    /// How many patches they close.
+    pub(super) fn n_closing(&self) -> usize {
+        self.closed().len()
+    }
+
+    /// The bytes of these patches.
+    pub(super) fn closed_bytes(&self) -> Closed<'_> {
+        Closed {
+            states: &self.state.byte_states,
+            starts: &self.state.starts,
+            patches: self.closed(),
+        }
     }
 }

@@ -3,22 +3,26 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::bolmo;
-use super::draft::DraftCounts;
 use super::patcher::Patcher;
-use super::{Model, State};
+use super::{Bolmo, Model, State, bolmo, state};
 use crate::cache::KvType;
 use crate::vocab::Id;
 use crate::wire::{ReadError, Reader, Writer};
 
 /// The state of one sequence. Cloning is a fork.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant)] // a session has two of them, whatever it is of
+#[allow(clippy::large_enum_variant)] // a session has two of them, whatever its family
 pub(crate) enum SequenceState {
-    /// Of a BLT.
     Blt(State),
-    /// Of a Bolmo model. No entropy was ever computed: as many NaNs as ids.
-    Bolmo(bolmo::State, Vec<f32>),
+    Bolmo(bolmo::State),
+}
+
+/// Where a text ended: [`SequenceState::mark`].
+#[derive(Debug)]
+pub(crate) enum Mark {
+    Blt(state::Mark),
+    /// Number of ids.
+    Bolmo(usize),
 }
 
 /// How patches are cut.
@@ -54,7 +58,7 @@ impl SequenceState {
                     });
                     starts.collect()
                 });
-                SequenceState::Bolmo(bolmo::State::new(bolmo, kv, starts), Vec::new())
+                SequenceState::Bolmo(bolmo::State::new(bolmo, kv, starts))
             }
         }
     }
@@ -62,21 +66,21 @@ impl SequenceState {
     pub fn ids(&self) -> &[Id] {
         match self {
             SequenceState::Blt(state) => state.ids(),
-            SequenceState::Bolmo(state, _) => &state.ids,
+            SequenceState::Bolmo(state) => &state.ids,
         }
     }
 
     pub fn entropies(&self) -> &[f32] {
         match self {
             SequenceState::Blt(state) => state.entropies(),
-            SequenceState::Bolmo(_, entropies) => entropies,
+            SequenceState::Bolmo(state) => &state.entropies,
         }
     }
 
     pub fn patch_starts(&self) -> &[usize] {
         match self {
             SequenceState::Blt(state) => state.patch_starts(),
-            SequenceState::Bolmo(state, _) => &state.starts,
+            SequenceState::Bolmo(state) => &state.starts,
         }
     }
 
@@ -89,29 +93,58 @@ impl SequenceState {
     pub fn n_settled(&self) -> usize {
         match self {
             SequenceState::Blt(state) => state.ids().len(),
-            SequenceState::Bolmo(state, _) => state.n_settled(),
+            SequenceState::Bolmo(state) => state.n_settled(),
         }
     }
 
-    pub fn draft_counts(&self) -> DraftCounts {
+    /// Ids that the local decoder has read: all but those that are pending.
+    pub fn n_decoded(&self) -> usize {
         match self {
-            SequenceState::Blt(state) => state.draft_counts(),
-            SequenceState::Bolmo(..) => DraftCounts::default(),
+            SequenceState::Blt(state) => state.ids().len(),
+            SequenceState::Bolmo(state) => state.decoder.n_steps(),
         }
     }
 
-    /// As many entropies as ids, where none is ever computed.
-    pub fn count_entropies(&mut self) {
-        if let SequenceState::Bolmo(state, entropies) = self {
-            entropies.resize(state.ids.len(), f32::NAN);
+    /// Whether the entropy model runs.
+    pub fn runs_entropy(&self) -> bool {
+        match self {
+            SequenceState::Blt(state) => state.runs_entropy(),
+            SequenceState::Bolmo(_) => false,
         }
     }
 
-    /// Bytes of memory held.
+    /// Whether a pass without ids gives the logits after the last one. Otherwise that id has to be read again.
+    pub fn keeps_logits(&self) -> bool {
+        matches!(self, SequenceState::Bolmo(_))
+    }
+
+    /// The state of a BLT.
+    ///
+    /// # Panics
+    /// If it is the state of another family.
+    pub fn blt_mut(&mut self) -> &mut State {
+        match self {
+            SequenceState::Blt(state) => state,
+            SequenceState::Bolmo(_) => panic!("a pass of a BLT with the state of a Bolmo model"),
+        }
+    }
+
+    /// The state of a Bolmo model.
+    ///
+    /// # Panics
+    /// If it is the state of another family.
+    pub fn bolmo_mut(&mut self) -> &mut bolmo::State {
+        match self {
+            SequenceState::Bolmo(state) => state,
+            SequenceState::Blt(_) => panic!("a pass of a Bolmo model with the state of a BLT"),
+        }
+    }
+
+    /// Bytes of memory that the caches take.
     pub fn n_bytes(&self) -> usize {
         match self {
             SequenceState::Blt(state) => state.n_bytes(),
-            SequenceState::Bolmo(state, _) => state.n_bytes(),
+            SequenceState::Bolmo(state) => state.n_bytes(),
         }
     }
 
@@ -123,25 +156,47 @@ impl SequenceState {
         }
     }
 
-    /// Drafts with the experience of another state.
-    pub fn go_on_drafting(&mut self, other: SequenceState) {
-        if let (SequenceState::Blt(state), SequenceState::Blt(other)) = (self, other) {
-            state.go_on_drafting(other);
+    /// Where the text ends now. Called before a pass or a draft that may have to be undone.
+    pub fn mark(&self) -> Mark {
+        match self {
+            SequenceState::Blt(state) => Mark::Blt(state.mark()),
+            SequenceState::Bolmo(state) => Mark::Bolmo(state.ids.len()),
         }
     }
 
-    /// Goes back to the first `len` ids, at least one. The logits after them are still to be computed, from the id that
-    /// is returned: as from `len`, nothing but the logits is missing. `None`, leaving the state as it is: the caller
-    /// starts over and reads the ids again.
-    pub fn rewind(&mut self, model: &Model, len: usize) -> Option<usize> {
-        match self {
-            // The last byte is read again: its logits were not kept.
-            SequenceState::Blt(state) => state.truncate(model, len - 1).then_some(len - 1),
-            SequenceState::Bolmo(state, entropies) => {
-                state.rewind(model.bolmo()?, &model.compute, len);
-                entropies.truncate(len);
-                Some(len)
+    /// Goes back to `mark`. Called when a pass has failed or a draft cannot be verified, before anything is evicted, so
+    /// that it always can.
+    pub fn rollback(&mut self, model: &Model, mark: Mark) {
+        match (self, mark) {
+            (SequenceState::Blt(state), Mark::Blt(mark)) => state.rollback(model, mark),
+            (SequenceState::Bolmo(state), Mark::Bolmo(n_ids)) => {
+                state.rewind(weights(model), &model.compute, n_ids);
             }
+            _ => unreachable!("a mark of another sequence"),
+        }
+    }
+
+    /// Goes back to the first `n_ids` ids. Called when a session goes back, and when drafted bytes are not the ones that
+    /// follow.
+    ///
+    /// Returns `false`, leaving the state as it is, if rows that are needed have been evicted; the caller then starts
+    /// over and reads the ids again.
+    pub fn rewind(&mut self, model: &Model, n_ids: usize) -> bool {
+        match self {
+            SequenceState::Blt(state) => state.rewind(model, n_ids),
+            SequenceState::Bolmo(state) => {
+                state.rewind(weights(model), &model.compute, n_ids);
+                true
+            }
+        }
+    }
+
+    /// Drops what neither the next bytes nor a rewind of a few hundred bytes can need. Called after each pass and each
+    /// draft.
+    pub fn evict(&mut self, model: &Model) {
+        match self {
+            SequenceState::Blt(state) => state.evict(model),
+            SequenceState::Bolmo(state) => state.evict(),
         }
     }
 
@@ -149,7 +204,7 @@ impl SequenceState {
     pub fn save(&self, model: &Model, out: &mut Writer<impl Write>) -> io::Result<()> {
         match self {
             SequenceState::Blt(state) => state.save(out),
-            SequenceState::Bolmo(state, _) => state.save(&model.compute, out),
+            SequenceState::Bolmo(state) => state.save(&model.compute, out),
         }
     }
 
@@ -161,14 +216,16 @@ impl SequenceState {
         limits: (usize, usize),
         input: &mut Reader<'_>,
     ) -> Result<(), ReadError> {
-        match (self, model.bolmo()) {
-            (SequenceState::Bolmo(state, entropies), Some(bolmo)) => {
-                state.load(bolmo, &model.compute, limits, input)?;
-                entropies.resize(state.ids.len(), f32::NAN);
-                Ok(())
+        match self {
+            SequenceState::Blt(state) => state.load(model, limits, input),
+            SequenceState::Bolmo(state) => {
+                state.load(weights(model), &model.compute, limits, input)
             }
-            (SequenceState::Blt(state), _) => state.load(model, limits, input),
-            (SequenceState::Bolmo(..), None) => unreachable!("made for its model"),
         }
     }
+}
+
+/// The weights for the state of a Bolmo model.
+fn weights(model: &Model) -> &Bolmo {
+    model.bolmo().expect("the state was made for its model")
 }

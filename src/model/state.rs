@@ -1,11 +1,14 @@
 //! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
 
+use std::ops::Range;
+
 use super::Model;
 use super::backend::BackendCaches;
+use super::block::{Rows, Stack};
 use super::decoder::PatchKv;
-use super::draft::{Draft, DraftCounts};
 use super::patcher::Patcher;
 use crate::cache::{KvCache, KvType, RowStore};
+use crate::config::arch;
 use crate::vocab::Id;
 
 /// The state of one sequence. Cloning is a fork: cache pages are shared until one side writes.
@@ -32,16 +35,24 @@ pub struct State {
     pub(super) global_out: RowStore,
     /// What the decoder's cross-attentions read.
     pub(super) patch_kv: Vec<PatchKv>,
-    /// Length at which the entropy model last began anew, and how often it does.
+    /// The entropy model restarts with an empty context every `entropy_reset` bytes; `None`: never.
     pub(super) entropy_reset: Option<usize>,
     /// Caches in the memory of a device, instead of those above, which then stay empty.
     pub(crate) device: Option<Box<dyn BackendCaches>>,
-    /// What is known beyond `ids` without a GPU.
-    pub(super) draft: Draft,
 }
 
-/// Bytes that can be taken back, or are read at once, without recomputing what lies before.
-pub(super) const SLACK: usize = 256;
+/// Most bytes of a sequence in one pass, and most bytes that a rewind takes back without computing
+/// anything again: the caches keep so many positions besides their windows.
+pub(crate) const MAX_BATCH: usize = 256;
+
+/// A text's lengths at one moment: [`State::mark`].
+#[derive(Debug)]
+pub(crate) struct Mark {
+    n_ids: usize,
+    n_starts: usize,
+    n_eos: usize,
+    patcher: Patcher,
+}
 
 impl State {
     /// Whether the caches are on a GPU.
@@ -49,7 +60,7 @@ impl State {
         self.device.is_some()
     }
 
-    /// The state before the first byte. The entropy model begins anew every `entropy_reset` bytes
+    /// The state before the first byte. The entropy model restarts every `entropy_reset` bytes
     /// (Meta's patcher: 8192; `None`: never), and does not run at all unless `entropies`.
     pub fn new(
         model: &Model,
@@ -66,16 +77,15 @@ impl State {
             starts: vec![0],
             eos: Vec::new(),
             patcher,
-            entropy_cache: entropy.map(|e| e.layers.new_cache(kv, SLACK)),
-            encoder_cache: w.encoder.layers.new_cache(kv, SLACK),
-            decoder_cache: w.decoder.layers.new_cache(kv, SLACK),
-            global_cache: w.global.layers.new_cache(kv, SLACK),
+            entropy_cache: entropy.map(|e| e.layers.new_cache(kv, MAX_BATCH)),
+            encoder_cache: w.encoder.layers.new_cache(kv, MAX_BATCH),
+            decoder_cache: w.decoder.layers.new_cache(kv, MAX_BATCH),
+            global_cache: w.global.layers.new_cache(kv, MAX_BATCH),
             byte_states: w.encoder.new_states(),
             global_out: RowStore::new(w.config.global.dim),
             patch_kv: w.decoder.new_patch_kv(),
             entropy_reset,
             device: model.backend().new_caches(kv),
-            draft: Draft::default(),
         }
     }
 
@@ -95,17 +105,12 @@ impl State {
         &self.starts
     }
 
-    /// How drafting went.
-    pub fn draft_counts(&self) -> DraftCounts {
-        self.draft.counts
-    }
-
     /// Number of closed patches.
     pub fn n_closed(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// Bytes of memory held by the caches.
+    /// Bytes of memory that the caches take.
     pub fn n_bytes(&self) -> usize {
         let caches = [&self.encoder_cache, &self.decoder_cache, &self.global_cache];
         let rows = self.byte_states.iter().chain([&self.global_out]);
@@ -118,79 +123,108 @@ impl State {
             + self.device.as_ref().map_or(0, |caches| caches.n_bytes())
     }
 
-    /// Goes back to the first `len` ids.
-    ///
-    /// Returns `false`, leaving the state as it is, if too much has been overwritten for that; the
-    /// caller then starts over and reads the `len` ids again.
-    pub(crate) fn truncate(&mut self, model: &Model, len: usize) -> bool {
-        let w = model.blt();
-        let n_starts = self.starts.partition_point(|&s| s <= len);
-        let n_closed = n_starts - 1;
-        let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
-        if let Some(caches) = &self.device {
-            let held = caches.can_rewind(len, n_closed);
-            if held {
-                self.truncate_text(len, n_starts);
-            }
-            return held;
+    /// Whether the entropy model runs.
+    pub(crate) fn runs_entropy(&self) -> bool {
+        self.entropy_cache.is_some()
+    }
+
+    /// Where the text ends now. Called before a pass or a draft that may have to be undone.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            n_ids: self.ids.len(),
+            n_starts: self.starts.len(),
+            n_eos: self.eos.len(),
+            patcher: self.patcher.clone(),
         }
-        // The next byte sees `window - 1` positions before its own.
-        let holds = |cache: &KvCache, window: Option<usize>| {
-            window.is_none_or(|window| cache.oldest() <= (len + 1).saturating_sub(window))
-        };
-        let held = (self.entropy_cache.iter()).all(|cache| {
-            holds(
-                cache,
-                w.entropy.as_ref().and_then(|e| e.layers.config.window),
-            )
-        }) && holds(&self.encoder_cache, w.config.encoder.window)
-            && holds(&self.decoder_cache, w.config.decoder.window)
-            && (self.byte_states.iter()).all(|s| s.first() <= self.starts[oldest_patch]);
-        if !held {
+    }
+
+    /// Goes back to `mark`. Called when a pass has failed or a draft cannot be verified, before anything
+    /// is evicted, so that it always can.
+    pub(crate) fn rollback(&mut self, model: &Model, mark: Mark) {
+        self.ids.truncate(mark.n_ids);
+        self.entropies.truncate(mark.n_ids);
+        self.starts.truncate(mark.n_starts);
+        self.eos.truncate(mark.n_eos);
+        self.patcher = mark.patcher;
+        self.rewind_caches(model);
+    }
+
+    /// Goes back to the first `n_ids` ids. Called when a session goes back, and when drafted bytes are
+    /// not the ones that follow.
+    ///
+    /// Returns `false`, leaving the state as it is, if rows that are needed have been evicted; the
+    /// caller then starts over and reads the ids again.
+    pub(crate) fn rewind(&mut self, model: &Model, n_ids: usize) -> bool {
+        let n_starts = self.starts.partition_point(|&s| s <= n_ids);
+        if !self.can_rewind(model, n_ids, n_starts - 1) {
             return false;
         }
-        self.truncate_text(len, n_starts);
-        for cache in self.entropy_cache.iter_mut() {
-            cache.rewind(len);
-        }
-        self.encoder_cache.rewind(len);
-        self.decoder_cache.rewind(len);
-        self.draft.clear();
-        self.forget_beyond(model);
+        self.ids.truncate(n_ids);
+        self.entropies.truncate(n_ids);
+        self.starts.truncate(n_starts);
+        self.eos.retain(|&p| p < n_ids);
+        let patch_start = self.starts[n_starts - 1];
+        (self.patcher).rewind(n_ids, &self.ids, &self.entropies, patch_start);
+        self.rewind_caches(model);
         true
     }
 
-    /// Goes back to `len` ids and `n_starts` patch starts in all but the caches.
-    fn truncate_text(&mut self, len: usize, n_starts: usize) {
-        self.ids.truncate(len);
-        self.entropies.truncate(len);
-        self.starts.truncate(n_starts);
-        self.eos.retain(|&p| p < len);
-        self.patcher
-            .rewind(len, &self.ids, &self.entropies, self.starts[n_starts - 1]);
+    /// Drops the rows that neither the next bytes nor a rewind of [`MAX_BATCH`] bytes can need. Called
+    /// after each pass and each draft.
+    pub(crate) fn evict(&mut self, model: &Model) {
+        if self.device.is_some() {
+            return;
+        }
+        let w = model.blt();
+        let back_to = self.ids.len().saturating_sub(MAX_BATCH);
+        let patch = self.starts.partition_point(|&s| s <= back_to) - 1;
+        let patch = patch.saturating_sub(w.encoder.patches_seen_back());
+        for store in &mut self.byte_states {
+            store.evict(self.starts[patch]);
+        }
+        (w.decoder).evict_patches(self.n_closed(), &mut self.patch_kv);
     }
 
-    /// Forgets what was made of bytes and patches beyond the text, where rows are counted.
-    pub(super) fn forget_beyond(&mut self, model: &Model) {
-        self.forget_from(model, self.ids.len(), self.n_closed());
+    /// Whether all rows are there that bytes after the first `n_ids` read, when these close `n_closed`
+    /// patches.
+    fn can_rewind(&self, model: &Model, n_ids: usize, n_closed: usize) -> bool {
+        if let Some(caches) = &self.device {
+            return caches.can_rewind(n_ids, n_closed);
+        }
+        let w = model.blt();
+        // The next byte sees `window - 1` positions before its own.
+        let has_window = |cache: &KvCache, window: Option<usize>| {
+            window.is_none_or(|window| cache.oldest() <= (n_ids + 1).saturating_sub(window))
+        };
+        let entropy_window = w.entropy.as_ref().and_then(|e| e.layers.config.window);
+        let oldest_patch = n_closed.saturating_sub(w.encoder.patches_seen_back());
+        (self.entropy_cache.iter()).all(|cache| has_window(cache, entropy_window))
+            && has_window(&self.encoder_cache, w.config.encoder.window)
+            && has_window(&self.decoder_cache, w.config.decoder.window)
+            && (self.byte_states.iter()).all(|s| s.first() <= self.starts[oldest_patch])
     }
 
-    /// Forgets what was made of the bytes from `n_ids` and the patches from `n_closed` on.
-    pub(super) fn forget_from(&mut self, model: &Model, n_ids: usize, n_closed: usize) {
+    /// Forgets the rows of bytes and patches beyond the text.
+    fn rewind_caches(&mut self, model: &Model) {
+        if self.device.is_some() {
+            return;
+        }
+        let (n_ids, n_closed) = (self.ids.len(), self.n_closed());
+        for cache in self.entropy_cache.iter_mut() {
+            cache.rewind(n_ids);
+        }
+        self.encoder_cache.rewind(n_ids);
+        self.decoder_cache.rewind(n_ids);
         self.byte_states.iter_mut().for_each(|s| s.rewind(n_ids));
         self.global_cache.rewind(n_closed);
         self.global_out.rewind(n_closed);
-        if !model
-            .blt()
-            .decoder
-            .rewind_patches(n_closed, &mut self.patch_kv)
-        {
-            self.read_patches_again(model);
+        if !(model.blt().decoder).rewind_patches(n_closed, &mut self.patch_kv) {
+            self.rebuild_patches(model);
         }
     }
 
-    /// Makes what the decoder reads of the last patches anew from the global outputs.
-    pub(super) fn read_patches_again(&mut self, model: &Model) {
+    /// Computes what the decoder reads of the last patches from the global outputs.
+    pub(super) fn rebuild_patches(&mut self, model: &Model) {
         let decoder = &model.blt().decoder;
         let seen = decoder.patches_seen(self.n_closed());
         decoder.clear_patches(seen.start, &mut self.patch_kv);
@@ -199,15 +233,55 @@ impl State {
         decoder.add_patches(&model.compute, outputs, &mut [sequence]);
     }
 
-    /// Drops what neither the next bytes nor a rewind within [`SLACK`] can need.
-    pub(super) fn drop_unneeded(&mut self, model: &Model) {
-        let w = model.blt();
-        let back_to = self.ids.len().saturating_sub(SLACK);
-        let patch = self.starts.partition_point(|&s| s <= back_to) - 1;
-        let patch = patch.saturating_sub(w.encoder.patches_seen_back());
-        for store in &mut self.byte_states {
-            store.evict(self.starts[patch]);
-        }
-        w.decoder.evict_patches(self.n_closed(), &mut self.patch_kv);
+    /// What the local encoder writes: its cache, and the byte states.
+    pub(super) fn encoder_memory(&mut self) -> (&mut KvCache, &mut [RowStore]) {
+        (&mut self.encoder_cache, &mut self.byte_states)
+    }
+
+    /// The decoder's cache, and what it reads of patches.
+    pub(super) fn decoder_memory(&mut self) -> (&mut KvCache, &[PatchKv]) {
+        (&mut self.decoder_cache, &self.patch_kv)
+    }
+
+    /// Adds rows of the entropy model at `positions`.
+    pub(crate) fn add_entropy_rows(
+        &self,
+        layers: &Stack,
+        positions: Range<usize>,
+        rows: &mut Rows<'_>,
+    ) {
+        let reset = self.entropy_reset.unwrap_or(usize::MAX);
+        let origin = |p: usize| p / reset * reset;
+        let barrier = |p| segment(layers, &self.eos, p).max(origin(p));
+        layers.add_run(rows, positions, origin, barrier);
+    }
+
+    /// Adds rows of the local encoder or decoder at `positions`.
+    pub(crate) fn add_byte_rows(
+        &self,
+        layers: &Stack,
+        positions: Range<usize>,
+        rows: &mut Rows<'_>,
+    ) {
+        layers.add_run(rows, positions, |_| 0, |p| segment(layers, &self.eos, p));
+    }
+
+    /// Adds rows of the global transformer: `patches`.
+    pub(crate) fn add_patch_rows(
+        &self,
+        layers: &Stack,
+        patches: Range<usize>,
+        rows: &mut Rows<'_>,
+    ) {
+        let ends = arch::eos_patches(&self.eos, &self.starts);
+        layers.add_run(rows, patches, |_| 0, |p| segment(layers, &ends, p));
+    }
+}
+
+/// The first position that `position` may see, if the layers keep segments apart.
+fn segment(layers: &Stack, ends: &[usize], position: usize) -> usize {
+    match layers.config.eos_segments {
+        true => arch::segment_start(ends, position),
+        false => 0,
     }
 }

@@ -1,4 +1,4 @@
-//! A sequence's state as bytes, caches included, so that reading it back computes nothing.
+//! A sequence's state as bytes, caches included, so that a loaded state needs no computation.
 //!
 //! Only what cannot be derived is stored: the ids and entropies, from which the patcher finds the
 //! same boundaries again, and the rows of the caches. How many rows follows from the model and the
@@ -80,7 +80,7 @@ impl State {
             store.load(self.starts[oldest_patch], n, input)?;
         }
         self.global_out.load(0, n_closed, input)?;
-        self.read_patches_again(model);
+        self.rebuild_patches(model);
         Ok(())
     }
 }

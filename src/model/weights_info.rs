@@ -4,7 +4,8 @@
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
-use super::Model;
+use super::block::Stack;
+use super::{Model, Networks};
 use crate::checkpoint::{Checkpoint, config_to_json};
 use crate::config::{Config, PatcherConfig, PatchingMode};
 use crate::tensor::Tensor;
@@ -58,7 +59,46 @@ impl WeightsInfo {
     }
 }
 
+/// Bytes of each network's layers, which are nearly all its weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NetworkBytes {
+    pub entropy: f64,
+    pub encoder: f64,
+    pub global: f64,
+    pub decoder: f64,
+}
+
+impl NetworkBytes {
+    pub(super) fn new(
+        entropy: Option<&Stack>,
+        encoder: &Stack,
+        global: &Stack,
+        decoder: &Stack,
+    ) -> Self {
+        let n_bytes = |stack: &Stack| stack.n_bytes() as f64;
+        NetworkBytes {
+            entropy: entropy.map_or(0.0, n_bytes),
+            encoder: n_bytes(encoder),
+            global: n_bytes(global),
+            decoder: n_bytes(decoder),
+        }
+    }
+}
+
 impl Model {
+    /// Bytes of each network's layers, if the model can draft: a BLT on the CPU.
+    pub(crate) fn draft_networks(&self) -> Option<&NetworkBytes> {
+        match &self.networks {
+            Networks::Blt(weights) if self.device.is_none() => Some(&weights.network_bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether ids can be chosen where their logits are computed: [`IdChoice`](super::sequence::IdChoice).
+    pub(crate) fn chooses_ids(&self) -> bool {
+        self.device.is_some()
+    }
+
     /// A checksum that tells models apart: of the configuration without the patcher's settings and the
     /// limits, of all tensors' names, types and shapes, and of a sample of their bytes. It does not protect
     /// against somebody who wants two models to have the same one.

@@ -22,11 +22,16 @@ impl Canceller {
     }
 }
 
-/// A session's own end of its [`Canceller`]s. A clone, in a fork, is a flag of its own.
+/// The flag that a session's [`Canceller`]s set. A clone, in a fork, is a flag of its own.
 #[derive(Debug, Default)]
 pub(crate) struct CancelFlag(Arc<AtomicBool>);
 
 impl CancelFlag {
+    /// Whether a request waits.
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// A handle on this flag.
     pub fn canceller(&self) -> Canceller {
         Canceller(Arc::clone(&self.0))

@@ -1,38 +1,32 @@
-//! How sessions read: within their limits, in pieces, several of them together.
+//! How sessions read ids: within their limits, in passes, several sessions together.
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use super::{Overflow, Position, Session};
 use crate::error::{Error, Result};
-use crate::model::sequence::{Failure, LogitRows, SequenceInput};
-use crate::model::{Bolmo, MAX_BATCH, Model, NotFinite, Sequence, SequenceState, Trace};
-use crate::ops::ScratchVec;
-use crate::sampler::Sampler;
+use crate::model::sequence::{Failure, IdChoice, LogitRows, SequenceInput, SequenceOutput};
+use crate::model::{MAX_BATCH, SequenceState, Trace};
 use crate::vocab::{BOS, Id};
 
 /// Most rows of a pass that several sessions share, so that what a pass needs in memory stays small.
 const MAX_ROWS: usize = 1024;
 
-/// What one session reads.
+/// Ids that one session is to read.
 pub(crate) struct FeedRequest<'a> {
-    pub session: &'a mut Session,
-    /// What is left to read.
+    session: &'a mut Session,
+    /// Ids that have not been read.
     ids: &'a [Id],
     /// How many of them the present pass reads.
     n_now: usize,
     logits: LogitRows,
     trace: Option<&'a mut Trace>,
     show: Option<&'a mut dyn FnMut(Position<'_>)>,
-    sampler: Option<&'a mut Sampler>,
-    /// What will choose after this, if the text goes on: by it can be drafted.
-    next_sampler: Option<&'a Sampler>,
-    /// See [`SequenceInput`].
-    draft: Option<usize>,
-    draft_room: usize,
+    /// How the next id may be chosen on the device, and what it chose.
+    choice: Option<IdChoice>,
     chosen: Option<Id>,
     /// Whether limits hold and another thread can stop it. Going back must not be stopped halfway.
     bounded: bool,
-    /// Whether the ids were written by the model.
+    /// Whether the model wrote the ids.
     written: bool,
     /// Length of the session before.
     old_len: usize,
@@ -40,7 +34,7 @@ pub(crate) struct FeedRequest<'a> {
 }
 
 impl<'a> FeedRequest<'a> {
-    /// Of ids within the session's limits; the logits after the last.
+    /// Reads ids within the session's limits and computes the logits after the last.
     pub fn new(session: &'a mut Session, ids: &'a [Id]) -> Self {
         let result = session.model.check_ids(ids, false);
         FeedRequest {
@@ -51,10 +45,7 @@ impl<'a> FeedRequest<'a> {
             logits: LogitRows::Last,
             trace: None,
             show: None,
-            sampler: None,
-            next_sampler: None,
-            draft: None,
-            draft_room: 0,
+            choice: None,
             chosen: None,
             bounded: true,
             written: false,
@@ -62,7 +53,7 @@ impl<'a> FeedRequest<'a> {
         }
     }
 
-    /// The ids were written: where ids carry flags, with those that they were chosen with.
+    /// Reads ids that the model wrote: where ids carry flags, with those that they were chosen with.
     pub fn written(self) -> Self {
         FeedRequest {
             written: true,
@@ -71,7 +62,7 @@ impl<'a> FeedRequest<'a> {
         }
     }
 
-    /// Of ids that the session has read before.
+    /// Reads ids that the session has read before.
     pub(super) fn again(session: &'a mut Session, ids: &'a [Id]) -> Self {
         FeedRequest {
             bounded: false,
@@ -96,26 +87,9 @@ impl<'a> FeedRequest<'a> {
         }
     }
 
-    /// Chooses the id that comes next, the first of at most `left`. `draft` is how many bytes are drafted at
-    /// a time; `None`: as many as pays.
-    pub fn choosing(self, sampler: &'a mut Sampler, draft: Option<usize>, left: usize) -> Self {
-        FeedRequest {
-            sampler: Some(sampler),
-            draft,
-            draft_room: left,
-            ..self
-        }
-    }
-
-    /// Drafts what a sampler would go on with.
-    #[cfg(feature = "capi")]
-    pub fn drafting(self, sampler: &'a Sampler, draft: Option<usize>) -> Self {
-        FeedRequest {
-            next_sampler: Some(sampler),
-            draft,
-            draft_room: usize::MAX, // how much more will be asked for is not known
-            ..self
-        }
+    /// Lets the device choose the next id, if it can.
+    pub(super) fn choosing(self, choice: Option<IdChoice>) -> Self {
+        FeedRequest { choice, ..self }
     }
 
     /// Reads all ids. On an error the session is as it was before, unless the context had slid.
@@ -126,88 +100,78 @@ impl<'a> FeedRequest<'a> {
         request.finish().map(|_| ())
     }
 
-    /// What came of it: the id chosen, if there is a sampler.
+    /// The result: the next id, if the device has chosen it. On an error the session is as it was before,
+    /// unless the context had slid.
     pub fn finish(self) -> Result<Option<Id>> {
         if self.result.is_err() && self.bounded && self.session.len() > self.old_len {
             self.session.rewind(self.old_len)?;
         }
         self.result?;
-        let session = self.session;
-        let choose = |sampler: &mut Sampler| sampler.sample(session.logits(), session.ids());
-        Ok(self.chosen.or_else(|| self.sampler.map(choose)))
+        Ok(self.chosen)
     }
 
-    fn goes_on(&self) -> bool {
+    fn is_unfinished(&self) -> bool {
         self.result.is_ok() && !self.ids.is_empty()
     }
 
-    /// Decides how many ids the next pass reads, at most `share`.
+    /// Decides how many ids the next pass reads, at most `share`. An id that has been computed ahead
+    /// needs no pass.
     fn begin_pass(&mut self, share: usize) -> Result<()> {
+        if self.bounded {
+            self.check_limits()?;
+        }
         let session = &mut *self.session;
-        self.n_now = self.ids.len().min(share);
-        if !self.bounded {
+        if let (&[id], LogitRows::Last, None) = (self.ids, self.logits, &self.trace)
+            && session.lookahead.is_next(id)
+        {
+            self.ids = &[];
+            session.logits.clear();
+            session.logits.extend_from_slice(session.lookahead.read());
             return Ok(());
         }
+        session.drop_lookahead();
+        self.n_now = self.ids.len().min(share);
+        if self.bounded && matches!(session.options.overflow, Overflow::Slide { .. }) {
+            self.n_now = self.n_now.min(session.room());
+        }
+        Ok(())
+    }
+
+    /// Makes room in the context if that can slide.
+    fn check_limits(&mut self) -> Result<()> {
+        let session = &mut *self.session;
         if session.canceller().withdraw() {
             return Err(Error::Cancelled);
         }
         let Overflow::Slide { keep } = session.options.overflow else {
             return session.check_bytes(session.len() + self.ids.len());
         };
-        loop {
-            self.n_now = self.ids.len().min(share).min(session.room());
-            if self.n_now > 0 {
-                return Ok(());
-            }
+        while session.room() == 0 {
             session.slide(keep)?;
         }
+        Ok(())
     }
 
-    fn part(&mut self) -> SequenceInput<'_> {
-        let more = self.n_now < self.ids.len();
-        let session = &mut *self.session;
-        let draft_room = self.draft_room.min(session.room());
-        let SequenceState::Blt(state) = &mut session.state else {
-            unreachable!("the model is a BLT");
-        };
+    fn input(&mut self) -> SequenceInput<'_, SequenceState> {
+        let is_last = self.n_now == self.ids.len();
         SequenceInput {
-            state,
-            ids: &self.ids[..self.n_now],
-            logits: match self.logits {
-                LogitRows::Last if more => LogitRows::None,
-                logits => logits,
-            },
-            trace: self.trace.as_deref_mut(),
-            sampler: (self.sampler.as_deref().or(self.next_sampler)).filter(|_| !more),
-            draft: self.draft,
-            draft_room,
-            chosen: None,
-        }
-    }
-
-    fn sequence(&mut self) -> Sequence<'_> {
-        let more = self.n_now < self.ids.len();
-        let SequenceState::Bolmo(state, _) = &mut self.session.state else {
-            unreachable!("the model is a Bolmo model");
-        };
-        Sequence {
-            state,
+            state: &mut self.session.state,
             ids: &self.ids[..self.n_now],
             written: self.written,
             logits: match self.logits {
-                LogitRows::Last if more => LogitRows::None,
+                LogitRows::Last if !is_last => LogitRows::None,
                 logits => logits,
             },
             trace: self.trace.as_deref_mut(),
+            choice: self.choice.filter(|_| is_last),
         }
     }
 
-    /// Takes the logits of the pass, and the id that was chosen with them.
-    fn end_pass(&mut self, logits: &[f32], chosen: Option<Id>) -> Result<()> {
+    /// Takes the output of the pass.
+    fn end_pass(&mut self, output: &SequenceOutput<'_>) -> Result<()> {
         self.ids = &self.ids[self.n_now..];
         let session = &mut *self.session;
-        session.state.count_entropies();
-        let n_closed = session.state.n_closed();
+        let n_closed = session.n_closed();
         if n_closed > session.max_patches {
             return Err(Error::ContextFull {
                 unit: "patches",
@@ -215,36 +179,32 @@ impl<'a> FeedRequest<'a> {
                 needed: n_closed,
             });
         }
-        if let (Some(sampler), Some(_)) = (&mut self.sampler, chosen) {
-            self.chosen = chosen;
-            sampler.skip();
-        }
-        let rows = logits.chunks_exact(session.model.config().n_logits());
+        self.chosen = output.chosen;
+        let rows = (output.logits).chunks_exact(session.model.config().n_logits());
         let first = session.state.n_settled() - rows.len();
-        if let (Some(last), true) = (
-            rows.clone().next_back(),
-            first + rows.len() == session.len() || self.show.is_none(),
-        ) {
+        let is_last = first + rows.len() == session.len();
+        if let (Some(last), true) = (rows.clone().next_back(), is_last || self.show.is_none()) {
             session.logits.clear();
             session.logits.extend_from_slice(last);
         }
-        if let Some(show) = &mut self.show {
-            for (position, logits) in (first..).zip(rows) {
-                show(Position {
-                    position,
-                    id: session.ids()[position],
-                    entropy: session.entropies()[position],
-                    next_starts_patch: (session.patch_starts())
-                        .binary_search(&(position + 1))
-                        .is_ok(),
-                    logits,
-                });
-            }
-            if self.ids.is_empty() {
-                return session.guess_logits();
-            }
+        let Some(show) = &mut self.show else {
+            return Ok(());
+        };
+        for (position, logits) in (first..).zip(rows) {
+            show(Position {
+                position,
+                id: session.ids()[position],
+                entropy: session.entropies()[position],
+                next_starts_patch: (session.patch_starts())
+                    .binary_search(&(position + 1))
+                    .is_ok(),
+                logits,
+            });
         }
-        Ok(())
+        match self.ids.is_empty() {
+            true => session.refresh_logits(),
+            false => Ok(()),
+        }
     }
 }
 
@@ -257,41 +217,40 @@ pub(crate) fn run_together(requests: &mut [FeedRequest<'_>]) {
     for request in requests.iter_mut() {
         if !request.session.model.is_same(&model) {
             let message =
-                "expected all of one model, with the same threads and device, found others";
+                "expected sessions of one model, with the same threads and device, found another";
             request.result = Err(Error::argument("sessions", message));
         }
     }
     loop {
-        let n_going = requests.iter().filter(|r| r.goes_on()).count();
-        let share = (MAX_ROWS / n_going.max(1)).clamp(1, MAX_BATCH);
-        for request in requests.iter_mut().filter(|r| r.goes_on()) {
+        let n_unfinished = requests.iter().filter(|r| r.is_unfinished()).count();
+        let share = (MAX_ROWS / n_unfinished.max(1)).clamp(1, MAX_BATCH);
+        for request in requests.iter_mut().filter(|r| r.is_unfinished()) {
             request.result = request.begin_pass(share);
         }
-        if !requests.iter().any(|r| r.goes_on()) {
+        let unfinished = requests.iter_mut().filter(|r| r.is_unfinished());
+        let mut inputs: SmallVec<[SequenceInput<'_, SequenceState>; 1]> =
+            unfinished.map(|r| r.input()).collect();
+        if inputs.is_empty() {
             return;
         }
-        let going = requests.iter_mut().filter(|r| r.goes_on());
-        let (result, chosen) = match model.bolmo() {
-            None => pass(&model, going),
-            Some(bolmo) => (
-                bolmo_pass(&model, bolmo, going),
-                smallvec![None; requests.len()],
-            ),
-        };
-        let mut going = requests.iter_mut().filter(|r| r.goes_on());
+        let result = model.run(&mut inputs);
+        drop(inputs);
+        let mut unfinished = requests.iter_mut().filter(|r| r.is_unfinished());
         match result {
-            Ok(logits) => {
-                for (request, (logits, chosen)) in going.zip(logits.into_iter().zip(chosen)) {
-                    request.result = request.end_pass(&logits, chosen);
+            Ok(outputs) => {
+                for (request, output) in unfinished.zip(&outputs) {
+                    request.result = request.end_pass(output);
                 }
             }
             // The others try again without it.
             Err(Failure::Sequence(i, error)) => {
-                let to_blame = going.nth(i).expect("there is a request for each part");
+                let to_blame = unfinished
+                    .nth(i)
+                    .expect("there is a request for each input");
                 to_blame.result = Err(error);
             }
             Err(Failure::Device(message)) => {
-                for request in going {
+                for request in unfinished {
                     request.result = Err(Error::Device(message.clone()));
                 }
             }
@@ -299,73 +258,28 @@ pub(crate) fn run_together(requests: &mut [FeedRequest<'_>]) {
     }
 }
 
-/// The logits of each request of a pass.
-type Logits<'m> = SmallVec<[ScratchVec<'m, f32>; 1]>;
-
-/// A pass of a BLT; also the ids that a GPU has chosen.
-fn pass<'m, 'a: 'r, 'r>(
-    model: &'m Model,
-    requests: impl Iterator<Item = &'r mut FeedRequest<'a>>,
-) -> (Result<Logits<'m>, Failure>, SmallVec<[Option<Id>; 1]>) {
-    let mut parts: SmallVec<[SequenceInput<'_>; 1]> = requests.map(|r| r.part()).collect();
-    let result = model.forward(&mut parts);
-    let chosen = parts.iter().map(|part| part.chosen).collect();
-    (result, chosen)
-}
-
-/// A pass of a Bolmo model. On an error all states are as they were.
-fn bolmo_pass<'m, 'a: 'r, 'r>(
-    model: &'m Model,
-    bolmo: &'m Bolmo,
-    requests: impl Iterator<Item = &'r mut FeedRequest<'a>>,
-) -> Result<Logits<'m>, Failure> {
-    let mut requests: SmallVec<[&mut FeedRequest<'a>; 1]> = requests.collect();
-    let before: SmallVec<[usize; 1]> = requests.iter().map(|r| r.session.len()).collect();
-    let mut sequences: SmallVec<[Sequence<'_>; 1]> =
-        requests.iter_mut().map(|r| r.sequence()).collect();
-    let result = bolmo.forward(model.compute(), &mut sequences);
-    drop(sequences);
-    result.map_err(
-        |NotFinite {
-             part,
-             what,
-             position,
-         }| {
-            for (request, len) in requests.iter_mut().zip(before) {
-                let session = &mut *request.session;
-                match len {
-                    0 => session.state = session.empty.clone(),
-                    len => _ = session.state.rewind(model, len),
-                }
-            }
-            Failure::Sequence(part, Error::NonFinite { what, position })
-        },
-    )
-}
-
 impl Session {
-    /// The logits after the last byte, if they have to be guessed because it is pending; else nothing.
-    pub(super) fn guess_logits(&mut self) -> Result<()> {
-        let (Some(bolmo), SequenceState::Bolmo(state, _)) = (self.model.bolmo(), &mut self.state)
-        else {
+    /// Takes the logits after the last id from a state that keeps them; otherwise they are there already.
+    pub(super) fn refresh_logits(&mut self) -> Result<()> {
+        if !self.state.keeps_logits() {
             return Ok(());
-        };
-        let sequence = Sequence {
-            state,
-            ids: &[],
-            written: false,
+        }
+        let input = SequenceInput {
             logits: LogitRows::Last,
-            trace: None,
+            ..SequenceInput::new(&mut self.state, &[])
         };
-        let logits = bolmo.forward(self.model.compute(), &mut [sequence]);
-        let logits = logits
-            .map_err(|NotFinite { what, position, .. }| Error::NonFinite { what, position })?;
-        self.logits.clear();
-        self.logits.extend_from_slice(&logits[0]);
-        Ok(())
+        match self.model.run(&mut [input]) {
+            Ok(outputs) => {
+                self.logits.clear();
+                self.logits.extend_from_slice(&outputs[0].logits);
+                Ok(())
+            }
+            Err(Failure::Sequence(_, error)) => Err(error),
+            Err(Failure::Device(message)) => Err(Error::Device(message)),
+        }
     }
 
-    /// Begins anew with BOS and the last `keep` ids.
+    /// Starts over with BOS and the last `keep` ids.
     fn slide(&mut self, keep: usize) -> Result<()> {
         let bos = !self.options.no_bos;
         // At least half of the context must become free, or every byte would slide.
@@ -384,10 +298,10 @@ impl Session {
     }
 
     /// Ids that surely fit, as a byte closes at most one patch.
-    fn room(&self) -> usize {
-        let bytes_left = self.max_bytes.saturating_sub(self.len());
-        let patches_left = (self.max_patches).saturating_sub(self.state.n_closed());
-        bytes_left.min(patches_left)
+    pub(super) fn room(&self) -> usize {
+        let bytes_free = self.max_bytes.saturating_sub(self.len());
+        let patches_free = (self.max_patches).saturating_sub(self.n_closed());
+        bytes_free.min(patches_free)
     }
 
     fn check_bytes(&self, needed: usize) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Session states as files and buffers: read one back and go on with the same bits, at once.
+//! Session states as files and buffers: load one and continue with the same bits, at once.
 //!
 //! A state belongs to the model it was made with and is refused by any other. Layout, numbers
 //! little-endian:
@@ -14,7 +14,7 @@
 //! | 8 | checksum of everything before it |
 //!
 //! Sizes are not stored where they follow from the model and the number of ids. A state is data
-//! from strangers like a checkpoint: a hostile one gives an error or a session that says nonsense.
+//! from strangers like a checkpoint: a hostile one gives an error or a session that writes nonsense.
 
 use std::fs;
 use std::io::{self, Write};
@@ -50,7 +50,7 @@ impl Session {
     /// Writes the session's state to `out`, which should be buffered.
     ///
     /// # Errors
-    /// Those of `out`.
+    /// Any error of `out`.
     pub fn save_to(&self, out: impl Write) -> io::Result<()> {
         if self.state.is_on_device() {
             return Err(io::Error::new(
@@ -64,7 +64,13 @@ impl Session {
         out.u64(self.model.fingerprint())?;
         self.save_options(&mut out)?;
         out.size(self.n_slides)?;
-        self.state.save(&self.model, &mut out)?;
+        if self.lookahead.n_unread() == 0 {
+            self.state.save(&self.model, &mut out)?;
+        } else {
+            let mut session = self.clone();
+            session.drop_lookahead();
+            session.state.save(&self.model, &mut out)?;
+        }
         out.f32s(&self.logits)?;
         out.finish()
     }
@@ -137,7 +143,7 @@ impl Session {
             session.logits = logits.map_err(damaged)?;
         }
         match input.n_left() {
-            0 => session.guess_logits().map(|()| session),
+            0 => session.refresh_logits().map(|()| session),
             n => Err(damaged(format!("expected the end, found {n} more bytes"))),
         }
     }
@@ -175,7 +181,8 @@ impl Session {
     }
 }
 
-/// Checks what tells a sound state of this model from anything else; what is between is left.
+/// Checks everything but the content: the kind of file, its version, the model, the checksum. Returns the
+/// content.
 fn check<'a>(model: &Model, state: &'a [u8]) -> Result<Reader<'a>, ReadError> {
     let mut input = Reader::new(state);
     if input.bytes("session state", MAGIC.len())? != MAGIC {

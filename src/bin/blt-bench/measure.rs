@@ -227,6 +227,8 @@ fn generate(
     seed: u64,
 ) -> Result<usize> {
     let n_starts = |session: &Session| session.patch_starts().len();
+    // Sessions that read together share each reading of the weights: that is what a batch measures.
+    let draft = if sessions.len() > 1 { Some(0) } else { draft };
     let options = |i: usize| GenerateOptions {
         max_bytes: Some(n_bytes),
         sampler: SamplerConfig {

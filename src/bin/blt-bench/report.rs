@@ -133,7 +133,7 @@ impl Report {
             if drafts.n_drafts > 0 {
                 let _ = writeln!(
                     s,
-                    "{} drafts of {:.1} bytes, {:.1} of which held",
+                    "{} drafts of {:.1} bytes, {:.1} of them accepted",
                     drafts.n_drafts,
                     units::ratio(drafts.n_drafted, drafts.n_drafts),
                     units::ratio(drafts.n_accepted, drafts.n_drafts)

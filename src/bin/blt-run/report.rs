@@ -25,7 +25,7 @@ pub fn summary(turn: &Turn, runner: &Runner) -> String {
     let drafts = runner.session.draft_counts();
     if drafts.n_drafts > 0 {
         let (accepted, drafted) = (drafts.n_accepted, drafts.n_drafted);
-        parts.push(format!("{accepted} of {drafted} drafted bytes held"));
+        parts.push(format!("{accepted} of {drafted} drafted bytes accepted"));
     }
     if runner.session.n_slides() > 0 {
         parts.push(format!("context slid {} times", runner.session.n_slides()));

@@ -2,15 +2,13 @@
 //!
 //! A pass has two halves, since the host decides between them which patches end: first the entropy model
 //! and the local encoder, then the global transformer and the decoder. Where the device also chooses the
-//! next id, the second half goes on with the first half of the pass that will read it ([`Ahead`]), so
+//! next id, the second half continues with the first half of the pass that will read it ([`Ahead`]), so
 //! that a byte takes one answer from the device: its logits, the id chosen, and the entropy after that.
 //!
 //! A half is a table (`table.rs`) and the launches that read it (`launches.rs`).
 
 use std::ops::Range;
 use std::sync::PoisonError;
-
-use smallvec::SmallVec;
 
 use super::GpuModel;
 use super::caches::{Ahead, Caches, Rings};
@@ -22,10 +20,11 @@ use crate::cache::KvType;
 use crate::cuda::choice_units;
 use crate::error::Result;
 use crate::model::backend::{Backend, BackendCaches};
-use crate::model::sequence::{Failure, LogitRows, SequenceInput};
+use crate::model::sequence::{
+    Failure, IdChoice, LogitRows, Outputs, SequenceInput, SequenceOutput,
+};
+use crate::model::split::split;
 use crate::model::{Model, State};
-use crate::ops::ScratchVec;
-use crate::sampler::Choice;
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// Takes the first `n` of what is left.
@@ -38,8 +37,7 @@ impl Backend for GpuModel {
         &self,
         model: &'m Model,
         inputs: &mut [SequenceInput<'_>],
-    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
-        inputs.iter_mut().for_each(SequenceInput::read_text);
+    ) -> Result<Outputs<'m>, Failure> {
         let take = |input: &mut SequenceInput<'_>| input.state.device.take();
         let mut caches: Vec<Option<Box<dyn BackendCaches>>> = inputs.iter_mut().map(take).collect();
         let result = self.pass(model, inputs, &mut caches);
@@ -86,10 +84,10 @@ impl GpuModel {
         model: &'m Model,
         inputs: &mut [SequenceInput<'_>],
         caches: &mut [Option<Box<dyn BackendCaches>>],
-    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>, Failure> {
+    ) -> Result<Outputs<'m>, Failure> {
         // Before anything is started, copies of what a fork shares too: a graph that another pass records
-        // would record them in its stead. After a panic the scratch holds what it likes: every pass writes it
-        // first.
+        // would record them instead. After a panic the content of the scratch is undefined, but every pass
+        // writes it first.
         let scratch = self.scratch.lock();
         let scratch = &mut *scratch.unwrap_or_else(PoisonError::into_inner);
         let own = caches.iter_mut().map(|caches| Caches::own(caches, self));
@@ -143,7 +141,7 @@ impl GpuModel {
             let mut ids = Vec::new();
             for (state, caches, positions) in sequences {
                 if let (Some(store), Some(_)) = (&caches.entropy, &state.entropy_cache) {
-                    model.add_entropy_run(state, positions.clone(), &mut rows);
+                    state.add_entropy_rows(&entropy_model.layers, positions.clone(), &mut rows);
                     list.extend(last_run(&rows, store));
                     ids.extend(windows(&state.ids, positions.clone(), 1));
                 }
@@ -156,7 +154,7 @@ impl GpuModel {
         let (mut states, mut bytes) = (Vec::new(), Vec::new());
         let (mut ids, mut sums) = (Vec::new(), Vec::new());
         for (state, caches, positions) in sequences {
-            model.add_encoder_run(state, positions.clone(), &mut rows);
+            state.add_byte_rows(layers, positions.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.encoder));
             states.extend(rows_at(positions.clone(), &caches.states));
             bytes.extend(rows_at(positions.clone(), &caches.bytes));
@@ -258,7 +256,7 @@ impl GpuModel {
             if closed.is_empty() {
                 continue;
             }
-            model.add_global_run(input.state, closed.clone(), &mut rows);
+            (input.state).add_patch_rows(layers, closed.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.global));
             outputs.extend(rows_at(closed.start * k..closed.end * k, &caches.patches));
             let starts = &input.state.starts;
@@ -315,7 +313,7 @@ impl GpuModel {
         inputs: &mut [SequenceInput<'_>],
         caches: &mut [&mut Rings],
         n_closed: &[usize],
-    ) -> Result<SmallVec<[ScratchVec<'m, f32>; 1]>> {
+    ) -> Result<Outputs<'m>> {
         let (k, gpu) = (self.k, &self.gpu);
         let layers = &model.blt().decoder.layers;
         let (mut rows, mut list) = (layers.rows(&model.compute, n_closed.len()), Vec::new());
@@ -324,7 +322,7 @@ impl GpuModel {
         let mut n = 0;
         for (input, caches) in inputs.iter().zip(&*caches) {
             let positions = input.positions();
-            model.add_decoder_run(input.state, positions.clone(), &mut rows);
+            (input.state).add_byte_rows(layers, positions.clone(), &mut rows);
             list.extend(last_run(&rows, &caches.decoder));
             for (position, n_closed) in positions.clone().zip(&n_closed[n..]) {
                 states.push(caches.states.row(position, position..position + 1));
@@ -374,11 +372,23 @@ impl GpuModel {
 
         let (logits, ahead) = out.split_at(n_wanted * VOCAB_SIZE);
         let (chosen, entropies) = ahead.split_at(n_ahead);
-        let wanting =
-            (inputs.iter_mut().zip(caches)).filter(|(input, _)| input.logits != LogitRows::None);
-        for ((input, caches), (&id, &entropy)) in wanting.zip(chosen.iter().zip(entropies)) {
+        let n_logits = inputs.iter().map(|input| input.n_logit_rows() * VOCAB_SIZE);
+        let outputs = split(logits, n_logits).map(|bits| {
+            let mut logits = model.compute.empty(bits.len());
+            logits.extend(bits.iter().map(|&bits| f32::from_bits(bits)));
+            SequenceOutput {
+                logits,
+                chosen: None,
+            }
+        });
+        let mut outputs: Outputs<'_> = outputs.collect();
+        let choosing = (inputs.iter().zip(caches).zip(&mut outputs))
+            .filter(|((input, _), _)| input.logits != LogitRows::None);
+        for (((input, caches), output), (&id, &entropy)) in
+            choosing.zip(chosen.iter().zip(entropies))
+        {
             let id = Id::try_from(id).expect("ids are below the size of the vocabulary");
-            input.chosen = Some(id);
+            output.chosen = Some(id);
             caches.ahead = Some(Ahead {
                 position: input.state.ids.len(),
                 id,
@@ -388,19 +398,12 @@ impl GpuModel {
                 },
             });
         }
-        let mut left = logits;
-        let piece = |input: &SequenceInput<'_>| {
-            let piece = first(&mut left, input.n_logit_rows() * VOCAB_SIZE);
-            let mut logits = model.compute.empty(piece.len());
-            logits.extend(piece.iter().map(|&bits| f32::from_bits(bits)));
-            logits
-        };
-        Ok(inputs.iter().map(piece).collect())
+        Ok(outputs)
     }
 
     /// How the device chooses the next ids: if it has the tables to read them, and every sequence that wants
     /// logits wants an id, and all or none of these run the entropy model.
-    fn choices(&self, inputs: &[SequenceInput<'_>]) -> Option<Vec<Choice>> {
+    fn choices(&self, inputs: &[SequenceInput<'_>]) -> Option<Vec<IdChoice>> {
         self.tables.as_ref()?;
         let wanting = inputs
             .iter()
@@ -411,7 +414,7 @@ impl GpuModel {
         wanting.first().filter(|_| alike)?;
         (wanting.iter())
             .map(|input| match input.logits {
-                LogitRows::Last => input.sampler?.choice(VOCAB_SIZE),
+                LogitRows::Last => input.choice,
                 _ => None,
             })
             .collect()

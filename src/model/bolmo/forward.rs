@@ -19,164 +19,131 @@ use super::Bolmo;
 use super::boundary::ends_patch;
 use super::state::{Flag, State};
 use crate::cache::KvCache;
-use crate::model::Trace;
-use crate::model::sequence::LogitRows;
-use crate::ops::{Compute, ScratchVec};
+use crate::config::arch;
+use crate::model::sequence::{Failure, LogitRows, Outputs, SequenceInput as Input, SequenceOutput};
+use crate::model::split::split;
+use crate::model::trace::{Tensor, Trace, record};
+use crate::ops::Compute;
 use crate::recurrence::Recurrence;
 use crate::vocab::{Id, VOCAB_SIZE};
 
-/// One sequence's share of a pass.
-#[derive(Debug)]
-pub struct Sequence<'a> {
-    pub state: &'a mut State,
-    /// Ids to read; none, if only logits are wanted. Those that were written carry the flag they were chosen with.
-    pub ids: &'a [Id],
-    /// Whether the ids were written, not read.
-    pub written: bool,
-    pub logits: LogitRows,
-    pub trace: Option<&'a mut Trace>,
-}
+/// One sequence of a pass.
+type SequenceInput<'a> = Input<'a, State>;
 
-/// Why a sequence could not be read.
-#[derive(Debug)]
-pub struct NotFinite {
-    /// The sequence.
-    pub part: usize,
-    /// What is NaN or infinite.
-    pub what: &'static str,
-    /// After which position.
-    pub position: usize,
-}
+/// One element per sequence.
+type PerSequence<T> = SmallVec<[T; 1]>;
 
 impl Bolmo {
-    /// Reads the ids of all sequences, every matrix with the rows of all of them at once, and returns the logits each of
-    /// them wants, (rows, 2 * vocab): after the last id, or after every position whose flag is known by this. Each one's
-    /// results are the same bits as if it were alone. After an error the states must be [rewound](State::rewind).
+    /// Reads the ids of all sequences, every matrix with the rows of all of them at once, and computes the logits
+    /// (rows, 2 * vocab) each of them asks for: after the last id, or after every position whose flag is known by this.
+    /// After an error the states must be [rewound](State::rewind).
     pub fn forward<'c>(
         &self,
         compute: &'c Compute,
-        parts: &mut [Sequence<'_>],
-    ) -> Result<SmallVec<[ScratchVec<'c, f32>; 1]>, NotFinite> {
-        parts.iter_mut().for_each(|part| part.take_ids(compute));
-        self.encode(compute, parts);
-        self.cut(compute, parts)?;
-        let mut logits = self.decode_known(compute, parts);
-        self.guess_pending(compute, parts);
-        for (part, logits) in parts.iter_mut().zip(&mut logits) {
-            if part.logits == LogitRows::Last {
-                logits.extend(part.state.last_logits().iter().copied());
-            }
-            part.state.evict();
-        }
-        for (number, (part, logits)) in parts.iter().zip(&logits).enumerate() {
-            if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
-                let n_columns = part.state.logits.len();
-                let first = part.state.decoder.n_steps() - logits.len() / n_columns;
-                return Err(NotFinite {
-                    part: number,
-                    what: "logits",
-                    position: first + bad / n_columns,
-                });
+        inputs: &mut [SequenceInput<'_>],
+    ) -> Result<Outputs<'c>, Failure> {
+        inputs.iter_mut().for_each(|input| input.take_ids(compute));
+        self.encode(compute, inputs);
+        self.cut(compute, inputs)?;
+        let mut outputs = self.decode_known(compute, inputs);
+        self.guess_pending(compute, inputs);
+        for (input, output) in inputs.iter().zip(&mut outputs) {
+            if input.logits == LogitRows::Last {
+                *output = SequenceOutput::new(compute, input.state.last_logits());
             }
         }
-        Ok(logits)
+        Ok(outputs)
     }
 
     /// Embeddings, then the local encoder: the new bytes' states.
-    fn encode(&self, compute: &Compute, parts: &mut [Sequence<'_>]) {
-        let (dim, n) = (
-            self.encoder.dim(),
-            parts.iter().map(|part| part.ids.len()).sum::<usize>(),
-        );
-        let mut x = compute.empty(n * dim); // (n, dim)
-        for part in parts.iter() {
-            let ids = &part.state.ids;
-            self.encoder
-                .embed(compute, ids, ids.len() - part.ids.len(), &mut x);
+    fn encode(&self, compute: &Compute, inputs: &mut [SequenceInput<'_>]) {
+        let n: usize = inputs.iter().map(|input| input.ids.len()).sum();
+        let mut x = compute.empty(n * self.encoder.dim()); // (n, dim)
+        for input in inputs.iter() {
+            let ids = &input.state.ids;
+            (self.encoder).embed(compute, ids, ids.len() - input.ids.len(), &mut x);
         }
-        let mut runs: SmallVec<[(usize, &mut Recurrence); 1]> = (parts.iter_mut())
-            .map(|part| (part.ids.len(), &mut part.state.encoder))
+        let mut runs: PerSequence<(usize, &mut Recurrence)> = (inputs.iter_mut())
+            .map(|input| (input.ids.len(), &mut input.state.encoder))
             .collect();
-        let states = self.encoder.forward(compute, &mut runs, x);
+        let states = self.encoder.forward(compute, &mut runs, x); // (n, dim)
         drop(runs);
-        let mut rest = &*states;
-        for part in parts {
-            let (states, others) = rest.split_at(part.ids.len() * dim);
-            rest = others;
-            part.state.byte_states.push(states);
-            if let Some(trace) = part.trace.as_deref_mut() {
-                trace.encoder_hidden.extend_from_slice(states);
-            }
+        let lengths = inputs.iter().map(|input| input.ids.len());
+        let pieces = split(&states, lengths.map(|n| n * self.encoder.dim()));
+        let pieces: PerSequence<&[f32]> = pieces.collect();
+        for (input, states) in inputs.iter_mut().zip(pieces) {
+            input.state.byte_states.push(states);
         }
+        let traces = inputs.iter_mut();
+        record(
+            traces.map(|input| (input.trace.as_deref_mut(), input.ids.len())),
+            Tensor::EncoderHidden,
+            &states,
+        );
     }
 
     /// Whether each byte ends a patch whose next byte has been read too.
-    fn cut(&self, compute: &Compute, parts: &mut [Sequence<'_>]) -> Result<(), NotFinite> {
+    fn cut(&self, compute: &Compute, inputs: &mut [SequenceInput<'_>]) -> Result<(), Failure> {
         let dim = self.encoder.dim();
-        let n: usize = parts.iter().map(|part| part.decidable().len()).sum();
+        let positions: PerSequence<Range<usize>> =
+            inputs.iter().map(SequenceInput::decidable).collect();
+        let n: usize = positions.iter().map(Range::len).sum();
         if n == 0 {
             return Ok(());
         }
         let (mut states, mut next) = (compute.empty(n * dim), compute.empty(n * dim)); // (n, dim) each
-        for part in parts.iter().filter(|part| !part.decidable().is_empty()) {
-            let positions = part.decidable();
-            let rows = &part.state.byte_states;
-            states.extend(rows.rows(positions.clone()).iter().copied());
-            next.extend(
-                rows.rows(positions.start + 1..positions.end + 1)
-                    .iter()
-                    .copied(),
-            );
+        for (input, positions) in inputs.iter().zip(&positions) {
+            if !positions.is_empty() {
+                let rows = &input.state.byte_states;
+                states.extend_from_slice(rows.rows(positions.clone()));
+                next.extend_from_slice(rows.rows(positions.start + 1..positions.end + 1));
+            }
         }
         let log_probs = self.boundary.log_probs(compute, &states, &next);
-        let mut rest = &*log_probs;
-        for (number, part) in parts.iter_mut().enumerate() {
-            let positions = part.decidable();
-            let (log_probs, others) = rest.split_at(positions.len());
-            rest = others;
-            for (position, &log_prob) in positions.zip(log_probs) {
+        let pieces = split(&log_probs, positions.iter().map(Range::len));
+        for (i, (input, log_probs)) in inputs.iter_mut().zip(pieces).enumerate() {
+            for (position, &log_prob) in positions[i].clone().zip(log_probs) {
                 if log_prob.is_nan() {
-                    return Err(NotFinite {
-                        part: number,
-                        what: "boundary",
-                        position,
-                    });
+                    return Err(Failure::not_finite(i, "boundary", position));
                 }
-                part.state
-                    .set_flag(position, Flag::Read(ends_patch(log_prob)));
-            }
-            if let Some(trace) = part.trace.as_deref_mut() {
-                trace.boundary_log_probs.extend_from_slice(log_probs);
+                let flag = Flag::Read(ends_patch(log_prob));
+                input.state.set_flag(position, flag);
             }
         }
+        let traces = inputs.iter_mut().map(|input| input.trace.as_deref_mut());
+        record(
+            traces.zip(positions.iter().map(Range::len)),
+            Tensor::BoundaryLogProbs,
+            &log_probs,
+        );
         Ok(())
     }
 
-    /// Patches and bytes whose flags are known: all logits of the sequences that want them, none of others.
+    /// Patches and bytes whose flags are known: all logits of the sequences that ask for all, none of others.
     fn decode_known<'c>(
         &self,
         compute: &'c Compute,
-        parts: &mut [Sequence<'_>],
-    ) -> SmallVec<[ScratchVec<'c, f32>; 1]> {
-        let mut known: SmallVec<[Settle<'_>; 1]> = (parts.iter_mut())
-            .map(|part| Settle {
-                end: part.state.n_known(),
-                all_logits: part.logits == LogitRows::All,
-                trace: part.trace.as_deref_mut(),
-                state: &mut *part.state,
+        inputs: &mut [SequenceInput<'_>],
+    ) -> Outputs<'c> {
+        let mut known: PerSequence<Settle<'_>> = (inputs.iter_mut())
+            .map(|input| Settle {
+                end: input.state.n_known(),
+                all_logits: input.logits == LogitRows::All,
+                trace: input.trace.as_deref_mut(),
+                state: &mut *input.state,
             })
             .collect();
         settle(self, compute, &mut known)
     }
 
     /// Closes pending bytes by the forced rule, for the logits after them.
-    fn guess_pending(&self, compute: &Compute, parts: &mut [Sequence<'_>]) {
-        let needs_guess = |part: &Sequence<'_>| {
-            part.logits == LogitRows::Last && part.state.flags.last() == Some(&Flag::Unknown)
+    fn guess_pending(&self, compute: &Compute, inputs: &mut [SequenceInput<'_>]) {
+        let needs_guess = |input: &SequenceInput<'_>| {
+            input.logits == LogitRows::Last && input.state.flags.last() == Some(&Flag::Unknown)
         };
-        let mut guesses: SmallVec<[(Settle<'_>, Vec<f32>); 1]> = SmallVec::new();
-        for part in parts.iter_mut().filter(|part| needs_guess(part)) {
-            let state = &mut *part.state;
+        let mut guesses: PerSequence<(Settle<'_>, Vec<f32>)> = SmallVec::new();
+        for input in inputs.iter_mut().filter(|input| needs_guess(input)) {
+            let state = &mut *input.state;
             state.decoder.mark();
             state.force_flag();
             let before = state.logits.clone();
@@ -188,7 +155,7 @@ impl Bolmo {
             };
             guesses.push((settle, before));
         }
-        let (mut settles, before): (SmallVec<[Settle<'_>; 1]>, SmallVec<[Vec<f32>; 1]>) =
+        let (mut settles, before): (PerSequence<Settle<'_>>, PerSequence<Vec<f32>>) =
             guesses.into_iter().unzip();
         settle(self, compute, &mut settles);
         for (settle, before) in settles.into_iter().zip(before) {
@@ -197,7 +164,7 @@ impl Bolmo {
     }
 }
 
-impl Sequence<'_> {
+impl SequenceInput<'_> {
     /// Adds the ids to the text. What was guessed about the byte before them is made definite if they were written, and
     /// undone if they are read.
     fn take_ids(&mut self, compute: &Compute) {
@@ -211,6 +178,7 @@ impl Sequence<'_> {
         for &id in self.ids {
             let position = state.ids.len();
             state.ids.push(id % VOCAB_SIZE as Id);
+            state.entropies.push(f32::NAN);
             state.flags.push(Flag::Unknown);
             if let Some(flag) = state.given_flag(position) {
                 state.set_flag(position, Flag::Read(flag));
@@ -246,11 +214,7 @@ pub struct Settle<'a> {
 impl Settle<'_> {
     /// Patches that end before `end`, without those known already.
     fn closed(&self) -> Range<usize> {
-        let n_closed = self
-            .state
-            .starts
-            .partition_point(|&start| start <= self.end)
-            - 1;
+        let n_closed = arch::n_closed(&self.state.starts, self.end);
         self.state.patches.end()..n_closed
     }
 
@@ -262,11 +226,7 @@ impl Settle<'_> {
 
 /// The global transformer's steps for patches that have ended, then the local decoder for the bytes. Keeps the logits
 /// after the last byte of each sequence; returns all of those that want them.
-pub fn settle<'c>(
-    model: &Bolmo,
-    compute: &'c Compute,
-    parts: &mut [Settle<'_>],
-) -> SmallVec<[ScratchVec<'c, f32>; 1]> {
+pub fn settle<'c>(model: &Bolmo, compute: &'c Compute, parts: &mut [Settle<'_>]) -> Outputs<'c> {
     close_patches(model, compute, parts);
     decode(model, compute, parts)
 }
@@ -274,109 +234,84 @@ pub fn settle<'c>(
 /// What bytes are given of the patches that have ended.
 fn close_patches(model: &Bolmo, compute: &Compute, parts: &mut [Settle<'_>]) {
     let dim = model.encoder.dim();
-    let n: usize = parts.iter().map(|part| part.closed().len()).sum();
+    let closed: PerSequence<Range<usize>> = parts.iter().map(Settle::closed).collect();
+    let n: usize = closed.iter().map(Range::len).sum();
     if n == 0 {
         return;
     }
     let mut last_bytes = compute.empty(n * dim); // (n, dim)
     let mut rows = model.global.rows(compute, n);
-    for part in parts.iter() {
-        let closed = part.closed();
+    for (part, closed) in parts.iter().zip(&closed) {
         for patch in closed.clone() {
             let end = part.state.starts[patch + 1];
-            last_bytes.extend(part.state.byte_states.rows(end - 1..end).iter().copied());
+            last_bytes.extend_from_slice(part.state.byte_states.rows(end - 1..end));
         }
         if !closed.is_empty() {
-            model.global.add_run(&mut rows, closed, |_| 0, |_| 0);
+            (model.global).add_run(&mut rows, closed.clone(), |_| 0, |_| 0);
         }
     }
     let vectors = model.encoder.patches(compute, &last_bytes); // (n, dim)
     let mut x = compute.buffer(n * dim); // (n, dim)
     x.copy_from_slice(&vectors);
-    let mut caches: SmallVec<[&mut KvCache; 1]> = (parts.iter_mut())
-        .filter(|part| !part.closed().is_empty())
-        .map(|part| &mut part.state.global_cache)
+    let mut caches: PerSequence<&mut KvCache> = (parts.iter_mut().zip(&closed))
+        .filter(|(_, closed)| !closed.is_empty())
+        .map(|(part, _)| &mut part.state.global_cache)
         .collect();
     for layer in 0..model.global.n_layers() {
-        model
-            .global
-            .forward_layer(compute, layer, &rows, &mut caches, &mut x);
+        (model.global).forward_layer(compute, layer, &rows, &mut caches, &mut x);
     }
     drop(caches);
     let given = model.decoder.patches(compute, &x); // (n, dim)
-    let mut first = 0;
-    for part in parts {
-        let rows = first..first + part.closed().len() * dim;
-        first = rows.end;
-        if let Some(trace) = part.trace.as_deref_mut() {
-            trace
-                .encoder_cross
-                .extend_from_slice(&vectors[rows.clone()]);
-            trace.global_out.extend_from_slice(&x[rows.clone()]);
-        }
-        part.state.patches.push(&given[rows]);
+    let pieces = split(&given, closed.iter().map(|closed| closed.len() * dim));
+    for (part, given) in parts.iter_mut().zip(pieces) {
+        part.state.patches.push(given);
+    }
+    for (tensor, data) in [(Tensor::EncoderCross, &vectors), (Tensor::GlobalOut, &x)] {
+        let traces = parts.iter_mut().map(|part| part.trace.as_deref_mut());
+        record(traces.zip(closed.iter().map(Range::len)), tensor, data);
     }
 }
 
 /// The local decoder on bytes whose flags and patches are known.
-fn decode<'c>(
-    model: &Bolmo,
-    compute: &'c Compute,
-    parts: &mut [Settle<'_>],
-) -> SmallVec<[ScratchVec<'c, f32>; 1]> {
+fn decode<'c>(model: &Bolmo, compute: &'c Compute, parts: &mut [Settle<'_>]) -> Outputs<'c> {
     let dim = model.encoder.dim();
-    let positions: SmallVec<[Range<usize>; 1]> = parts.iter().map(Settle::positions).collect();
+    let positions: PerSequence<Range<usize>> = parts.iter().map(Settle::positions).collect();
     let n: usize = positions.iter().map(Range::len).sum();
     let (mut states, mut patches) = (compute.empty(n * dim), compute.empty(n * dim)); // (n, dim) each
     for (part, positions) in parts.iter().zip(&positions) {
-        states.extend(
-            part.state
-                .byte_states
-                .rows(positions.clone())
-                .iter()
-                .copied(),
-        );
+        states.extend_from_slice(part.state.byte_states.rows(positions.clone()));
         for position in positions.clone() {
             // A byte that ends a patch is given that patch.
-            let patch = part
-                .state
-                .starts
-                .partition_point(|&start| start <= position + 1)
-                - 2;
-            patches.extend(part.state.patches.rows(patch..patch + 1).iter().copied());
+            let patch = arch::n_closed(&part.state.starts, position + 1) - 1;
+            patches.extend_from_slice(part.state.patches.rows(patch..patch + 1));
         }
     }
-    let mut runs: SmallVec<[(usize, &mut Recurrence); 1]> = (parts.iter_mut().zip(&positions))
+    let mut runs: PerSequence<(usize, &mut Recurrence)> = (parts.iter_mut().zip(&positions))
         .map(|(part, positions)| (positions.len(), &mut part.state.decoder))
         .collect();
     let y = model.decoder.forward(compute, &mut runs, &states, &patches); // (n, dim)
     drop(runs);
 
     // The last row of each sequence, or all of them.
-    let n_rows = |part: &Settle<'_>, n: usize| if part.all_logits { n } else { n.min(1) };
-    let (mut wanted, mut rest) = (compute.empty(n * dim), &*y);
-    for (part, positions) in parts.iter().zip(&positions) {
-        let (rows, others) = rest.split_at(positions.len() * dim);
-        rest = others;
-        let skipped = positions.len() - n_rows(part, positions.len());
-        wanted.extend(rows[skipped * dim..].iter().copied());
+    let n_rows = parts.iter().zip(&positions).map(|(part, positions)| {
+        let n = positions.len();
+        if part.all_logits { n } else { n.min(1) }
+    });
+    let n_rows: PerSequence<usize> = n_rows.collect();
+    let mut last = compute.empty(n * dim);
+    let pieces = split(&y, positions.iter().map(|positions| positions.len() * dim));
+    for (y, n_rows) in pieces.zip(&n_rows) {
+        last.extend_from_slice(&y[y.len() - n_rows * dim..]);
     }
-    let logits = model.decoder.logits(compute, &wanted);
+    let logits = model.decoder.logits(compute, &last);
     let n_columns = model.decoder.n_logits();
-    let mut rest = &*logits;
-    let mut all = SmallVec::new();
-    for (part, positions) in parts.iter_mut().zip(&positions) {
-        let (rows, others) = rest.split_at(n_rows(part, positions.len()) * n_columns);
-        rest = others;
+    let pieces = split(&logits, n_rows.iter().map(|n| n * n_columns));
+    let outputs = parts.iter_mut().zip(pieces).map(|(part, rows)| {
         if let Some(last) = rows.chunks_exact(n_columns).next_back() {
             part.state.logits.clear();
             part.state.logits.extend_from_slice(last);
         }
-        let mut out = compute.empty(rows.len());
-        if part.all_logits {
-            out.extend(rows.iter().copied());
-        }
-        all.push(out);
-    }
-    all
+        SequenceOutput::new(compute, if part.all_logits { rows } else { &[] })
+    });
+    outputs.collect()
 }

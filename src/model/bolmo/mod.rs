@@ -25,7 +25,6 @@ use crate::error::Result;
 use crate::model::block::Stack;
 use crate::ops::Compute;
 
-pub use forward::{NotFinite, Sequence};
 pub use state::State;
 
 use boundary::Boundary;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Bolmo;
 use super::forward::{Settle, settle};
 use crate::cache::{KvCache, KvType, RowStore};
-use crate::model::forward::MAX_BATCH;
+use crate::model::MAX_BATCH;
 use crate::ops::Compute;
 use crate::recurrence::Recurrence;
 use crate::vocab::Id;
@@ -17,7 +17,7 @@ pub enum Flag {
     Unknown,
     /// The boundary predictor, or it is the first position.
     Read(bool),
-    /// The decoder, of the last byte of a text that it was asked to go on with.
+    /// The decoder, for the last byte of a text that it was asked to continue.
     Forced(bool),
     /// The decoder, with the byte itself.
     Chosen(bool),
@@ -38,6 +38,8 @@ impl Flag {
 pub struct State {
     /// The ids read so far.
     pub ids: Vec<Id>,
+    /// NaN for each id: this family has no entropy model.
+    pub entropies: Vec<f32>,
     /// One for each id. Only the last can be [`Flag::Unknown`].
     pub flags: Vec<Flag>,
     /// Where patches start, ascending, `0` first: each position after a byte that ends one.
@@ -56,7 +58,7 @@ pub struct State {
     pub logits: Vec<f32>,
     /// Where patches start whatever predictor and decoder say, ascending; `None`: as they say.
     pub given_starts: Option<Arc<[usize]>>,
-    /// Logits after the last id, if its flag is only a guess, made to go on with: the predictor decides once there is
+    /// Logits after the last id, if its flag is only a guess that lets the text continue: the predictor decides once there is
     /// another byte to read.
     pub tentative: Option<Vec<f32>>,
 }
@@ -67,6 +69,7 @@ impl State {
         State {
             given_starts,
             ids: Vec::new(),
+            entropies: Vec::new(),
             flags: Vec::new(),
             starts: vec![0],
             encoder: model.encoder.layers.new_recurrence(),
@@ -136,7 +139,7 @@ impl State {
         self.set_flag(position, Flag::Forced(fused > plain));
     }
 
-    /// Forgets a guess.
+    /// Undoes a guess.
     pub fn undo_tentative(&mut self, compute: &Compute) {
         if self.tentative.take().is_none() {
             return;
@@ -144,34 +147,37 @@ impl State {
         let position = self.ids.len() - 1;
         self.flags[position] = Flag::Unknown;
         self.starts.retain(|&start| start <= position);
-        self.forget_patches();
+        self.rewind_patches();
         let rewound = self.decoder.rewind(compute, position);
         assert!(rewound, "a snapshot was made before the guess");
         self.decoder.release();
     }
 
-    /// Forgets what was made of patches that have not ended.
-    fn forget_patches(&mut self) {
+    /// Drops the rows of patches that have not ended.
+    fn rewind_patches(&mut self) {
         let n_closed = self.n_closed();
         self.global_cache.rewind(n_closed);
         self.patches.rewind(n_closed);
     }
 
-    /// Goes back to the first `len` ids, at least one. The flag of the last one is unknown again unless it was chosen
-    /// with its byte. Costs a byte of the local networks, or a few dozen steps of their recurrences; further back than a
-    /// few hundred bytes, the local networks run again from a snapshot. The global network never does.
+    /// Goes back to the first `len` ids. The flag of the last one is unknown again unless it was chosen with its byte.
+    /// Costs a byte of the local networks, or a few dozen steps of their recurrences; further back than a few hundred
+    /// bytes, the local networks run again from a snapshot. The global network never does.
     pub fn rewind(&mut self, model: &Bolmo, compute: &Compute, len: usize) {
-        let last = len - 1;
         self.undo_tentative(compute);
         self.ids.truncate(len);
+        self.entropies.truncate(len);
         self.flags.truncate(len);
+        let Some(last) = len.checked_sub(1) else {
+            return self.reset();
+        };
         let is_given = self.given_flag(last).is_some();
         if last > 0 && !is_given && !matches!(self.flags[last], Flag::Chosen(_)) {
             self.flags[last] = Flag::Unknown;
         }
         let n_known = self.n_known();
         self.starts.retain(|&start| start <= n_known);
-        self.forget_patches();
+        self.rewind_patches();
 
         // The byte before the last is decoded again: its logits were not kept.
         let n_decoded = last.saturating_sub(1);
@@ -210,6 +216,16 @@ impl State {
             settle(model, compute, &mut [part]);
         }
         self.evict();
+    }
+
+    /// Goes back to the start, the text being empty.
+    fn reset(&mut self) {
+        self.starts.truncate(1);
+        self.encoder.rewind_to_snapshot(0);
+        self.decoder.rewind_to_snapshot(0);
+        self.byte_states.clear(0);
+        self.rewind_patches();
+        self.logits.clear();
     }
 
     /// Number of ids whose flag is known.

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 
 use super::Bolmo;
 use super::state::{Flag, State};
+use crate::model::state_file::finite;
 use crate::ops::Compute;
 use crate::vocab::Id;
 use crate::wire::{ReadError, Reader, Writer};
@@ -83,6 +84,7 @@ impl State {
                 ));
             };
             self.ids.push(id);
+            self.entropies.push(f32::NAN);
             self.flags.push(flag);
             if flag.ends_patch() {
                 self.starts.push(position + 1);
@@ -108,13 +110,5 @@ impl State {
         self.patches.push(&finite("patches", patches)?);
         self.logits = finite("logits", input.f32s("logits", model.decoder.n_logits())?)?;
         Ok(())
-    }
-}
-
-/// The values, if all of them are finite.
-fn finite(what: &str, values: Vec<f32>) -> Result<Vec<f32>, ReadError> {
-    match values.iter().find(|v| !v.is_finite()) {
-        None => Ok(values),
-        Some(bad) => Err(format!("{what}: expected finite numbers, found {bad}")),
     }
 }

@@ -10,12 +10,11 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::Bolmo;
-use super::forward::Sequence;
 use super::state::{Flag, State};
 use crate::cache::KvType;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::model::Trace;
-use crate::model::sequence::LogitRows;
+use crate::model::sequence::{LogitRows, SequenceInput};
 use crate::ops::Compute;
 use crate::vocab::{Id, VOCAB_SIZE};
 
@@ -121,15 +120,14 @@ fn run(
     written: bool,
     logits: LogitRows,
 ) -> Vec<f32> {
-    let sequence = Sequence {
-        state,
-        ids,
+    let input = SequenceInput {
         written,
         logits,
-        trace: None,
+        ..SequenceInput::new(&mut *state, ids)
     };
-    let logits = case.model.forward(compute, &mut [sequence]).unwrap();
-    logits[0].to_vec()
+    let outputs = case.model.forward(compute, &mut [input]).unwrap();
+    state.evict();
+    outputs[0].logits.to_vec()
 }
 
 /// Largest difference between the last rows of `found` and `expected`, which may have fewer.
@@ -172,14 +170,12 @@ fn every_stage_agrees_with_the_reference() {
             }
             let mut state = State::new(&case.model, KvType::F32, None);
             let mut trace = Trace::default();
-            let sequence = Sequence {
-                state: &mut state,
-                ids: &ids,
-                written: false,
-                logits: LogitRows::All,
+            let input = SequenceInput {
                 trace: Some(&mut trace),
+                ..SequenceInput::new(&mut state, &ids)
             };
-            let logits = case.model.forward(&compute, &mut [sequence]).unwrap();
+            let outputs = case.model.forward(&compute, &mut [input]).unwrap();
+            let logits = &outputs[0].logits;
 
             let mask = expected["boundary_mask"].as_array().unwrap();
             let mask: Vec<bool> = mask.iter().map(|flag| flag == 1).collect();
@@ -216,7 +212,7 @@ fn every_stage_agrees_with_the_reference() {
             }
             // The last row of the reference closes the last byte with flag 0; ours waits for the byte after it.
             let pending = usize::from(ids.len() > 1);
-            check("logits", &logits[0], LOGIT_TOLERANCE, pending * N_LOGITS);
+            check("logits", logits, LOGIT_TOLERANCE, pending * N_LOGITS);
         }
         eprintln!("checked {}", case.path.display());
     }
@@ -387,21 +383,18 @@ fn pieces_threads_batches_and_going_back_give_the_same_bits() {
             .zip(&prompts)
             .any(|(done, ids)| *done < ids.len())
         {
-            let mut parts = Vec::new();
+            let mut inputs = Vec::new();
             for (i, (state, ids)) in states.iter_mut().zip(&prompts).enumerate() {
                 let end = ids.len().min(done[i] + 3 + 5 * i);
                 if done[i] < end {
-                    parts.push(Sequence {
-                        state,
-                        ids: &ids[done[i]..end],
-                        written: false,
+                    inputs.push(SequenceInput {
                         logits: LogitRows::Last,
-                        trace: None,
+                        ..SequenceInput::new(state, &ids[done[i]..end])
                     });
                     done[i] = end;
                 }
             }
-            case.model.forward(&compute, &mut parts).unwrap();
+            case.model.forward(&compute, &mut inputs).unwrap();
         }
         for (state, straight) in states.iter().zip(&straight) {
             assert_eq!(bits(state), bits(straight), "{}, together", case.name);
