@@ -1,12 +1,12 @@
 //! What computes a model: the CPU, or a device with memory of its own.
 //!
 //! A model decides which bytes are read and where patches start; its backend does the arithmetic in between. A
-//! device implements both traits here (`src/cuda/model`), and `src/device/choice.rs` picks it.
+//! device implements [`Backend`] and [`DeviceCaches`] (`src/cuda/model`), and `src/device/choice.rs` picks it.
 
-use std::any::Any;
 use std::fmt;
 
 use super::Model;
+use super::device_caches::DeviceCaches;
 use super::sequence::{Failure, Outputs, SequenceInput};
 use crate::cache::KvType;
 use crate::error::Result;
@@ -25,7 +25,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<Outputs<'m>, Failure>;
 
     /// Empty caches of a new sequence, keys and values stored as `kv`; `None` on the CPU, whose caches [`State`] has.
-    fn new_caches(&self, _kv: KvType) -> Option<Box<dyn BackendCaches>> {
+    fn new_caches(&self, _kv: KvType) -> Option<Box<dyn DeviceCaches>> {
         None
     }
 
@@ -45,25 +45,6 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// [`Error::Device`](crate::Error::Device) if there is no room for the buffers.
     fn gpu_bandwidth(&self) -> Result<Option<f64>> {
         Ok(None)
-    }
-}
-
-/// One sequence's keys, values and byte states in the memory of a device.
-pub(crate) trait BackendCaches: Any + fmt::Debug + Send + Sync {
-    /// The same caches for a fork of the sequence. Both may share memory until one of them reads on.
-    fn fork(&self) -> Box<dyn BackendCaches>;
-
-    /// Whether the text can go back to its first `n_bytes`, with `n_patches` closed patches: whether all that the
-    /// next byte reads is still there.
-    fn can_rewind(&self, n_bytes: usize, n_patches: usize) -> bool;
-
-    /// Bytes of memory.
-    fn n_bytes(&self) -> usize;
-}
-
-impl Clone for Box<dyn BackendCaches> {
-    fn clone(&self) -> Self {
-        self.fork()
     }
 }
 

@@ -7,8 +7,8 @@ use smallvec::SmallVec;
 
 use super::Model;
 use super::encoder::Closed;
-use super::sequence::{Failure, Outputs, SequenceInput, byte_rows, n_rows, outputs};
-use super::trace::{Tensor, record_inputs as record};
+use super::sequence::{Failure, Outputs, SequenceInput, byte_rows, n_rows, outputs, record};
+use super::trace::Tensor;
 use crate::ops::{self, ScratchVec};
 use crate::vocab::VOCAB_SIZE;
 

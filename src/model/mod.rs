@@ -12,6 +12,7 @@ pub(crate) mod block;
 mod bolmo;
 pub(crate) mod cross;
 mod decoder;
+pub(crate) mod device_caches;
 mod differential;
 mod encoder;
 mod entropy;

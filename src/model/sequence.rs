@@ -8,7 +8,7 @@ use super::block::{Rows, Stack};
 use super::encoder::Closed;
 use super::split::split;
 use super::state::{MAX_BATCH, State};
-use super::trace::Trace;
+use super::trace::{self, Tensor, Trace};
 use crate::config::arch;
 use crate::error::Error;
 use crate::ops::{Compute, ScratchVec};
@@ -112,6 +112,19 @@ pub(super) fn byte_rows<'c>(
         (input.state).add_byte_rows(stack, input.positions(), &mut rows);
     }
     rows
+}
+
+/// The hook of the forward pass: adds the rows of `data` to the traces of the sequences that have one.
+pub(super) fn record(inputs: &mut [SequenceInput<'_>], tensor: Tensor, data: &[f32]) {
+    let sequences = inputs.iter_mut().map(|input| {
+        let n_rows = match tensor {
+            Tensor::EncoderCross | Tensor::GlobalOut => input.n_closing(),
+            Tensor::EntropyLogits => input.n_entropy_rows(),
+            _ => input.ids.len(),
+        };
+        (input.trace.as_deref_mut(), n_rows)
+    });
+    trace::record(sequences, tensor, data);
 }
 
 /// The logits of all sequences, one after the other, as the output of each.

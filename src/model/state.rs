@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::Model;
-use super::backend::BackendCaches;
 use super::block::{Rows, Stack};
 use super::decoder::PatchKv;
+use super::device_caches::DeviceCaches;
 use super::patcher::Patcher;
 use crate::cache::{KvCache, KvType, RowStore};
 use crate::config::arch;
@@ -38,7 +38,7 @@ pub struct State {
     /// The entropy model restarts with an empty context every `entropy_reset` bytes; `None`: never.
     pub(super) entropy_reset: Option<usize>,
     /// Caches in the memory of a device, instead of those above, which then stay empty.
-    pub(crate) device: Option<Box<dyn BackendCaches>>,
+    pub(crate) device: Option<Box<dyn DeviceCaches>>,
 }
 
 /// Most bytes of a sequence in one pass, and most bytes that a rewind takes back without computing

@@ -2,7 +2,6 @@
 
 use smallvec::SmallVec;
 
-use super::sequence::SequenceInput;
 use super::split::split;
 
 /// Intermediate tensors of the bytes and patches read, for tests and tools.
@@ -58,17 +57,4 @@ pub(super) fn record<'t>(
         };
         tensor.extend_from_slice(piece);
     }
-}
-
-/// [`record`] for the inputs of a BLT.
-pub(super) fn record_inputs(inputs: &mut [SequenceInput<'_>], tensor: Tensor, data: &[f32]) {
-    let sequences = inputs.iter_mut().map(|input| {
-        let n_rows = match tensor {
-            Tensor::EncoderCross | Tensor::GlobalOut => input.n_closing(),
-            Tensor::EntropyLogits => input.n_entropy_rows(),
-            _ => input.ids.len(),
-        };
-        (input.trace.as_deref_mut(), n_rows)
-    });
-    record(sequences, tensor, data);
 }

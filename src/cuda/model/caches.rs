@@ -8,7 +8,7 @@ use crate::cache::KvType;
 use crate::cuda::Store;
 use crate::error::Result;
 use crate::model::MAX_BATCH;
-use crate::model::backend::BackendCaches;
+use crate::model::device_caches::DeviceCaches;
 use crate::vocab::Id;
 
 /// The caches of one sequence: nothing until its first pass. A fork shares them until one side reads on.
@@ -56,7 +56,7 @@ impl Caches {
 
     /// The rings of a sequence for a pass to write: makes them for the first, and copies them if a fork shares them.
     pub fn own<'a>(
-        caches: &'a mut Option<Box<dyn BackendCaches>>,
+        caches: &'a mut Option<Box<dyn DeviceCaches>>,
         model: &GpuModel,
     ) -> Result<&'a mut Rings> {
         let caches: &mut dyn Any = &mut **caches.as_mut().expect("made with the state");
@@ -72,8 +72,8 @@ impl Caches {
     }
 }
 
-impl BackendCaches for Caches {
-    fn fork(&self) -> Box<dyn BackendCaches> {
+impl DeviceCaches for Caches {
+    fn fork(&self) -> Box<dyn DeviceCaches> {
         Box::new(Caches {
             kv: self.kv,
             rings: self.rings.clone(),

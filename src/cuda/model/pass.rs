@@ -19,7 +19,8 @@ use super::table::{
 use crate::cache::KvType;
 use crate::cuda::choice_units;
 use crate::error::Result;
-use crate::model::backend::{Backend, BackendCaches};
+use crate::model::backend::Backend;
+use crate::model::device_caches::DeviceCaches;
 use crate::model::sequence::{
     Failure, IdChoice, LogitRows, Outputs, SequenceInput, SequenceOutput,
 };
@@ -39,7 +40,7 @@ impl Backend for GpuModel {
         inputs: &mut [SequenceInput<'_>],
     ) -> Result<Outputs<'m>, Failure> {
         let take = |input: &mut SequenceInput<'_>| input.state.device.take();
-        let mut caches: Vec<Option<Box<dyn BackendCaches>>> = inputs.iter_mut().map(take).collect();
+        let mut caches: Vec<Option<Box<dyn DeviceCaches>>> = inputs.iter_mut().map(take).collect();
         let result = self.pass(model, inputs, &mut caches);
         for (input, caches) in inputs.iter_mut().zip(caches) {
             input.state.device = caches;
@@ -47,7 +48,7 @@ impl Backend for GpuModel {
         result
     }
 
-    fn new_caches(&self, kv: KvType) -> Option<Box<dyn BackendCaches>> {
+    fn new_caches(&self, kv: KvType) -> Option<Box<dyn DeviceCaches>> {
         Some(Box::new(Caches::new(kv)))
     }
 
@@ -83,7 +84,7 @@ impl GpuModel {
         &self,
         model: &'m Model,
         inputs: &mut [SequenceInput<'_>],
-        caches: &mut [Option<Box<dyn BackendCaches>>],
+        caches: &mut [Option<Box<dyn DeviceCaches>>],
     ) -> Result<Outputs<'m>, Failure> {
         // Before anything is started, copies of what a fork shares too: a graph that another pass records
         // would record them instead. After a panic the content of the scratch is undefined, but every pass

@@ -14,6 +14,7 @@ mod boundary;
 mod decoder;
 mod encoder;
 mod forward;
+mod rewind;
 mod state;
 mod state_file;
 #[cfg(test)]
