@@ -1,7 +1,7 @@
 //! Several sessions of one model at once: every matrix is read once for all of them.
 //!
-//! What a session reads and writes is the same bits as alone. Sessions join and leave as they like:
-//! each call takes those that have something to do. They may stand at different positions, cut their
+//! What a session reads and writes is the same bits as alone. Sessions join and leave at any time: each
+//! call takes the sessions that have something to do. They may be at different positions, end their
 //! patches at different times, and have different settings, samplers and stop strings.
 //!
 //! ```
@@ -34,8 +34,8 @@ use crate::vocab::{self, Id};
 /// Lets each session read its bytes, after BOS if they are its first: [`Session::feed`] for several.
 ///
 /// # Errors
-/// For each session those of [`Session::feed_ids`], and [`Error::Argument`](crate::Error::Argument)
-/// if its model is not that of the first, or computed elsewhere. The other sessions read on.
+/// For each session as [`Session::feed_ids`]; also [`Error::Argument`](crate::Error::Argument) if its model is
+/// not the first session's, or runs elsewhere. The other sessions continue.
 pub fn feed(feeds: &mut [(&mut Session, &[u8])]) -> Vec<Result<()>> {
     let ids: Vec<Vec<Id>> = (feeds.iter())
         .map(|(session, bytes)| {

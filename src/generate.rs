@@ -72,7 +72,7 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] for sampler settings out of range, a grammar that needs more bytes than
     /// `max_bytes`, an empty stop string, a draft too long, or
-    /// a session without BOS that has read nothing; errors of request as [`Session::feed_ids`].
+    /// a session without BOS that has read nothing; errors of reading as [`Session::feed_ids`].
     pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generator<'_>> {
         let mut sampler = Sampler::with_choices(options.sampler.clone(), self.model().choices())?;
         if let Some(grammar) = &options.grammar {
@@ -121,7 +121,7 @@ impl Generator<'_> {
     /// Lets another sampler choose from here on: one that continues the random numbers of an earlier
     /// generation.
     ///
-    /// A grammar belongs to the sampler: that of [`GenerateOptions::grammar`] goes with the old one.
+    /// A grammar belongs to its sampler: the one in [`GenerateOptions::grammar`] is gone afterwards.
     pub fn set_sampler(&mut self, sampler: Sampler) {
         self.sampler = sampler.choosing_among(self.session.model().choices());
     }

@@ -1,9 +1,9 @@
-//! What a stack of mLSTM layers carries from step to step, and how it goes back.
+//! The recurrent states of a stack of mLSTM layers, and how they go back.
 //!
-//! A recurrence cannot be run backwards. So the layers' states are kept as they were some steps ago (*snapshots*), with
-//! what every layer was given since (the *log*): going back restores a snapshot and repeats the steps after it, which
-//! gives the same bits. The log reaches back one to two intervals. Older snapshots stand far apart and have no log: from
-//! one of them the caller runs the layers again.
+//! A recurrence cannot run backwards. So some earlier states of the layers are kept (*snapshots*), and the inputs of every
+//! layer since then (the *log*): going back restores a snapshot and repeats the steps after it, which gives the same
+//! bits. The log reaches back one to two intervals. Older snapshots are far apart and have no log: the caller runs the
+//! layers again from one of them.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -24,11 +24,11 @@ const FAR_INTERVAL: usize = 1024;
 pub struct Recurrence {
     heads: MlstmHeads,
     n_steps: usize,
-    /// Of each layer, [`MlstmHeads::state_len`] values.
+    /// The state of each layer: [`MlstmHeads::state_len`] values.
     layers: Vec<Arc<Vec<f32>>>,
-    /// Ascending.
+    /// In ascending order of steps.
     snapshots: Vec<Snapshot>,
-    /// What each layer was given: a row of keys, values, input gates and forget gates for each step.
+    /// The inputs of each layer: a row of keys, values, input gates and forget gates for each step.
     log: Vec<RowStore>,
 }
 
@@ -105,7 +105,7 @@ impl Recurrence {
             .map(|s| s.n_steps)
     }
 
-    /// A layer's state, to take steps with; what the layer is given for each of them goes into the log.
+    /// A layer's state, for the caller to update with these steps, which are added to the log.
     pub fn begin_layer(&mut self, layer: usize, steps: MlstmSteps<'_>) -> &mut [f32] {
         let MlstmHeads {
             n_heads,
@@ -125,13 +125,13 @@ impl Recurrence {
         Arc::make_mut(&mut self.layers[layer]).as_mut_slice()
     }
 
-    /// Every layer has taken `n` steps more.
+    /// Counts `n` more steps, which every layer has taken.
     pub fn advance(&mut self, n: usize) {
         self.n_steps += n;
         debug_assert!(self.log.iter().all(|log| log.end() == self.n_steps));
     }
 
-    /// Goes back to `n_steps`. Returns `false`, leaving everything as it is, if the log does not reach back that far.
+    /// Goes back to `n_steps`. Called when the sequence goes back. Returns `false`, leaving everything as it is, if the log does not reach back that far.
     pub fn rewind(&mut self, compute: &Compute, n_steps: usize) -> bool {
         assert!(n_steps <= self.n_steps, "steps ahead");
         if n_steps == self.n_steps {
@@ -159,7 +159,8 @@ impl Recurrence {
         true
     }
 
-    /// Goes back to the latest snapshot of at most `n_steps`, or to the start, and says how many steps that is.
+    /// Goes back to the latest snapshot of at most `n_steps`, or to the start, and returns its number of steps. Called
+    /// when [`Recurrence::rewind`] cannot reach `n_steps`.
     pub fn rewind_to_snapshot(&mut self, n_steps: usize) -> usize {
         let snapshot = self.snapshots.iter().rev().find(|s| s.n_steps <= n_steps);
         let from = snapshot.map_or(0, |s| s.n_steps);
@@ -171,7 +172,7 @@ impl Recurrence {
         from
     }
 
-    /// Forgets what came after `n_steps`.
+    /// Drops everything after `n_steps`.
     fn truncate(&mut self, n_steps: usize) {
         self.n_steps = n_steps;
         self.snapshots.retain(|s| s.n_steps <= n_steps);
@@ -183,7 +184,8 @@ impl Recurrence {
         }
     }
 
-    /// Drops what is not needed to go back a few hundred steps at once, and further by running layers again.
+    /// Drops what going back does not need: a few hundred steps at once, further by running the layers again. Called
+    /// after each pass.
     pub fn evict(&mut self) {
         let Some(kept_from) = self.lasting().rev().nth(1) else {
             return;
@@ -203,7 +205,7 @@ impl Recurrence {
         });
     }
 
-    /// Bytes of memory held, shared with a fork or not.
+    /// Bytes of memory, including what forks share.
     pub fn n_bytes(&self) -> usize {
         let state = self.layers.len() * self.heads.state_len() * size_of::<f32>();
         let log: usize = self.log.iter().map(RowStore::n_bytes).sum();
@@ -215,7 +217,7 @@ impl Recurrence {
         self.layers.iter().try_for_each(|state| out.f32s(state))
     }
 
-    /// Reads what [`Recurrence::save`] wrote after `n_steps`.
+    /// Reads the output of [`Recurrence::save`], the states after `n_steps`.
     ///
     /// # Errors
     /// If the input is short or a value is not finite.

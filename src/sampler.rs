@@ -1,4 +1,4 @@
-//! Logits to one id; owns its random state.
+//! Chooses an id by its logits; owns the random state.
 //!
 //! Steps, in this order: banned ids, repetition penalty, temperature, top-k, top-p, min-p, one
 //! random draw. The same seed, settings and logits give the same bytes on every platform and with
@@ -72,7 +72,7 @@ impl Constraint {
         self.matcher.allowed()
     }
 
-    /// Whether both allow the same after the same text.
+    /// Whether both allow the same bytes after the same text.
     fn is_like(&self, other: &Constraint) -> bool {
         self.n_chosen == other.n_chosen && self.matcher.has_same_grammar(&other.matcher)
     }
@@ -95,7 +95,7 @@ impl Sampler {
         Sampler::with_choices(config, Choices::default())
     }
 
-    /// A sampler for a model that chooses among those ids: see [`Model::choices`](crate::Model::choices).
+    /// A sampler for a model that chooses among `choices`: see [`Model::choices`](crate::Model::choices).
     ///
     /// # Errors
     /// As [`SamplerConfig::validate`].
@@ -110,7 +110,7 @@ impl Sampler {
         })
     }
 
-    /// The same sampler, for a model that chooses among those ids.
+    /// The same sampler, for a model that chooses among `choices`.
     pub(crate) fn choosing_among(self, choices: Choices) -> Self {
         Sampler { choices, ..self }
     }
@@ -156,8 +156,8 @@ impl Sampler {
         id.unwrap_or_else(|| self.lowest_allowed(logits.len(), allowed.as_ref()))
     }
 
-    /// What another device needs to choose as [`sample`](Self::sample) would next; `None` if that takes more than
-    /// the logits.
+    /// The next choice of [`sample`](Self::sample) in numbers, for a device that has the logits; `None` if the choice
+    /// depends on more than the logits.
     pub(crate) fn choice(&self, n_logits: usize) -> Option<IdChoice> {
         let config = &self.config;
         if config.repeat_penalty != 1.0 || self.constraint.is_some() {
@@ -280,7 +280,7 @@ impl Sampler {
         }
         let temperature = f64::from(self.config.temperature);
         for c in candidates.iter_mut() {
-            // Equality first: infinity minus infinity is no number.
+            // Equality first: infinity minus infinity is NaN.
             c.weight = if c.logit == max {
                 1.0
             } else {
@@ -306,7 +306,7 @@ impl Sampler {
     }
 
     /// The repetition penalty on the logits of the bytes among the last ids; special ids are
-    /// spared, or a long text would never end.
+    /// exempt, or a long text would never end.
     fn penalise(&self, history: &[Id], candidates: &mut [Candidate]) {
         let penalty = f64::from(self.config.repeat_penalty);
         if penalty == 1.0 {

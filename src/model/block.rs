@@ -22,7 +22,7 @@ pub struct Stack {
     /// Shape of the layers.
     pub config: TransformerConfig,
     rope: Rope,
-    /// The window of those layers that have one, and their rotary frequencies, if it is not all of them.
+    /// The window of some layers and their rotary frequencies, if the others have none.
     sliding: Option<(usize, Rope)>,
     pub(crate) blocks: Vec<Block>,
 }
@@ -42,21 +42,21 @@ pub(crate) struct Block {
     pub(super) differential: Option<Differential>,
     qk_norm: Option<[Vec<f32>; 2]>, // (n_heads * head_dim) and (n_kv_heads * head_dim), or (head_dim) each
     bias: Option<[Vec<f32>; 4]>,    // of wq, wk, wv and wo
-    /// Whether the norms are applied to what attention and feed-forward give, instead of to what they are given.
+    /// Whether the outputs of attention and feed-forward are normed instead of their inputs.
     norm_after: bool,
     is_sliding: bool,
 }
 
-/// Where the rows of one forward pass stand: one run after the other.
+/// The positions of the rows of one forward pass: one run after the other.
 #[derive(Debug)]
 pub struct Rows<'c> {
     /// Positions of the rows of each sequence.
     pub runs: ScratchVec<'c, Range<usize>>,
-    /// The positions each row sees, its own the last.
+    /// The positions that each row sees. The last one is its own.
     pub visible: ScratchVec<'c, Range<usize>>,
     /// Rotary angles of each row.
     pub angles: Angles<'c>,
-    /// Both for the layers that have a window, if it is not all of them.
+    /// Visible positions and angles for the layers with a window, if the others have none.
     sliding: Option<(ScratchVec<'c, Range<usize>>, Angles<'c>)>,
 }
 
@@ -72,7 +72,7 @@ impl Rows<'_> {
         split(data, self.runs.iter().map(move |run| run.len() * width))
     }
 
-    /// What the rows of each run see.
+    /// The positions that the rows of each run see.
     pub fn visible_by_run(&self, is_sliding: bool) -> impl Iterator<Item = &[Range<usize>]> {
         self.by_run(match &self.sliding {
             Some((visible, _)) if is_sliding => visible,
@@ -128,7 +128,7 @@ impl Stack {
         Stack { blocks, ..self }
     }
 
-    /// Bytes of its matrices.
+    /// Bytes of all matrices.
     pub fn n_bytes(&self) -> usize {
         let matrices = |b: &Block| {
             let all = [&b.wq, &b.wk, &b.wv, &b.wo, &b.w1, &b.w2, &b.w3];
@@ -151,13 +151,13 @@ impl Stack {
         }
     }
 
-    /// An empty cache for this stack. With a window it allows `slack` positions to be appended or
-    /// taken back at a time.
+    /// An empty cache for this stack. With a window, `slack` positions can be appended at a time, or
+    /// rewound.
     pub fn new_cache(&self, kv: KvType, slack: usize) -> KvCache {
         KvCache::new(kv, self.n_layers(), self.heads(), self.config.window, slack)
     }
 
-    /// No rows yet, with room for `n`.
+    /// An empty set of rows with room for `n`.
     pub fn rows<'c>(&self, compute: &'c Compute, n: usize) -> Rows<'c> {
         Rows {
             runs: compute.empty(1),
@@ -263,7 +263,7 @@ impl Stack {
 }
 
 impl Block {
-    /// What attention or feed-forward is given of x (n, dim).
+    /// The input of attention or feed-forward for x (n, dim).
     fn norm_input(&self, compute: &Compute, x: &[f32], norm: &[f32], eps: f32, out: &mut [f32]) {
         match self.norm_after {
             true => out.copy_from_slice(x),
@@ -271,7 +271,7 @@ impl Block {
         }
     }
 
-    /// Adds what attention or feed-forward gives (n, dim) to x.
+    /// Adds the output of attention or feed-forward (n, dim) to x.
     fn add_output(&self, compute: &Compute, norm: &[f32], eps: f32, output: &[f32], x: &mut [f32]) {
         if !self.norm_after {
             return ops::add_assign(compute, x, output);

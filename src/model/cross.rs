@@ -91,8 +91,8 @@ impl CrossAttention {
         }
     }
 
-    /// `x = 2 x + Wo attention` for query rows x (n, dim): runs, each with keys of its own and what its
-    /// rows see of them.
+    /// `x = 2 x + Wo attention` for query rows x (n, dim). Each run has its own keys and the ranges of
+    /// them that its rows see.
     pub fn forward(
         &self,
         compute: &Compute,

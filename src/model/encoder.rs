@@ -38,7 +38,7 @@ pub struct Encoder {
     pub(crate) k: usize,
 }
 
-/// Bytes of hash tables that are left to the system, which will have all of them in memory soon.
+/// Hash tables of at most this many bytes are not prefetched: the system soon has all of them in memory.
 const IN_MEMORY: usize = 64 << 20;
 
 /// Patches of one sequence that have just been closed.
@@ -46,7 +46,7 @@ const IN_MEMORY: usize = 64 << 20;
 pub struct Closed<'a> {
     /// The bytes' states, one store per cross-attention.
     pub states: &'a [RowStore],
-    /// Where the sequence's patches start: patch p holds the bytes `starts[p]..starts[p + 1]`.
+    /// Where the sequence's patches start: patch p has the bytes `starts[p]..starts[p + 1]`.
     pub starts: &'a [usize],
     /// Not empty.
     pub patches: Range<usize>,
@@ -71,7 +71,7 @@ impl Encoder {
         let n_bytes = hash_embeddings.iter().map(|t| t.tensor().bytes().len());
         let stay_on_disk = n_bytes.sum::<usize>() > IN_MEMORY;
         if stay_on_disk {
-            // A row of each is read per byte, far from the last: reading around them is waste.
+            // Each byte reads one row of each table, far from the previous one: read-ahead would be waste.
             hash_embeddings
                 .iter()
                 .for_each(|t| t.tensor().advise_random());

@@ -1,4 +1,4 @@
-//! The entropy model: a small byte-level transformer whose uncertainty cuts the patches.
+//! The entropy model: a small byte-level transformer whose uncertainty decides where patches start.
 //!
 //! Paper section 2.3, spec section 3.
 

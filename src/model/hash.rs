@@ -31,13 +31,13 @@ const PRIMES: [i64; 11] = [
     3_367_900_313,
 ];
 
-/// Longest n-gram that is believed; the published models end at 8.
+/// Longest n-gram that is accepted; the published models use up to 8.
 const MAX_GROUP_SIZE: usize = 64;
 
 /// Row of one n-gram in the table of one hash function: the definition, one n-gram at a time.
 ///
 /// `window` holds the n-gram's ids, oldest first, and is shorter than `group_size` only at the
-/// start of a text; of a longer one the last `group_size` ids count.
+/// start of a text. If it is longer, the last `group_size` ids count.
 ///
 /// # Panics
 /// If `vocab` is 0.

@@ -1,4 +1,4 @@
-//! Local layers with a memory in place of windowed attention: RMSNorm, mLSTM cell, RMSNorm, SwiGLU.
+//! Local layers with a memory instead of windowed attention: RMSNorm, mLSTM cell, RMSNorm, SwiGLU.
 //!
 //! Pre-norm. A layer reads a byte at a fixed cost, whatever came before it.
 
@@ -61,12 +61,12 @@ impl MlstmStack {
         }
     }
 
-    /// What the layers carry from step to step, before the first.
+    /// The recurrent states before the first step.
     pub fn new_recurrence(&self) -> Recurrence {
         Recurrence::new(self.heads(), self.layers.len())
     }
 
-    /// Runs the layers on x (n, dim) in place: so many rows of each sequence, in order, with what it carries.
+    /// Runs the layers on x (n, dim) in place. Each run is the number of rows of a sequence, in order, and its recurrence.
     pub fn forward(&self, compute: &Compute, runs: &mut [(usize, &mut Recurrence)], x: &mut [f32]) {
         if x.is_empty() {
             return;
@@ -113,7 +113,7 @@ impl Layer {
         })
     }
 
-    /// The memory's half: `x += Wo (sigmoid(gate) * norm(cell(norm(x))))`.
+    /// The cell: `x += Wo (sigmoid(gate) * norm(cell(norm(x))))`.
     fn read(
         &self,
         compute: &Compute,
@@ -178,7 +178,7 @@ impl Layer {
         ops::add_assign(compute, x, &gate);
     }
 
-    /// The other half: `x += W2 (silu(W1 norm(x)) * W3 norm(x))`.
+    /// The feed-forward half: `x += W2 (silu(W1 norm(x)) * W3 norm(x))`.
     fn feed_forward(&self, compute: &Compute, eps: f32, x: &mut [f32]) {
         let n = x.len() / self.ffn_norm.len();
         let mut a = compute.buffer(x.len());

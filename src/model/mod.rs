@@ -1,5 +1,5 @@
-//! The Byte Latent Transformer: its four networks, and the pass that joins them. `bolmo/` has the family that is built of
-//! other parts.
+//! The Byte Latent Transformer: its four networks, and the pass that joins them. `bolmo/` has a family of models
+//! that differ in most parts.
 //!
 //! [`Model`] is weights: shared, immutable, `Send + Sync`. What changes while running is in the state
 //! that a [`Session`](crate::Session) holds. Sessions call the passes of `pass.rs`; `forward.rs` is the

@@ -1,7 +1,6 @@
 //! Where patches start (paper section 2): an incremental state machine, and the same in batch.
 //!
-//! After each byte the patcher says whether the byte that comes next, still unknown, starts a
-//! patch. No decision looks ahead, so none is ever revised. Positions count from 0. Positions 0
+//! After each byte the patcher decides whether the next byte, still unknown, starts a patch. No decision looks ahead, so none is ever revised. Positions count from 0. Positions 0
 //! and 1 always start a patch, whatever the mode: the decoder reads the last closed patch, so the
 //! first byte (usually BOS) must close one. For a start at position `s >= 2`, with `E[i]` the
 //! entropy after byte `i`:
@@ -193,7 +192,7 @@ impl Patcher {
         self.n_ids - self.patch_start
     }
 
-    /// Puts the state back to what it was after `n` ids.
+    /// Goes back to the state after `n` ids. Called when a sequence is rewound.
     ///
     /// `ids` and `entropies` are those taken before (the latter may be empty if
     /// [`needs_entropy`](Self::needs_entropy) is false); only the element before `n` is looked at.
@@ -214,7 +213,7 @@ impl Patcher {
     }
 }
 
-/// Whether the id ends a word: ASCII that is no digit or letter, the first byte of a longer UTF-8
+/// Whether the id ends a word: ASCII except digits and letters, the first byte of a longer UTF-8
 /// character, or a special id.
 fn ends_word(id: Id) -> bool {
     match id.checked_sub(BYTE_OFFSET) {
@@ -231,7 +230,7 @@ fn ends_word(id: Id) -> bool {
 ///
 /// # Errors
 /// [`Error::Config`] as [`Patcher::new`]; [`Error::Argument`] if entropies are needed and their
-/// number is not that of the ids.
+/// number differs from that of the ids.
 pub fn patch_starts(config: &PatcherConfig, ids: &[Id], entropies: &[f32]) -> Result<Vec<usize>> {
     let mut patcher = Patcher::new(config)?;
     if patcher.needs_entropy() && entropies.len() != ids.len() {
@@ -301,12 +300,12 @@ pub fn starts_to_lengths(starts: &[usize], n_positions: usize) -> Vec<usize> {
 }
 
 /// Patch starts of a whole text by rank: positions 0 and 1, and those after the
-/// `entropies.len() / patch_size - 2` highest entropies (the first entropy takes no part; of equal
-/// ones the earlier wins).
+/// `entropies.len() / patch_size - 2` highest entropies (the first entropy is left out; of equal
+/// entropies the earlier wins).
 ///
 /// This is the original implementation's rule without a threshold. It ranks the whole text, so a
 /// later byte can move an earlier boundary: it cannot run incrementally and no model here uses it.
-/// It serves to choose a threshold for a wanted patch size. NaN ranks lowest.
+/// It helps to choose a threshold for a patch size. NaN ranks lowest.
 ///
 /// # Panics
 /// If `patch_size` is 0.

@@ -1,4 +1,4 @@
-//! What a sequence brings to a pass, and what it gets from it.
+//! The input and output of one sequence in a pass.
 
 use std::ops::Range;
 
@@ -40,7 +40,7 @@ pub(crate) struct SequenceInput<'a, S = State> {
     pub choice: Option<IdChoice>,
 }
 
-/// What one sequence gets from a pass.
+/// The results of a pass for one sequence.
 #[derive(Debug)]
 pub(crate) struct SequenceOutput<'c> {
     /// (0, 1 or n, columns): one column per logit of the model.
@@ -96,12 +96,12 @@ impl From<Error> for Failure {
     }
 }
 
-/// Ids of all sequences together.
+/// Number of ids of all sequences together.
 pub(super) fn n_rows(inputs: &[SequenceInput<'_>]) -> usize {
     inputs.iter().map(|input| input.ids.len()).sum()
 }
 
-/// Where the bytes of all sequences stand in a stack of the local encoder or decoder.
+/// The rows of all sequences' bytes in the stack of the local encoder or decoder.
 pub(super) fn byte_rows<'c>(
     stack: &Stack,
     compute: &'c Compute,

@@ -1,4 +1,4 @@
-//! What one sequence carries from byte to byte, whatever family its model is of.
+//! The state of one sequence from byte to byte, for a model of any family.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -30,9 +30,9 @@ pub(crate) enum Mark {
 pub(crate) struct Patching {
     /// The rule of a BLT.
     pub patcher: Patcher,
-    /// Lengths that the caller gave, instead of any rule.
+    /// Patch lengths from the caller, instead of any rule.
     pub lengths: Option<Vec<usize>>,
-    /// Whether the entropy model runs, and after how many bytes it begins again.
+    /// Whether the entropy model runs.
     pub entropies: bool,
     /// See [`State::new`].
     pub entropy_reset: Option<usize>,
@@ -89,7 +89,7 @@ impl SequenceState {
         self.patch_starts().len() - 1
     }
 
-    /// Ids after which logits are known for good.
+    /// Ids whose logits are final.
     pub fn n_settled(&self) -> usize {
         match self {
             SequenceState::Blt(state) => state.ids().len(),
@@ -208,8 +208,8 @@ impl SequenceState {
         }
     }
 
-    /// Reads what [`SequenceState::save`] wrote, into this state, which is that of an empty session with the same
-    /// settings and these limits of bytes and patches.
+    /// Reads the output of [`SequenceState::save`] into this state of an empty session, which has the same settings and
+    /// these limits of bytes and patches.
     pub fn load(
         &mut self,
         model: &Model,

@@ -1,4 +1,4 @@
-//! All that one sequence carries from byte to byte: caches, boundaries, the open patch.
+//! The state of one sequence of a BLT: its text, patch boundaries and caches.
 
 use std::ops::Range;
 
@@ -42,7 +42,7 @@ pub struct State {
 }
 
 /// Most bytes of a sequence in one pass, and most bytes that a rewind takes back without computing
-/// anything again: the caches keep so many positions besides their windows.
+/// anything again: the caches keep this many positions besides their windows.
 pub(crate) const MAX_BATCH: usize = 256;
 
 /// A text's lengths at one moment: [`State::mark`].
@@ -94,7 +94,7 @@ impl State {
         &self.ids
     }
 
-    /// Entropies in nats, one per id: of the id after it. NaN if the entropy model does not run.
+    /// The entropy in nats of the id after each id. NaN if the entropy model does not run.
     pub fn entropies(&self) -> &[f32] {
         &self.entropies
     }
@@ -185,8 +185,8 @@ impl State {
         (w.decoder).evict_patches(self.n_closed(), &mut self.patch_kv);
     }
 
-    /// Whether all rows are there that bytes after the first `n_ids` read, when these close `n_closed`
-    /// patches.
+    /// Whether no row has been evicted that a byte after the first `n_ids` reads, when these close
+    /// `n_closed` patches.
     fn can_rewind(&self, model: &Model, n_ids: usize, n_closed: usize) -> bool {
         if let Some(caches) = &self.device {
             return caches.can_rewind(n_ids, n_closed);
@@ -204,7 +204,7 @@ impl State {
             && (self.byte_states.iter()).all(|s| s.first() <= self.starts[oldest_patch])
     }
 
-    /// Forgets the rows of bytes and patches beyond the text.
+    /// Drops the rows of bytes and patches beyond the text.
     fn rewind_caches(&mut self, model: &Model) {
         if self.device.is_some() {
             return;

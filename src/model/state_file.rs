@@ -29,8 +29,8 @@ impl State {
         self.global_out.save(self.n_closed(), out)
     }
 
-    /// Reads what [`State::save`] wrote, into this state, which is that of an empty session with
-    /// the same settings. `max_bytes` and `max_patches` are that session's limits.
+    /// Reads the output of [`State::save`] into this state of an empty session with the same settings.
+    /// `max_bytes` and `max_patches` are that session's limits.
     pub(crate) fn load(
         &mut self,
         model: &Model,

@@ -18,13 +18,13 @@ use crate::error::{Error, Result};
 /// - `repeat_penalty` 1, that is off: punishing bytes punishes letters, and `e` must come back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerConfig {
-    /// Logits are divided by this; 0 always takes the largest (of equal ones the lowest id).
+    /// Logits are divided by this; 0 always takes the largest logit (of equal ones the lowest id).
     pub temperature: f32,
-    /// Keep only this many of the largest; of equal ones the lower ids.
+    /// Keep only this many of the largest logits; of equal ones the lower ids.
     pub top_k: Option<usize>,
-    /// Keep the fewest largest whose probabilities add up to at least this.
+    /// Keep the fewest most probable ids whose probabilities add up to at least this.
     pub top_p: Option<f32>,
-    /// Keep those with at least this share of the largest probability.
+    /// Keep the ids with at least this share of the largest probability.
     pub min_p: Option<f32>,
     /// Positive logits of bytes seen lately are divided by this, negative ones multiplied; 1: off.
     pub repeat_penalty: f32,

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Canceller(Arc<AtomicBool>);
 
 impl Canceller {
-    /// Lets the call that is reading bytes, or else the next that does, end with
-    /// [`Error::Cancelled`](crate::Error::Cancelled) before its next pass of at most [`BYTES_PER_PASS`](crate::session::BYTES_PER_PASS) bytes. One
-    /// request stops one call.
+    /// Makes the call that is reading bytes, or else the next one that does, end with
+    /// [`Error::Cancelled`](crate::Error::Cancelled) before its next pass of at most
+    /// [`BYTES_PER_PASS`](crate::session::BYTES_PER_PASS) bytes. One request stops one call.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Withdraws a request that has stopped nothing yet; says whether there was one.
+    /// Withdraws a request that has stopped nothing yet. Returns whether there was one.
     pub fn withdraw(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
 //! How well a model whose bytes carry flags predicts a text: three numbers, two of which are code lengths.
 //!
-//! Where a text is read, the flag of a byte depends on the byte after it. Logits after the first then know something of
-//! what they are asked for: sums of them over whole bytes (*folded*) can be too good. Flags coded with the bytes (*joint*)
+//! Where a text is read, the flag of a byte depends on the byte after it. The logits then depend on
+//! the byte that they predict: sums of them over whole bytes (*folded*) can be too good. Flags coded with the bytes (*joint*)
 //! and flags chosen as they are when writing (*causal*) give numbers that a compressor could reach.
 
 use super::{Position, Session};

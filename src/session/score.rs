@@ -14,16 +14,16 @@ pub struct Score {
 }
 
 impl Score {
-    /// Bits per byte: what an ideal compressor using this model would need. 0 of no bytes.
+    /// Bits per byte: what an ideal compressor using this model would need; 0 if there are no bytes.
     pub fn bits_per_byte(&self) -> f64 {
         self.bits / self.n_bytes.max(1) as f64
     }
 }
 
 impl Session {
-    /// Reads bytes and says how well they were predicted, each from all before it. Where ids carry flags, the bytes count as
-    /// written: [`FlagScorer`](super::FlagScorer) has the other ways. In a session
-    /// without BOS that has read nothing, the first byte is not predicted and does not count.
+    /// Reads bytes and measures how well each was predicted from all before it. Where ids carry flags, the bytes count as
+    /// written: [`FlagScorer`](super::FlagScorer) has the other measures. In a session without BOS that has read
+    /// nothing, the first byte is not predicted and does not count.
     ///
     /// ```
     /// # use blt::{Model, Session, SessionOptions};

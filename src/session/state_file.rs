@@ -98,8 +98,8 @@ impl Session {
     /// Reads a state that [`Session::save`] wrote with the same model.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] if the file is damaged, no state, or of another model or
-    /// version; [`Error::Config`] or [`Error::Argument`] if its settings make no sense.
+    /// [`Error::Io`]; [`Error::Format`] if the file is damaged, not a session state, or of another
+    /// model or version; [`Error::Config`] or [`Error::Argument`] if its settings are invalid.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |e| Error::io(path, e);

@@ -1,15 +1,15 @@
 //! The path of a byte through a Bolmo model, top to bottom.
 //!
 //! ```text
-//! byte states     the local encoder reads every byte, whatever patches there are
+//! byte states     the local encoder reads every byte, whatever the patches
 //! flags           of bytes read, by the states of two neighbours; of bytes written, chosen with them
 //! patches         the global transformer takes a step for each byte that ends one
 //! logits          the local decoder reads every byte whose flag is known, with the latest patch
 //! ```
 //!
-//! The last byte of a text that is read is pending: its flag needs the byte after it. If logits are wanted all the same,
-//! the byte is closed by a guess, the more likely of its two ids. Writing makes the guess definite, reading on undoes it.
-//! So a text read in pieces is the text read at once, and a text written keeps the flags it was written with.
+//! The last byte of a text that is read is pending: its flag needs the byte after it. If its logits are wanted, the flag is
+//! guessed: the more likely of the byte's two ids. Writing makes the guess definite, reading more undoes it. So a text read
+//! in pieces is the text read at once, and a written text keeps the flags it was written with.
 
 use std::ops::Range;
 
@@ -82,7 +82,7 @@ impl Bolmo {
         );
     }
 
-    /// Whether each byte ends a patch whose next byte has been read too.
+    /// Decides, for each byte whose next byte has been read, whether it ends a patch.
     fn cut(&self, compute: &Compute, inputs: &mut [SequenceInput<'_>]) -> Result<(), Failure> {
         let dim = self.encoder.dim();
         let positions: PerSequence<Range<usize>> =
@@ -165,8 +165,8 @@ impl Bolmo {
 }
 
 impl SequenceInput<'_> {
-    /// Adds the ids to the text. What was guessed about the byte before them is made definite if they were written, and
-    /// undone if they are read.
+    /// Adds the ids to the text. A guess about the byte before them becomes definite if they were written, and is undone if
+    /// they are read.
     fn take_ids(&mut self, compute: &Compute) {
         let state = &mut *self.state;
         if !self.ids.is_empty() && state.is_pending() {
@@ -202,7 +202,7 @@ impl SequenceInput<'_> {
     }
 }
 
-/// What is to be decoded of one sequence: all bytes before position `end`, whose flags are known.
+/// The bytes of one sequence to decode: all before position `end`, whose flags are known.
 pub struct Settle<'a> {
     pub state: &'a mut State,
     pub end: usize,
@@ -218,20 +218,20 @@ impl Settle<'_> {
         self.state.patches.end()..n_closed
     }
 
-    /// Positions to be decoded.
+    /// Positions to decode.
     fn positions(&self) -> Range<usize> {
         self.state.decoder.n_steps()..self.end
     }
 }
 
 /// The global transformer's steps for patches that have ended, then the local decoder for the bytes. Keeps the logits
-/// after the last byte of each sequence; returns all of those that want them.
+/// after the last byte of each sequence, and returns all logits of the sequences that ask for them.
 pub fn settle<'c>(model: &Bolmo, compute: &'c Compute, parts: &mut [Settle<'_>]) -> Outputs<'c> {
     close_patches(model, compute, parts);
     decode(model, compute, parts)
 }
 
-/// What bytes are given of the patches that have ended.
+/// The global transformer reads the patches that have ended; their rows for the decoder are added to the states.
 fn close_patches(model: &Bolmo, compute: &Compute, parts: &mut [Settle<'_>]) {
     let dim = model.encoder.dim();
     let closed: PerSequence<Range<usize>> = parts.iter().map(Settle::closed).collect();

@@ -1,4 +1,4 @@
-//! All that one sequence carries from byte to byte, and how it goes back.
+//! The state of one sequence of a Bolmo model.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use crate::ops::Compute;
 use crate::recurrence::Recurrence;
 use crate::vocab::Id;
 
-/// Whether a byte ends a patch, and who said so.
+/// Whether a byte ends a patch, and who decided it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flag {
-    /// Nobody yet: the byte is pending.
+    /// Undecided: the byte is pending.
     Unknown,
-    /// The boundary predictor, or it is the first position.
+    /// Decided by the boundary predictor, or the first position.
     Read(bool),
-    /// The decoder, for the last byte of a text that it was asked to continue.
+    /// Decided by the decoder, for the last byte of a text that it continues.
     Forced(bool),
-    /// The decoder, with the byte itself.
+    /// Chosen by the decoder together with the byte.
     Chosen(bool),
 }
 
@@ -50,11 +50,11 @@ pub struct State {
     pub byte_states: RowStore,
     /// Keys and values of all patches that have ended.
     pub global_cache: KvCache,
-    /// What bytes are given of each of these patches.
+    /// For each of these patches, the row that is added to its bytes.
     pub patches: RowStore,
     /// Logits after the last id whose flag is known, one that is tentative left out.
     pub logits: Vec<f32>,
-    /// Where patches start whatever predictor and decoder say, ascending; `None`: as they say.
+    /// Patch starts from the caller, ascending, instead of predictor and decoder.
     pub given_starts: Option<Arc<[usize]>>,
     /// Logits after the last id, if its flag is only a guess that lets the text continue: the predictor decides once there is
     /// another byte to read.
@@ -85,7 +85,7 @@ impl State {
         self.starts.len() - 1
     }
 
-    /// Bytes of memory held.
+    /// Bytes of memory that the caches take.
     pub fn n_bytes(&self) -> usize {
         let rows = [&self.byte_states, &self.patches].map(RowStore::n_bytes);
         self.encoder.n_bytes()

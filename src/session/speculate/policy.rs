@@ -15,7 +15,7 @@ const MAX_AUTO_DRAFT: usize = 16;
 /// adds rows.
 const CACHED_BYTES: f64 = 6e6;
 
-/// So many more rows cost as much as reading the weights, or less.
+/// This many more rows cost at most as much as reading the weights.
 const ROWS_PER_READ: f64 = 10.0;
 
 /// Share of its cost that a draft must save at least, compared to reading byte by byte.
