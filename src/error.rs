@@ -158,7 +158,7 @@ impl fmt::Display for Error {
             Error::NonFinite { what, position } => write!(
                 f,
                 "{what} at position {position}: expected finite numbers, found NaN or infinity; \
-                 the model's weights are damaged"
+                 the model's weights are damaged; blt-info --check names the tensor"
             ),
             Error::ContextFull {
                 unit,

@@ -101,6 +101,12 @@ impl ModelOptions {
         self
     }
 
+    /// Compare all weights with the checksums of native files while opening: see [`OpenOptions::verify`].
+    pub fn verify(mut self, verify: bool) -> Self {
+        self.checkpoint.verify = verify;
+        self
+    }
+
     /// Read all weights while opening (see [`Model::preload`]), so that the first byte is fast.
     pub fn preload(mut self, preload: bool) -> Self {
         self.preload = preload;

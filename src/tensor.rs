@@ -174,6 +174,24 @@ impl Storage {
         }
     }
 
+    /// See [`Tensor::release`].
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = self.map() {
+            // SAFETY: the mapping is read-only, so that no page of it differs from the file, from which pages that
+            // are dropped come back with the same content: no reference into it sees a change.
+            let _ = unsafe {
+                map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    range.start,
+                    range.len(),
+                )
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// The mapping that the bytes are in, if they are in one.
     fn map(&self) -> Option<&memmap2::Mmap> {
         match self {
@@ -402,18 +420,7 @@ impl Tensor {
     /// through a large file does not fill the memory with it. Does nothing for bytes in memory and
     /// where there is no `madvise`; what is read later is fetched from the file again.
     pub fn release(&self) {
-        #[cfg(unix)]
-        if let Some(map) = self.storage.map() {
-            // SAFETY: the mapping is read-only, so that no page of it differs from the file, from which pages that
-            // are dropped come back with the same content: no reference into it sees a change.
-            let _ = unsafe {
-                map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    self.range.start,
-                    self.range.len(),
-                )
-            };
-        }
+        self.storage.release(self.range.clone());
     }
 
     /// Tells the system that rows will be read here and there, so that it does not read ahead: a

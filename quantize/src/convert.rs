@@ -130,7 +130,13 @@ impl Job<'_> {
             importance: importance.filter(|i| i.len() == tensor.cols()),
             threads: self.threads,
         };
-        let loss = run(conversion, tensor)?;
+        let loss =
+            run(conversion, tensor).map_err(|e| match (e, self.checkpoint.source(name)) {
+                (Error::Tensor { what, .. }, Some((stored, file))) => {
+                    Error::tensor(stored, format!("{what}, in {}", file.display()))
+                }
+                (e, _) => e,
+            })?;
         Ok(Done {
             tensor: of.clone(),
             from: tensor.dtype(),

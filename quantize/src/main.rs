@@ -137,6 +137,7 @@ fn run(args: Args) -> Result<(), Failure> {
     }
     let tables_aside = check_output(&args, &checkpoint, &product)?;
     interrupt::watch()?;
+    model::verify(&checkpoint, args.quiet)?;
     match product {
         Product::Hf => to_hf(&args, &checkpoint, n_threads),
         Product::Native(policy) => to_native(&args, &checkpoint, &policy, n_threads, tables_aside),

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod bolmo;
+mod checksums;
 mod config_json;
 mod entropy;
 mod hf;
@@ -96,6 +97,9 @@ pub struct OpenOptions {
     pub tokenizer: Option<PathBuf>,
     /// Whether the weights are mapped or read into memory.
     pub load: Load,
+    /// Read all weights and compare them with the checksums of native files (see [`Checkpoint::verify`]). It is an error
+    /// if there are none.
+    pub verify: bool,
 }
 
 /// An open checkpoint: a validated configuration and every tensor it calls for.
@@ -106,6 +110,7 @@ pub struct Checkpoint {
     files: Vec<FileInfo>,
     entries: Vec<Entry>, // in the order of `expected_tensors`
     number_of: HashMap<String, usize>,
+    weights: Vec<WeightFiles>,
 }
 
 impl Checkpoint {
@@ -173,6 +178,30 @@ impl Checkpoint {
     /// All tensors of the model with what each is for, in canonical order.
     pub fn model_tensors(&self) -> impl Iterator<Item = (&ModelTensor, &Tensor)> {
         self.entries.iter().map(|e| (&e.of, &e.tensor))
+    }
+
+    /// The name in the file of a tensor of ours, and the file.
+    pub fn source(&self, name: &str) -> Option<(&str, &Path)> {
+        let entry = &self.entries[*self.number_of.get(name)?];
+        Some((&entry.foreign, &entry.path))
+    }
+
+    /// Reads all bytes of the files that have checksums, native ones, and compares them. Returns the number of tensors
+    /// compared: 0 if no file has checksums. `progress` is told how many bytes are done and may end the work with an error.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] or [`Error::Format`] naming what is damaged, and those of `progress`.
+    pub fn verify(&self, mut progress: impl FnMut(u64) -> Result<()>) -> Result<usize> {
+        let (mut n, mut before) = (0, 0);
+        for weights in &self.weights {
+            let mut done = 0;
+            n += weights.verify(|bytes| {
+                done = bytes;
+                progress(before + bytes)
+            })?;
+            before += done;
+        }
+        Ok(n)
     }
 
     /// The tensor of that name (one of ours); shares the checkpoint's bytes.
@@ -338,9 +367,9 @@ impl Kind {
     }
 }
 
-/// Names that the weights of every model of a layout have: of byte embeddings.
+/// Names that the weights of every model of a layout have, tied or not, and no others.
 const LANDMARKS: [&str; 3] = [
-    "model.local_encoder.embed_tokens.weight",
+    "model.local_decoder.layers.0.self_attn.q_proj.weight",
     "model.local_encoder.byte_embedding.weight",
     "local_encoder.tok_embeddings.weight",
 ];
@@ -459,7 +488,15 @@ impl Unresolved {
         });
         let open = |path: &Path| entropy::open(path, options.load);
         let apart = entropy_path.as_deref().map(open).transpose()?;
-        self.serve(apart)
+        let path = self.weights.path().to_path_buf();
+        let checkpoint = self.serve(apart)?;
+        if options.verify && checkpoint.verify(|_| Ok(()))? == 0 {
+            return Err(Error::format(
+                path,
+                "expected checksums, found none: native files have them, except those of early versions",
+            ));
+        }
+        Ok(checkpoint)
     }
 
     /// Refuses what would be ignored: options for another kind of model, and tensors that no part of the model reads.
@@ -541,12 +578,14 @@ impl Unresolved {
         if let Some(apart) = &apart {
             files.extend(apart.weights.files().cloned());
         }
+        let apart = apart.map(|apart| apart.weights);
         Ok(Checkpoint {
             config: self.config,
             layout: self.layout,
             files,
             entries,
             number_of,
+            weights: [self.weights].into_iter().chain(apart).collect(),
         })
     }
 }

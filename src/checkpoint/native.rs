@@ -7,7 +7,8 @@
 //! | 1 | every tensor is F32, F16 or BF16 |
 //! | 2 | some are quantised: see `quantized.rs` for how they are declared |
 //!
-//! Files are written in the lowest version that can hold them, and all versions are read.
+//! Files are written in the lowest version that can hold them, and all versions are read. After the tensors come their
+//! checksums: see `checksums.rs`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// Metadata key of the version.
-const VERSION_KEY: &str = "blt.format_version";
+pub(super) const VERSION_KEY: &str = "blt.format_version";
 /// The version of files without quantised tensors.
 const VERSION: &str = "1";
 /// The version of files with them.

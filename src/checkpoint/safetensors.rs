@@ -12,6 +12,7 @@ use serde::de::{
     Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
 };
 
+use super::checksums::{self, Sums};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Storage, Tensor};
 
@@ -91,9 +92,62 @@ impl SafetensorsFile {
         })
     }
 
-    /// Names of all tensors.
+    /// Names of all tensors, in the order of the file.
     pub fn names(&self) -> Vec<String> {
-        self.header.offset_keys()
+        let mut names = self.header.offset_keys();
+        names.retain(|name| name != checksums::NAME);
+        names
+    }
+
+    /// Compares the file with its checksums, if it has them, and returns the number of tensors compared. `progress` is told
+    /// how many bytes are done and may end the work with an error.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] naming the first tensor that is damaged, [`Error::Format`] if the header is.
+    pub fn verify(&self, mut progress: impl FnMut(u64) -> Result<()>) -> Result<usize> {
+        const PIECE: usize = 8 << 20;
+        let Some(info) = self.header.info(checksums::NAME) else {
+            return Ok(0);
+        };
+        let bytes = self.storage.bytes();
+        let range = |(start, end): (usize, usize)| self.data_start + start..self.data_start + end;
+        let names = self.names();
+        let sums: Vec<u64> = (bytes[range(info.data_offsets)].chunks_exact(checksums::LENGTH))
+            .map(|sum| u64::from_le_bytes(sum.try_into().expect("chunks of this length")))
+            .collect();
+        let file = self.path.display();
+        if sums.len() != names.len() + 1 {
+            let what = format!(
+                "expected {} checksums, found {}",
+                names.len() + 1,
+                sums.len()
+            );
+            return Err(Error::format(&self.path, what));
+        }
+        if checksums::of(&bytes[LENGTH..self.data_start]) != sums[0] {
+            let what = "expected a header of the checksum stored with it, found another: the file is damaged";
+            return Err(Error::format(&self.path, what));
+        }
+        let mut done = 0;
+        for (name, expected) in names.iter().zip(&sums[1..]) {
+            let info = self.header.info(name).expect("one of its names");
+            let mut sum = Sums::default();
+            let tensor = range(info.data_offsets);
+            for start in tensor.clone().step_by(PIECE) {
+                let piece = start..tensor.end.min(start + PIECE);
+                done += piece.len() as u64;
+                sum.update(&bytes[piece.clone()]);
+                self.storage.release(piece);
+                progress(done)?;
+            }
+            if sum.of_tensor() != *expected {
+                let what = format!(
+                    "expected bytes of the checksum stored with them, found others: {file} is damaged"
+                );
+                return Err(Error::tensor(name, what));
+            }
+        }
+        Ok(names.len())
     }
 
     /// The free-form metadata of the header.

@@ -319,6 +319,18 @@ impl WeightFiles {
         }
     }
 
+    /// Compares the file with its checksums, if it is one that has them: see `checksums.rs`. Returns the number of tensors
+    /// compared.
+    ///
+    /// # Errors
+    /// Those of damage, and of `progress`, which is told the bytes that are done.
+    pub fn verify(&self, progress: impl FnMut(u64) -> Result<()>) -> Result<usize> {
+        match &self.files[..] {
+            [(_, Container::Safetensors(file))] => file.verify(progress),
+            _ => Ok(0),
+        }
+    }
+
     /// The folder of the first file.
     pub fn folder(&self) -> &Path {
         let folder = self.files[0].0.path.parent().unwrap_or(Path::new(""));

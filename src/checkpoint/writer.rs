@@ -13,6 +13,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::checksums::{self, Sums};
 use super::safetensors::MAX_HEADER;
 use super::spec::{ALIGNMENT, TensorSpec};
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ use crate::output_file::OutputFile;
 pub struct SafetensorsWriter {
     out: OutputFile,
     specs: Vec<TensorSpec>,
+    /// The checksums, which follow the tensors of a native file.
+    sums: Option<Sums>,
     current: usize, // in specs
     written: u64,   // bytes of the current tensor
 }
@@ -50,10 +53,13 @@ impl SafetensorsWriter {
         metadata: &[(String, String)],
         specs: Vec<TensorSpec>,
     ) -> Result<SafetensorsWriter> {
-        let header = header(metadata, &specs)?;
+        let has_sums = checksums::are_written(metadata);
+        let last = has_sums.then(|| checksums::spec(specs.len()));
+        let header = header(metadata, specs.iter().chain(&last))?;
         let mut writer = SafetensorsWriter {
             out: open()?,
             specs,
+            sums: has_sums.then(|| Sums::new(&header)),
             current: 0,
             written: 0,
         };
@@ -102,6 +108,9 @@ impl SafetensorsWriter {
             ));
         }
         self.out.put(bytes)?;
+        if let Some(sums) = &mut self.sums {
+            sums.update(bytes);
+        }
         self.written += bytes.len() as u64;
         self.pass_complete();
         Ok(())
@@ -111,7 +120,7 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// [`Error::Argument`] if a tensor is missing or incomplete; [`Error::Io`] if the system fails.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         if let Some(spec) = self.specs.get(self.current) {
             return Err(Error::argument(
                 "tensors",
@@ -120,6 +129,9 @@ impl SafetensorsWriter {
                     spec.n_bytes, spec.name, self.written
                 ),
             ));
+        }
+        if let Some(sums) = self.sums.take() {
+            self.out.put(&sums.into_bytes())?;
         }
         self.out.finish()
     }
@@ -131,12 +143,18 @@ impl SafetensorsWriter {
         {
             self.current += 1;
             self.written = 0;
+            if let Some(sums) = &mut self.sums {
+                sums.end_tensor();
+            }
         }
     }
 }
 
 /// The JSON header, padded with spaces so that the data begin aligned.
-fn header(metadata: &[(String, String)], specs: &[TensorSpec]) -> Result<Vec<u8>> {
+fn header<'a>(
+    metadata: &[(String, String)],
+    specs: impl IntoIterator<Item = &'a TensorSpec>,
+) -> Result<Vec<u8>> {
     let mut root = Map::new();
     if !metadata.is_empty() {
         let map: Map<String, Value> = metadata

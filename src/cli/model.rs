@@ -13,6 +13,8 @@ use crate::model::Model;
 use crate::open::ModelOptions;
 
 use super::args::Failure;
+use super::interrupt;
+use super::progress::Progress;
 
 /// Declares the arguments of a program: the groups of fields that programs share, and after them in the
 /// macro's body the program's own.
@@ -35,7 +37,7 @@ use super::args::Failure;
 /// | group | fields |
 /// |---|---|
 /// | `model` | `MODEL` |
-/// | `checkpoint` | `--entropy-model`, `--config`, `--tokenizer`, `--load`, `--patching`; `checkpoint_options()` |
+/// | `checkpoint` | `--entropy-model`, `--config`, `--tokenizer`, `--load`, `--verify`, `--patching`; `checkpoint_options()` |
 /// | `compute` | `--threads`, `--profile`, `--kv`, `--device`, `--isa`; `model_options()` |
 /// | `patches` | `--threshold`, `--entropy-reset` |
 #[macro_export]
@@ -84,6 +86,10 @@ macro_rules! program_args {
                 #[argh(option, arg_name = "map|read", default = "blt::tensor::Load::Map")]
                 load: $crate::tensor::Load,
 
+                /// read the whole model first and compare it with its checksums (native files)
+                #[argh(switch)]
+                verify: bool,
+
                 /// how to cut patches: entropy, space, static, byte or bpe (default: as the model says); all
                 /// but entropy work without an entropy model
                 #[argh(option, arg_name = "mode")]
@@ -94,7 +100,7 @@ macro_rules! program_args {
         impl $name {
             /// Options that open the checkpoint.
             fn checkpoint_options(&self) -> $crate::ModelOptions {
-                let mut options = $crate::Model::options().files(self.load);
+                let mut options = $crate::Model::options().files(self.load).verify(self.verify);
                 if let Some(path) = &self.config {
                     options = options.config(path);
                 }
@@ -205,6 +211,25 @@ pub fn failure(error: Error) -> Failure {
     match error {
         Error::Argument { .. } => Failure::usage(error),
         error => Failure::from(error),
+    }
+}
+
+/// Compares the files of a checkpoint with their checksums, with a progress line. Returns the number of tensors compared;
+/// 0: the files have no checksums.
+pub fn verify(checkpoint: &Checkpoint, quiet: bool) -> Result<usize, Failure> {
+    let total = checkpoint.files().iter().map(|file| file.bytes).sum();
+    let mut progress = Progress::new("verifying", Some(total), quiet);
+    let result = checkpoint.verify(|done| {
+        progress.set(done);
+        match interrupt::requested() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    });
+    progress.finish();
+    match result {
+        Err(Error::Cancelled) => Err(Failure::failed("interrupted while verifying the model")),
+        result => Ok(result?),
     }
 }
 

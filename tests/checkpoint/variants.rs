@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blt::checkpoint::{Checkpoint, OpenOptions};
+use blt::checkpoint::{Checkpoint, OpenOptions, write_native};
 use blt::tensor::Load;
 use serde_json::{Map, Value};
 
@@ -57,7 +57,12 @@ fn names_that_wrappers_changed_are_recognised() {
             Some(n.strip_prefix("model.").unwrap_or(n).into())
         }),
     ];
-    for model in ["hf-gqa/model", "bolmo-bwen/model", "meta-threshadd/hub"] {
+    for model in [
+        "hf-gqa/model",
+        "hf-tied/model",
+        "bolmo-bwen/model",
+        "meta-threshadd/hub",
+    ] {
         for (case, renamed) in cases {
             let folder = Folder::copy_of("renamed", &data(model));
             let file = folder.path("model.safetensors");
@@ -245,4 +250,79 @@ fn weights_that_are_read_are_those_that_are_mapped() {
             &open(&name, &path, &options),
         );
     }
+}
+
+/// A native copy of a small model; its bytes.
+fn native_copy(folder: &Folder) -> (PathBuf, Vec<u8>) {
+    let original = open("hf-maxpatch", &data("hf-maxpatch/model"), &options());
+    let path = folder.path("model.blt");
+    let tensors = original.tensors().map(|(n, t)| (n.to_string(), t.clone()));
+    write_native(&path, original.config(), tensors).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    (path, bytes)
+}
+
+/// Every damaged byte of a native file is found, also those that change neither a name nor a shape.
+#[test]
+fn checksums_find_what_no_shape_betrays() {
+    let folder = Folder::new("checksums");
+    let (path, good) = native_copy(&folder);
+    let verified = OpenOptions {
+        verify: true,
+        ..options()
+    };
+    let checkpoint = open("good", &path, &verified);
+    assert_eq!(
+        checkpoint.verify(|_| Ok(())).unwrap(),
+        checkpoint.names().len()
+    );
+    let silent = std::cell::Cell::new(0);
+    let damaged = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        let opens = Checkpoint::from_bytes(bytes.clone(), &options()).is_ok();
+        silent.set(silent.get() + usize::from(opens));
+        let result = Checkpoint::from_bytes(bytes, &verified);
+        assert!(result.is_err(), "byte {at} of {}", good.len());
+        result.unwrap_err().to_string()
+    };
+    let step = good.len() / 1500 + 1;
+    for at in (0..good.len()).step_by(step) {
+        damaged(at);
+    }
+    let message = damaged(good.len() / 2);
+    assert!(
+        message.contains("tensor \"") && message.contains("is damaged"),
+        "{message}"
+    );
+    assert!(silent.get() > 1000, "{}", silent.get());
+    // The last byte is part of the checksums themselves.
+    damaged(good.len() - 1);
+    // Other layouts have none.
+    let message = error("hf", Checkpoint::open(&data("hf-gqa/model"), &verified));
+    assert!(
+        message.contains("expected checksums, found none"),
+        "{message}"
+    );
+}
+
+/// Files written before there were checksums, and those of readers that do not know them.
+#[test]
+fn a_native_file_without_checksums_opens() {
+    let folder = Folder::new("no-checksums");
+    let (path, good) = native_copy(&folder);
+    let length = u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
+    let mut header: Map<String, Value> = serde_json::from_slice(&good[8..8 + length]).unwrap();
+    let entry = header.remove("blt.checksums").unwrap();
+    let end = 8 + length + entry["data_offsets"][0].as_u64().unwrap() as usize;
+    let header = serde_json::to_vec(&header).unwrap();
+    let bytes = [
+        &(header.len() as u64).to_le_bytes(),
+        &header[..],
+        &good[8 + length..end],
+    ]
+    .concat();
+    let old = Checkpoint::from_bytes(bytes, &options()).unwrap();
+    assert_eq!(old.verify(|_| Ok(())).unwrap(), 0);
+    assert_same("old", &old, &open("new", &path, &options()));
 }

@@ -17,6 +17,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use blt::Model;
 use common::Case;
 use serde_json::Value;
 
@@ -197,6 +198,7 @@ fn info_adds_up() {
         .sum();
     assert_eq!(record["parameters"], sum);
     assert_eq!(record["checked"], sum);
+    assert_eq!(record["checksums"], 0, "native files have them");
     let bytes: u64 = parts.values().map(|p| p["bytes"].as_u64().unwrap()).sum();
     assert!(bytes <= record["files"][0]["bytes"].as_u64().unwrap());
     assert_eq!(record["config"]["patcher"]["mode"], "entropy");
@@ -224,9 +226,45 @@ fn info_finds_a_weight_that_is_no_number() {
     let message = String::from_utf8(result.stderr).unwrap();
     assert_eq!(result.status.code(), Some(1), "{message}");
     assert!(
-        message.contains("tensor \"") && message.contains("NaN"),
+        message.contains("tensor \"") && message.contains("NaN") && message.contains(folder),
         "{message}"
     );
+}
+
+/// Damage of a native file that no shape betrays is found by `blt-info --check` and by `--verify` of any program.
+#[test]
+fn a_damaged_native_file_is_found() {
+    let model = Model::open(MODEL).unwrap();
+    let source = Model::options().open_checkpoint(MODEL).unwrap();
+    let path = temporary("damaged.blt");
+    let tensors = source
+        .tensors()
+        .map(|(name, t)| (name.to_string(), t.clone()));
+    blt::checkpoint::write_native(&path, model.config(), tensors).unwrap();
+    let text = path.to_str().unwrap();
+    let record = json(INFO, &[text, "--check", "--json", "--quiet"]);
+    assert_eq!(record["checksums"], source.names().len());
+    output(RUN, &[text, "-p", "a", "-n", "1", "--verify"], b"");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    output(RUN, &[text, "-p", "a", "-n", "1"], b"");
+    for args in [
+        &[RUN, text, "-p", "a", "--verify"][..],
+        &[INFO, text, "--check"],
+        &[INFO, text, "--verify"],
+    ] {
+        let result = call(args[0], &args[1..], b"");
+        let message = String::from_utf8(result.stderr).unwrap();
+        assert_eq!(result.status.code(), Some(1), "{args:?}: {message}");
+        assert!(
+            message.contains("damaged.blt is damaged"),
+            "{args:?}: {message}"
+        );
+    }
+    let result = call(RUN, &[MODEL, "-p", "a", "--verify"], b"");
+    assert!(String::from_utf8_lossy(&result.stderr).contains("expected checksums, found none"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Reads every weight of a checkpoint once, to find those that are not finite.
+//! Reads every weight of a checkpoint, to find bytes that differ from their checksums and numbers that are not finite.
 
 use blt::Result;
 use blt::checkpoint::Checkpoint;
@@ -26,7 +26,7 @@ pub fn all_finite(checkpoint: &Checkpoint, quiet: bool) -> std::result::Result<u
     let mut n_weights = 0;
     for (name, tensor) in checkpoint.tensors() {
         for (first, piece) in tensor.row_pieces(PIECE) {
-            check_piece(name, first, &piece)?;
+            check_piece(checkpoint, name, first, &piece)?;
             n_bytes += piece.bytes().len() as u64;
             progress.set(n_bytes);
             if interrupt::requested() {
@@ -42,18 +42,27 @@ pub fn all_finite(checkpoint: &Checkpoint, quiet: bool) -> std::result::Result<u
     Ok(n_weights)
 }
 
-fn check_piece(name: &str, first_row: usize, piece: &Tensor) -> Result<()> {
+fn check_piece(
+    checkpoint: &Checkpoint,
+    name: &str,
+    first_row: usize,
+    piece: &Tensor,
+) -> Result<()> {
     let values = piece.to_f32_vec();
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
-        Some(at) => Err(Error::tensor(
-            name,
-            format!(
-                "expected finite numbers, found {} in row {}, column {}",
-                values[at],
-                first_row + at / piece.cols(),
-                at % piece.cols()
-            ),
-        )),
+        Some(at) => {
+            let (stored, file) = checkpoint.source(name).expect("a tensor of the checkpoint");
+            Err(Error::tensor(
+                stored,
+                format!(
+                    "expected finite numbers, found {} in row {}, column {} in {}",
+                    values[at],
+                    first_row + at / piece.cols(),
+                    at % piece.cols(),
+                    file.display()
+                ),
+            ))
+        }
     }
 }

@@ -79,7 +79,7 @@ fn recurrent_bytes(c: &TransformerConfig) -> u64 {
 }
 
 /// For people.
-pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
+pub fn text(checkpoint: &Checkpoint, checked: Option<(u64, usize)>) -> String {
     let config = checkpoint.config();
     let memory = Memory::of(checkpoint);
     let mut s = String::new();
@@ -149,10 +149,14 @@ pub fn text(checkpoint: &Checkpoint, checked: Option<u64>) -> String {
             units::memory(memory.traffic.weights.patch as u64)
         ),
     );
-    if let Some(n) = checked {
+    if let Some((n, n_sums)) = checked {
+        let sums = match n_sums {
+            0 => "the files have no checksums".to_string(),
+            n => format!("all {n} checksums are right"),
+        };
         line(
             "checked",
-            format!("all {} weights are finite", units::count(n)),
+            format!("all {} weights are finite, {sums}", units::count(n)),
         );
     }
     s.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
@@ -342,7 +346,7 @@ fn patching(config: &Config) -> String {
 }
 
 /// For programs.
-pub fn record(checkpoint: &Checkpoint, checked: Option<u64>) -> Value {
+pub fn record(checkpoint: &Checkpoint, checked: Option<(u64, usize)>) -> Value {
     let memory = Memory::of(checkpoint);
     let parts = by_part(checkpoint);
     let files = checkpoint.files().iter();
@@ -376,8 +380,9 @@ pub fn record(checkpoint: &Checkpoint, checked: Option<u64>) -> Value {
             "cache_bytes_at_full_context": memory.caches,
         },
     });
-    if let Some(n) = checked {
+    if let Some((n, n_sums)) = checked {
         record["checked"] = n.into();
+        record["checksums"] = n_sums.into();
     }
     record
 }

@@ -22,12 +22,12 @@ program_args! {
         note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: tensors, \
                 parameters, bytes, dtypes), config (as in native files), memory (weight_bytes_per_byte, \
                 weight_bytes_per_patch, resident_weight_bytes, cache_bytes_at_full_context), and with --check \
-                checked, the number of weights found finite.",
-        error_code(1, "Failed, or a weight is not finite; standard error says which."),
+                checked, the number of weights found finite, and checksums, the number of tensors found intact.",
+        error_code(1, "Failed, or a weight is damaged or not finite; standard error says which."),
         error_code(2, "Wrong usage.")
     )]
     struct Args [model checkpoint] {
-        /// read every weight and check that it is finite
+        /// read every weight, compare it with its checksum (native files) and check that it is finite
         #[argh(switch)]
         check: bool,
 
@@ -70,7 +70,8 @@ fn run(args: Args) -> Result<(), Failure> {
     let checked = match args.check {
         true => {
             interrupt::watch()?;
-            Some(check::all_finite(&checkpoint, args.quiet)?)
+            let n_sums = model::verify(&checkpoint, args.quiet)?;
+            Some((check::all_finite(&checkpoint, args.quiet)?, n_sums))
         }
         false => None,
     };
