@@ -1,6 +1,6 @@
-//! What strangers can hand to the engine, one function each: files of every layout, pickles, zip
-//! archives, saved sessions, and calls of the C functions. Each must come back, with a result or an
-//! error; a panic, a hang or a giant allocation is a finding.
+//! What strangers can hand to the engine, one function each: files of every layout, configurations, pickles, zip
+//! archives, saved sessions, training states, settings, texts, and calls of the C functions. Each must come back, with a
+//! result or an error; a panic, a hang or a giant allocation is a finding.
 //!
 //! `cargo fuzz run TARGET` explores (on the stable toolchain with `RUSTC_BOOTSTRAP=1`); `replay` runs
 //! a corpus and simple mutations of it, and needs nothing but Rust.
@@ -10,8 +10,11 @@ mod files;
 
 use std::sync::LazyLock;
 
-use blt::checkpoint::{Checkpoint, OpenOptions};
+use blt::checkpoint::{Checkpoint, OpenOptions, config_from_json, config_to_json, read_config};
+use blt::documents::{Format, TextFile};
 use blt::ops::Compute;
+use blt::train::settings::Settings;
+use blt::train::state::Saved;
 use blt::{GenerateOptions, Model, Session, SessionOptions};
 
 pub use calls::capi;
@@ -21,11 +24,15 @@ use files::Folder;
 pub type Target = fn(&[u8]) -> bool;
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("layouts", layouts),
     ("pickle", pickle),
     ("zip", zip),
     ("state", state),
+    ("config", config),
+    ("training", training),
+    ("settings", settings),
+    ("jsonl", jsonl),
     ("capi", capi),
 ];
 
@@ -150,4 +157,68 @@ pub fn state(input: &[u8]) -> bool {
     assert_eq!(again.patch_starts(), session.patch_starts());
     talk(session);
     true
+}
+
+/// A configuration: that of a native file, which must be the same when it is written again, or a file of a published
+/// layout.
+pub fn config(input: &[u8]) -> bool {
+    let own = std::str::from_utf8(input).map(config_from_json);
+    if let Ok(Ok(config)) = own {
+        let again = config_from_json(&config_to_json(&config)).expect("what was written is sound");
+        assert_eq!(again, config);
+        return true;
+    }
+    let folder = Folder::new();
+    folder.write("config.json", input);
+    read_config(&folder.path().join("config.json"), None).is_ok()
+}
+
+/// The state of a training run: a header, and zeros as many as it says.
+pub fn training(input: &[u8]) -> bool {
+    let folder = Folder::new();
+    folder.write_weights("state.safetensors", input);
+    let Ok(saved) = Saved::open(&folder.path().join("state.safetensors")) else {
+        return false;
+    };
+    let _ = Settings::default().set_json(&saved.settings);
+    let _ = saved.param("entropy.tok_embeddings", &[260, 4]);
+    true
+}
+
+/// Settings of a training run: TOML, or JSON if it begins so. What is read must be the same when it is written again.
+pub fn settings(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return false;
+    };
+    let mut settings = Settings::default();
+    let read = match text.starts_with('{') {
+        true => settings.set_json(text),
+        false => settings.set_toml(text),
+    };
+    if read.is_err() {
+        return false;
+    }
+    let mut again = Settings::default();
+    again.set_json(&settings.to_json().to_string()).expect("what was written is sound");
+    assert_eq!(again, settings);
+    let _ = settings.validate();
+    let _ = settings.architecture();
+    true
+}
+
+/// Texts: JSON lines, and the same bytes as text with separators.
+pub fn jsonl(input: &[u8]) -> bool {
+    let folder = Folder::new();
+    folder.write("a.jsonl", input);
+    folder.write("a.txt", input);
+    let open = |name: &str| TextFile::open(&folder.path().join(name), &Format::default());
+    for text in [open("a.txt"), open("a.jsonl")].into_iter().flatten() {
+        let mut end = 0;
+        for document in text.documents() {
+            assert!(end <= document.start && document.start < document.end);
+            end = document.end;
+        }
+        assert!(end <= text.bytes().len());
+    }
+    open("a.jsonl").is_ok_and(|text| !text.documents().is_empty())
 }

@@ -9,10 +9,12 @@ use serde_json::{Value as Json, json};
 
 use super::adamw::AdamW;
 use super::params::{Params, Value};
-use crate::checkpoint::{SafetensorsWriter, TensorSpec, config_from_json, config_to_json};
+use crate::checkpoint::{
+    SafetensorsWriter, TensorSpec, WeightFiles, config_from_json, config_to_json, parse_json,
+};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::tensor::MappedFile;
+use crate::tensor::DType;
 
 const KEY: &str = "blt.train";
 
@@ -68,7 +70,7 @@ pub struct Saved {
     /// Where the run was.
     pub position: Position,
     n_steps: u64,
-    file: MappedFile,
+    file: WeightFiles,
 }
 
 /// Writes the state of a run.
@@ -141,13 +143,11 @@ impl Saved {
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if it cannot be read or is not a training state.
     pub fn open(path: &Path) -> Result<Saved> {
-        let file = MappedFile::open(path)?;
+        let file = WeightFiles::open(path)?;
         let fault = |what: String| Error::format(path, what);
-        let (_, metadata) = safetensors::SafeTensors::read_metadata(file.bytes())
-            .map_err(|e| fault(format!("expected a training state, found a fault: {e}")))?;
-        let about = (metadata.metadata().as_ref().and_then(|m| m.get(KEY)))
+        let about = (file.metadata().and_then(|m| m.get(KEY)))
             .ok_or_else(|| fault(format!("expected a training state, found no {KEY}")))?;
-        let about: Json = serde_json::from_str(about).map_err(|e| fault(format!("{KEY}: {e}")))?;
+        let about = parse_json(about.as_bytes()).map_err(|e| fault(format!("{KEY}: {e}")))?;
         let number = |key: &str| {
             about[key]
                 .as_u64()
@@ -180,27 +180,21 @@ impl Saved {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
-        let all = safetensors::SafeTensors::deserialize(self.file.bytes())
-            .map_err(|e| Error::format(self.file.path(), e.to_string()))?;
-        let Ok(view) = all.tensor(name) else {
+        let Some(tensor) = self.file.tensor(name)? else {
             return Ok(None);
         };
-        if view.shape() != shape || view.dtype() != safetensors::Dtype::F32 {
+        if tensor.shape() != shape || tensor.dtype() != DType::F32 {
             return Err(Error::tensor(
                 name,
                 format!(
-                    "expected F32 {shape:?}, found {:?} {:?}",
-                    view.dtype(),
-                    view.shape()
+                    "expected F32 {shape:?}, found {} {:?} in {}",
+                    tensor.dtype(),
+                    tensor.shape(),
+                    self.file.path().display()
                 ),
             ));
         }
-        let values = view.data().chunks_exact(4);
-        Ok(Some(
-            values
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-        ))
+        Ok(Some(tensor.to_f32_vec()))
     }
 
     /// The values of a tensor.
