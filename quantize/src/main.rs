@@ -46,12 +46,12 @@ program_args! {
     )]
     struct Args [checkpoint] {
         /// the checkpoint: a file or a folder in any layout
-        #[argh(positional, arg_name = "IN")]
+        #[argh(positional, arg_name = "IN", from_str_fn(blt::cli::bytes::path))]
         input: PathBuf,
 
         /// the file to write, or with --to hf the folder, which must be new or empty; not
         /// needed with --dry-run
-        #[argh(positional, arg_name = "OUT")]
+        #[argh(positional, arg_name = "OUT", from_str_fn(blt::cli::bytes::path))]
         output: Option<PathBuf>,
 
         /// quantise to q8_0, q6_k, q4_k or q4_0
@@ -68,7 +68,7 @@ program_args! {
         tensor_type: Vec<Rule>,
 
         /// a text that the model reads first, to find the most important weights
-        #[argh(option, arg_name = "text")]
+        #[argh(option, arg_name = "text", from_str_fn(blt::cli::bytes::path))]
         calibrate: Option<PathBuf>,
 
         /// bytes of that text to read (default: 32768)
@@ -76,7 +76,7 @@ program_args! {
         calibrate_bytes: usize,
 
         /// a text on which to compare the result with the input
-        #[argh(option, arg_name = "text")]
+        #[argh(option, arg_name = "text", from_str_fn(blt::cli::bytes::path))]
         eval: Option<PathBuf>,
 
         /// bytes of that text to read (default: 65536)

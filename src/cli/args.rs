@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
+use super::bytes;
 use super::interrupt;
 use super::terminal::harmless;
 use crate::output_file::STDOUT;
@@ -90,11 +91,7 @@ enum Parsed<T> {
 }
 
 fn parse<T: FromArgs>(program: &str) -> Result<Parsed<T>, Failure> {
-    let args: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|arg| arg.into_string())
-        .collect::<Result<_, _>>()
-        .map_err(|arg| Failure::Usage(format!("argument {arg:?}: expected UTF-8")))?;
+    let args: Vec<String> = std::env::args_os().skip(1).map(bytes::encode).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if args == ["--version"] {
         let version = env!("CARGO_PKG_VERSION");
@@ -124,5 +121,9 @@ fn lower_first(text: &str) -> String {
 
 fn one_line(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().map(harmless).collect()
+    let shown = |c: char| match bytes::is_binary(c.encode_utf8(&mut [0; 4])) {
+        true => char::REPLACEMENT_CHARACTER,
+        false => harmless(c),
+    };
+    line.chars().map(shown).collect()
 }

@@ -22,6 +22,7 @@ macro_rules! err {
 }
 
 pub mod args;
+pub mod bytes;
 pub mod interrupt;
 pub mod memory;
 pub mod model;

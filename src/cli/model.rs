@@ -57,7 +57,7 @@ macro_rules! program_args {
                 $($fields)*
 
                 /// the model: a file or a folder
-                #[argh(positional, arg_name = "MODEL")]
+                #[argh(positional, arg_name = "MODEL", from_str_fn($crate::cli::bytes::path))]
                 model: Option<std::path::PathBuf>,
             }
         }
@@ -69,16 +69,16 @@ macro_rules! program_args {
                 $($fields)*
 
                 /// the entropy model, if it is a separate file or folder
-                #[argh(option, arg_name = "path")]
+                #[argh(option, arg_name = "path", from_str_fn($crate::cli::bytes::path))]
                 entropy_model: Option<std::path::PathBuf>,
 
                 /// the configuration, if it is not beside the weights
-                #[argh(option, arg_name = "file")]
+                #[argh(option, arg_name = "file", from_str_fn($crate::cli::bytes::path))]
                 config: Option<std::path::PathBuf>,
 
                 /// tokenizer.json of the subword model that a Bolmo model was made from, or its folder (default: the
                 /// folder tokenizer beside the weights)
-                #[argh(option, arg_name = "path")]
+                #[argh(option, arg_name = "path", from_str_fn($crate::cli::bytes::path))]
                 tokenizer: Option<std::path::PathBuf>,
 
                 /// map the files of the model, or read them into memory: slower to start, but then they may change

@@ -28,19 +28,19 @@ use blt_quantize::merge::Merge;
 )]
 struct Args {
     /// the byte model
-    #[argh(positional, arg_name = "BASE_BYTE")]
+    #[argh(positional, arg_name = "BASE_BYTE", from_str_fn(blt::cli::bytes::path))]
     byte: PathBuf,
 
     /// the subword model it was made from
-    #[argh(positional, arg_name = "BASE")]
+    #[argh(positional, arg_name = "BASE", from_str_fn(blt::cli::bytes::path))]
     base: PathBuf,
 
     /// the same subword model after instruction tuning
-    #[argh(positional, arg_name = "INSTRUCT")]
+    #[argh(positional, arg_name = "INSTRUCT", from_str_fn(blt::cli::bytes::path))]
     instruct: PathBuf,
 
     /// the file to write
-    #[argh(positional, arg_name = "OUT")]
+    #[argh(positional, arg_name = "OUT", from_str_fn(blt::cli::bytes::path))]
     out: PathBuf,
 
     /// how much of the difference is added (default: 1)
@@ -48,7 +48,7 @@ struct Args {
     alpha: f32,
 
     /// the byte model's tokenizer files, if they are not in the folder "tokenizer" beside its weights
-    #[argh(option, arg_name = "path")]
+    #[argh(option, arg_name = "path", from_str_fn(blt::cli::bytes::path))]
     tokenizer: Option<PathBuf>,
 
     /// show no progress

@@ -16,6 +16,7 @@ use blt::sampler::SamplerConfig;
 use blt::{GenerateOptions, Overflow, Session, SessionOptions};
 
 use blt::cli::args::{self, Failure};
+use blt::cli::bytes::{Bytes, unescape};
 use blt::cli::model::{self, patcher_config};
 use blt::cli::{input, interrupt};
 use turn::{Runner, Turn};
@@ -42,10 +43,10 @@ program_args! {
     struct Args [model checkpoint compute patches] {
         /// the text to continue; may be empty
         #[argh(option, short = 'p', arg_name = "text")]
-        prompt: Option<String>,
+        prompt: Option<Bytes>,
 
         /// a file with the text to continue, byte for byte; - is standard input
-        #[argh(option, short = 'f', arg_name = "path")]
+        #[argh(option, short = 'f', arg_name = "path", from_str_fn(blt::cli::bytes::path))]
         file: Option<PathBuf>,
 
         /// maximum number of bytes to generate (default: 256)
@@ -78,14 +79,18 @@ program_args! {
 
         /// stop before this text; may be given several times
         #[argh(option, arg_name = "text")]
-        stop: Vec<String>,
+        stop: Vec<Bytes>,
+
+        /// read \n, \r, \t, \e, \0, \\ and \xHH in -p and --stop as the bytes they stand for
+        #[argh(switch, short = 'e')]
+        escapes: bool,
 
         /// make the text match this regular expression from beginning to end
         #[argh(option, arg_name = "pattern")]
         regex: Option<String>,
 
         /// make the text JSON that this schema accepts
-        #[argh(option, arg_name = "file")]
+        #[argh(option, arg_name = "file", from_str_fn(blt::cli::bytes::path))]
         json_schema: Option<PathBuf>,
 
         /// bytes to draft at a time: faster, the same text, but bytes come in bursts (default: automatic; 0: off)
@@ -242,7 +247,7 @@ fn generate_options(args: &Args) -> Result<GenerateOptions, Failure> {
         ..default
     };
     sampler.validate().map_err(Failure::usage)?;
-    if args.stop.iter().any(String::is_empty) {
+    if args.stop.iter().any(|stop| stop.0.is_empty()) {
         return Err(Failure::usage(
             "--stop: expected at least one byte, found none",
         ));
@@ -250,7 +255,9 @@ fn generate_options(args: &Args) -> Result<GenerateOptions, Failure> {
     Ok(GenerateOptions {
         max_bytes: Some(args.n_bytes),
         sampler,
-        stop: args.stop.iter().map(|s| s.as_bytes().to_vec()).collect(),
+        stop: (args.stop.iter())
+            .map(|stop| text(args, "--stop", stop))
+            .collect::<Result<_, _>>()?,
         draft: args.draft,
         grammar: grammar(args)?,
     })
@@ -280,6 +287,14 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one(std::process::id()) >> 32
 }
 
+/// The bytes of an argument, with -e its escapes replaced.
+fn text(args: &Args, name: &str, argument: &Bytes) -> Result<Vec<u8>, Failure> {
+    match args.escapes {
+        true => unescape(&argument.0).map_err(|e| Failure::Usage(format!("{name}: {e}"))),
+        false => Ok(argument.0.clone()),
+    }
+}
+
 /// Largest prompt and largest JSON schema that are read.
 const MAX_PROMPT: usize = 64 << 20;
 const MAX_SCHEMA: usize = 1 << 20;
@@ -287,7 +302,7 @@ const MAX_SCHEMA: usize = 1 << 20;
 fn prompt(args: &Args) -> Result<Vec<u8>, Failure> {
     match (&args.prompt, &args.file) {
         (Some(_), Some(_)) => Err(Failure::usage("expected one of -p and -f, found both")),
-        (Some(text), None) => Ok(text.as_bytes().to_vec()),
+        (Some(prompt), None) => text(args, "-p", prompt),
         (None, Some(path)) if path.as_os_str() == "-" && args.interactive => Err(Failure::usage(
             "-f -: expected a file with -i, which reads standard input itself",
         )),

@@ -58,11 +58,11 @@ program_args! {
     )]
     struct Args [model checkpoint compute patches] {
         /// the text; - is standard input
-        #[argh(option, short = 'f', arg_name = "path")]
+        #[argh(option, short = 'f', arg_name = "path", from_str_fn(blt::cli::bytes::path))]
         file: Option<PathBuf>,
 
         /// a JSON list of ids to score instead of a text, read without BOS
-        #[argh(option, arg_name = "file")]
+        #[argh(option, arg_name = "file", from_str_fn(blt::cli::bytes::path))]
         raw_ids: Option<PathBuf>,
 
         /// bytes of a window that the next one reads again (default: 0)
@@ -75,15 +75,15 @@ program_args! {
 
         /// write one line per byte to this CSV file; - is standard output, as for --html and --dump, and the figures
         /// then go to standard error
-        #[argh(option, arg_name = "file")]
+        #[argh(option, arg_name = "file", from_str_fn(blt::cli::bytes::path))]
         per_byte: Option<PathBuf>,
 
         /// write a page that shows the text cut into patches, and the entropy curve
-        #[argh(option, arg_name = "file")]
+        #[argh(option, arg_name = "file", from_str_fn(blt::cli::bytes::path))]
         html: Option<PathBuf>,
 
         /// write ids, entropies, patch lengths and logits to this safetensors file
-        #[argh(option, arg_name = "file")]
+        #[argh(option, arg_name = "file", from_str_fn(blt::cli::bytes::path))]
         dump: Option<PathBuf>,
 
         /// show no progress

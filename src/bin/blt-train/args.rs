@@ -1,6 +1,7 @@
 //! The arguments: a stage, then settings by name, from flags and files.
 
 use argh::{EarlyExit, FromArgs};
+use blt::cli::bytes::is_binary;
 use blt::train::settings::Settings;
 
 /// What the program is asked to do.
@@ -83,6 +84,9 @@ impl FromArgs for Args {
             set: Vec::new(),
             config: Vec::new(),
         };
+        if let Some(arg) = args.iter().find(|arg| is_binary(arg)) {
+            return Err(usage(format!("argument \"{arg}\": expected UTF-8")));
+        }
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
             let Some(flag) = arg.strip_prefix("--") else {
