@@ -20,7 +20,7 @@ pub const TEXT_KEY: &str = "text";
 
 /// Most files that are looked at in a folder.
 const MAX_FILES: usize = 1_000_000;
-/// Most bytes read from standard input.
+/// Most bytes read from standard input or a pipe.
 const MAX_STDIN: usize = 4 << 30;
 
 /// How documents are told apart.
@@ -55,7 +55,7 @@ enum Text {
 }
 
 impl TextFile {
-    /// Reads the file at `path`: text, JSON lines if it ends in `.jsonl`, or standard input if it is `-`.
+    /// Reads the file or pipe at `path`: text, JSON lines if it ends in `.jsonl`, or standard input if it is `-`.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if it cannot be read, is compressed or no text data.
@@ -65,6 +65,15 @@ impl TextFile {
             let bytes = input::read_from(name, std::io::stdin().lock(), MAX_STDIN)?;
             check_kind(name, &bytes)?;
             return Ok(TextFile::from_bytes(bytes, &format.separator));
+        }
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if is_pipe(&meta) {
+            let bytes = input::read(path, MAX_STDIN)?;
+            check_kind(path, &bytes)?;
+            return Ok(TextFile::from_bytes(bytes, &format.separator));
+        }
+        if meta.is_file() && meta.len() == 0 {
+            return Ok(TextFile::from_bytes(Vec::new(), ""));
         }
         let file = MappedFile::open(path)?;
         check_kind(path, file.bytes())?;
@@ -139,7 +148,7 @@ fn find_files(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> 
         for path in inside {
             find_files(&path, false, files)?;
         }
-    } else if meta.is_file() && meta.len() > 0 {
+    } else if meta.is_file() || (named && is_pipe(&meta)) {
         if files.len() >= MAX_FILES {
             return Err(Error::format(
                 path,
@@ -148,12 +157,20 @@ fn find_files(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> 
         }
         files.push(path.to_path_buf());
     } else if named {
-        return Err(Error::format(
-            path,
-            "expected text, found an empty file or a device",
-        ));
+        return Err(Error::format(path, "expected text, found a device"));
     }
     Ok(())
+}
+
+/// Whether it is a pipe, such as the shell's `<(COMMAND)`.
+fn is_pipe(meta: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileTypeExt::is_fifo(&meta.file_type());
+    #[cfg(not(unix))]
+    {
+        let _ = meta;
+        false
+    }
 }
 
 /// Refuses files that are compressed or hold something else than text, by how they begin. Other bytes are text: a byte

@@ -514,13 +514,20 @@ fn data_that_cannot_be_read_is_named() {
     )
     .unwrap();
     std::fs::write(temp.path("nothing.txt"), "").unwrap();
+    std::fs::write(temp.path("text.txt.gz"), b"\x1f\x8b\x08\0").unwrap();
+    std::fs::write(temp.path("table.parquet"), b"PAR1").unwrap();
     std::os::unix::fs::symlink("nowhere", temp.path("dangling")).unwrap();
     for (data, expected) in [
         ("missing", "No such file"),
         ("dangling", "No such file"),
         ("empty", "expected text, found none in empty"),
-        ("nothing.txt", "an empty file or a device"),
-        ("/dev/zero", "an empty file or a device"),
+        ("nothing.txt", "expected text, found none in nothing.txt"),
+        ("/dev/zero", "/dev/zero: expected text, found a device"),
+        (
+            "text.txt.gz",
+            "gzip data; unpack it first: gzip -dk text.txt.gz",
+        ),
+        ("table.parquet", "a Parquet table"),
         (
             "bad.jsonl",
             "line 2: expected an object with a string \"text\"",

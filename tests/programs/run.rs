@@ -1,13 +1,14 @@
 //! `blt-run`: the text, where it goes, how it ends.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use blt::vocab::{decode, id_to_byte};
 use blt::{Model, Session, SessionOptions};
 use serde_json::Value;
 
-use super::{MODEL, RUN, call, common, file, json, models, output};
+use super::{MODEL, RUN, call, common, file, json, models, output, temporary};
 
 /// Greedy, nothing but the text.
 fn continued(model: &str, prompt: &[u8], more: &[&str]) -> Vec<u8> {

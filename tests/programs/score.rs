@@ -40,11 +40,9 @@ fn scores_equal_the_reference() {
 fn a_dump_holds_what_the_session_holds() {
     let text = "Dumped, byte by b\u{fc}te.\n".as_bytes();
     let (path, out) = (file("dump.txt", text), temporary("dump.safetensors"));
-    output(
-        SCORE,
-        &[MODEL, "-f", &path, "--dump", out.to_str().unwrap()],
-        b"",
-    );
+    let out_text = out.to_str().unwrap();
+    let args = [MODEL, "-f", &path, "--separator", "", "--dump", out_text];
+    output(SCORE, &args, b"");
 
     let model = Model::open(MODEL).unwrap();
     let mut session = common::session(&model, SessionOptions::default());
@@ -180,6 +178,8 @@ fn the_page_is_well_formed_and_holds_the_text_whatever_it_is() {
             MODEL,
             "-f",
             &path,
+            "--separator",
+            "",
             "--html",
             out.to_str().unwrap(),
             "--patching",
@@ -286,4 +286,85 @@ fn patch_lengths_of_a_dump_equal_the_reference() {
         "{}",
         case.name
     );
+}
+
+/// Documents are those of training: a total over several files, folders and JSON lines is the sum over the documents.
+#[test]
+fn documents_are_scored_one_by_one() {
+    let stories = ["Once upon a time", "A dog and a cat ran", "The sun was out"];
+    let score = |args: &[&str]| {
+        let record = json(SCORE, &[&[MODEL, "--json", "--quiet"], args].concat());
+        let n = record["bytes"].as_u64().unwrap();
+        (
+            record["bits_per_byte"].as_f64().unwrap() * n as f64,
+            n,
+            record["documents"].as_u64().unwrap(),
+        )
+    };
+    let alone: Vec<_> = (stories.iter().enumerate())
+        .map(|(i, story)| score(&["-f", &file(&format!("story-{i}.txt"), story.as_bytes())]))
+        .collect();
+    let expected: (f64, u64) = (
+        alone.iter().map(|s| s.0).sum(),
+        alone.iter().map(|s| s.1).sum(),
+    );
+    let check = |args: &[&str]| {
+        let (bits, n, documents) = score(args);
+        assert_eq!((n, documents), (expected.1, 3), "{args:?}");
+        assert!(
+            (bits - expected.0).abs() < 1e-6 * bits,
+            "{args:?}: {bits}, expected {}",
+            expected.0
+        );
+    };
+    let together = file(
+        "stories.txt",
+        format!("{}\n", stories.join("\n<|endoftext|>\n")).as_bytes(),
+    );
+    check(&["-f", &together]);
+    let paragraphs = file("paragraphs.txt", stories.join("\n***\n").as_bytes());
+    check(&["-f", &paragraphs, "--separator", "***"]);
+    let lines = |key: &str| -> String {
+        let line = |story: &&str| format!("{{\"id\": [1], {key:?}: {story:?}}}\n");
+        stories.iter().map(line).collect()
+    };
+    check(&["-f", &file("stories.jsonl", lines("text").as_bytes())]);
+    check(&[
+        "-f",
+        &file("tales.jsonl", lines("tale").as_bytes()),
+        "--text-key",
+        "tale",
+    ]);
+    let folder = temporary("stories");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (i, story) in stories.iter().enumerate() {
+        std::fs::write(folder.join(format!("{i}.txt")), story).unwrap();
+    }
+    let folder = folder.to_str().unwrap();
+    check(&["-f", folder]);
+    check(&[
+        "-f",
+        &format!("{folder}/0.txt"),
+        "-f",
+        &format!("{folder}/1.txt"),
+        "-f",
+        &format!("{folder}/2.txt"),
+    ]);
+    // As one document the separators count too.
+    let (_, n, documents) = score(&["-f", &together, "--separator", ""]);
+    assert_eq!(
+        (n, documents),
+        (std::fs::metadata(&together).unwrap().len(), 1)
+    );
+    let dump = temporary("stories.safetensors");
+    let refused = call(
+        SCORE,
+        &[MODEL, "-f", &together, "--dump", dump.to_str().unwrap()],
+        b"",
+    );
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("one with --dump"));
+    let zipped = file("stories.txt.gz", b"\x1f\x8b\x08\0");
+    let refused = call(SCORE, &[MODEL, "-f", &zipped], b"");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("gzip -dk"));
 }

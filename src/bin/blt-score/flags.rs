@@ -45,12 +45,18 @@ pub fn run(args: &Args, model: &Model, mut input: Input) -> Result<(), Failure> 
         if ids.is_empty() {
             break;
         }
+        if input.n_documents > 1 {
+            return Err(Failure::failed(format!(
+                "{}: expected one document with a Bolmo model, found more; --separator \"\" reads a file as one",
+                input.name()
+            )));
+        }
         let bytes: Vec<u8> = ids.iter().copied().filter_map(id_to_byte).collect();
         scorer.push(&bytes)?;
         done += bytes.len() as u64;
         progress.set(done);
         if interrupt::requested() {
-            interrupted = input.total != Some(done);
+            interrupted = true;
             break;
         }
     }

@@ -1,9 +1,9 @@
-//! What is scored: the bytes of a file or of standard input, block by block, or a list of ids.
+//! What is scored: the documents of files, folders or standard input, block by block, or a list of ids.
 
-use std::fs::File;
-use std::io::{IsTerminal, Read};
-use std::path::Path;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 
+use blt::documents::{self, Format, TextFile};
 use blt::session::BYTES_PER_PASS;
 use blt::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
@@ -19,36 +19,53 @@ pub struct Input {
     name: String,
     /// Bytes or ids to come in all, if known.
     pub total: Option<u64>,
+    /// Whether the last block began a document.
+    pub begins_document: bool,
+    /// Documents begun.
+    pub n_documents: usize,
 }
 
 enum Source {
-    Bytes(Box<dyn Read>),
+    Files {
+        format: Format,
+        waiting: VecDeque<PathBuf>,
+        open: Option<Open>,
+    },
     Ids(std::vec::IntoIter<Id>),
 }
 
+/// A file, and how far it has been read.
+struct Open {
+    file: TextFile,
+    document: usize,
+    at: usize,
+}
+
 impl Input {
-    /// The bytes of the file at `path`; `-` is standard input.
-    pub fn file(path: &Path) -> Result<Self, Failure> {
-        if path.as_os_str() == "-" {
-            return Ok(Input {
-                source: Source::Bytes(Box::new(std::io::stdin())),
-                name: "standard input".into(),
-                total: None,
-            });
-        }
-        let failed = |e| Failure::failed(format!("{}: {e}", path.display()));
-        let file = File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
-        if is_endless(&file, &meta) {
-            return Err(Failure::failed(format!(
-                "{}: expected a file or a pipe, found a device",
-                path.display()
-            )));
-        }
+    /// The documents of these files and of those in these folders; `-` is standard input.
+    pub fn files(paths: &[PathBuf], format: Format) -> Result<Self, Failure> {
+        let files = documents::files(paths)?;
+        // The texts of other files are shorter than the files.
+        let size = |path: &PathBuf| {
+            let meta = std::fs::metadata(path).ok().filter(|meta| meta.is_file());
+            let is_plain = path.extension().is_none_or(|e| e != "jsonl");
+            meta.filter(|_| is_plain).map(|meta| meta.len())
+        };
+        let name = match &files[..] {
+            [only] if only.as_os_str() == "-" => "standard input".into(),
+            [only] => only.display().to_string(),
+            files => format!("{} files", files.len()),
+        };
         Ok(Input {
-            source: Source::Bytes(Box::new(file)),
-            name: path.display().to_string(),
-            total: meta.is_file().then_some(meta.len()),
+            total: files.iter().map(size).sum(),
+            source: Source::Files {
+                format,
+                waiting: files.into(),
+                open: None,
+            },
+            name,
+            begins_document: false,
+            n_documents: 0,
         })
     }
 
@@ -74,44 +91,61 @@ impl Input {
             total: Some(ids.len() as u64),
             source: Source::Ids(ids.into_iter()),
             name: path.display().to_string(),
+            begins_document: false,
+            n_documents: 0,
         })
     }
 
-    /// The next block; empty at the end.
+    /// The next block, which is of one document; empty at the end.
     pub fn next_block(&mut self) -> Result<Vec<Id>, Failure> {
-        match &mut self.source {
-            Source::Ids(ids) => Ok(ids.by_ref().take(BYTES_PER_PASS).collect()),
-            Source::Bytes(source) => {
-                let mut bytes = Vec::with_capacity(BYTES_PER_PASS);
-                let mut block = source.by_ref().take(BYTES_PER_PASS as u64);
-                // A pipe may have nothing to read for hours.
-                let read = match self.total {
-                    Some(_) => block.read_to_end(&mut bytes),
-                    None => interrupt::while_idle(|| block.read_to_end(&mut bytes)),
-                };
-                read.map_err(|e| Failure::failed(format!("{}: {e}", self.name)))?;
-                Ok(bytes.into_iter().map(byte_to_id).collect())
+        let (format, waiting, open) = match &mut self.source {
+            Source::Ids(ids) => {
+                let block: Vec<Id> = ids.by_ref().take(BYTES_PER_PASS).collect();
+                self.begins_document = self.n_documents == 0 && !block.is_empty();
+                self.n_documents = 1;
+                return Ok(block);
             }
+            Source::Files {
+                format,
+                waiting,
+                open,
+            } => (format, waiting, open),
+        };
+        loop {
+            if let Some(Open { file, document, at }) = open
+                && let Some(range) = file.documents().get(*document)
+            {
+                let start = range.start + *at;
+                let end = range.end.min(start + BYTES_PER_PASS);
+                self.begins_document = *at == 0;
+                self.n_documents += usize::from(self.begins_document);
+                *at += end - start;
+                if end == range.end {
+                    (*document, *at) = (*document + 1, 0);
+                }
+                return Ok(file.bytes()[start..end]
+                    .iter()
+                    .copied()
+                    .map(byte_to_id)
+                    .collect());
+            }
+            let Some(path) = waiting.pop_front() else {
+                return Ok(Vec::new());
+            };
+            let file = match path.as_os_str() == "-" {
+                true => interrupt::while_idle(|| TextFile::open(&path, format)),
+                false => TextFile::open(&path, format),
+            };
+            *open = Some(Open {
+                file: file?,
+                document: 0,
+                at: 0,
+            });
         }
     }
 
     /// For messages.
     pub fn name(&self) -> &str {
         &self.name
-    }
-}
-
-/// Whether it is a device, which may give bytes for ever, other than a terminal.
-fn is_endless(file: &File, meta: &std::fs::Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        let kind = meta.file_type();
-        (kind.is_char_device() && !file.is_terminal()) || kind.is_block_device()
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = (file, meta);
-        false
     }
 }

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use blt::checkpoint::Checkpoint;
+use blt::documents::Format;
 use blt::program_args;
 use blt::{Model, Session, SessionOptions};
 use serde_json::json;
@@ -37,9 +38,12 @@ program_args! {
         help_triggers("-h", "--help"),
         example = "blt-score MODEL -f book.txt",
         example = "blt-score MODEL -f page.txt --html page.html",
-        note = "The text is read after BOS. A text longer than the context is split into windows. Each further \
+        example = "blt-score MODEL -f stories.txt -f more/ -f web.jsonl",
+        note = "Texts are cut into documents as in training: at lines that hold only the separator, whose line ends \
+                belong to no document, and one for each line of a .jsonl file. The figures are totals.\n\
+                Each document is read after BOS. A text longer than the context is split into windows. Each further \
                 window starts with BOS and the last --overlap bytes of the previous one, which are read again but \
-                not counted. Every byte is counted once.\n\
+                not counted. Every byte of a document is counted once.\n\
                 Bits per byte is the mean of -log2 p(byte). Patches include the one that holds BOS.\n\
                 --per-byte columns: position, byte, entropy (nats, of the entropy model before it reads the \
                 byte), surprisal (bits), patch_start.\n\
@@ -57,9 +61,17 @@ program_args! {
         error_code(130, "Ended by Ctrl-C.")
     )]
     struct Args [model checkpoint compute patches] {
-        /// the text; - is standard input
+        /// the text: a file, a .jsonl file, a folder, or - for standard input; may be given several times
         #[argh(option, short = 'f', arg_name = "path", from_str_fn(blt::cli::bytes::path))]
-        file: Option<PathBuf>,
+        file: Vec<PathBuf>,
+
+        /// the line between documents (default: <|endoftext|>; empty: a file is one document)
+        #[argh(option, arg_name = "text", default = "blt::documents::SEPARATOR.into()")]
+        separator: String,
+
+        /// the key of the texts in .jsonl files (default: text)
+        #[argh(option, arg_name = "key", default = "blt::documents::TEXT_KEY.into()")]
+        text_key: String,
 
         /// a JSON list of ids to score instead of a text, read without BOS
         #[argh(option, arg_name = "file", from_str_fn(blt::cli::bytes::path))]
@@ -101,15 +113,19 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
-    let mut input = match (&args.file, &args.raw_ids) {
-        (Some(path), None) => Input::file(path)?,
-        (None, Some(path)) => Input::raw_ids(path)?,
-        (found, _) => {
-            let found = if found.is_some() { "both" } else { "neither" };
+    let mut input = match (&args.file[..], &args.raw_ids) {
+        ([], Some(path)) => Input::raw_ids(path)?,
+        ([], None) | (_, Some(_)) => {
+            let found = if args.file.is_empty() {
+                "neither"
+            } else {
+                "both"
+            };
             return Err(Failure::Usage(format!(
                 "expected one of -f and --raw-ids, found {found}"
             )));
         }
+        (paths, None) => Input::files(paths, format(&args))?,
     };
     interrupt::watch()?;
     let options = args.model_options();
@@ -132,6 +148,9 @@ fn run(args: Args) -> Result<(), Failure> {
         if ids.is_empty() {
             break;
         }
+        if input.begins_document && input.n_documents > 1 {
+            scorer.next_document()?;
+        }
         scorer.push(&ids, |scored| {
             if let Some(table) = &mut table {
                 table.add(scored);
@@ -146,7 +165,7 @@ fn run(args: Args) -> Result<(), Failure> {
         done += ids.len() as u64;
         progress.set(done);
         if interrupt::requested() {
-            interrupted = input.total != Some(done);
+            interrupted = true;
             break;
         }
     }
@@ -164,8 +183,8 @@ fn run(args: Args) -> Result<(), Failure> {
         dump::write(path, &scorer)?;
     }
     let report = match args.json {
-        true => record(&totals, time, interrupted),
-        false => figures(&totals, time),
+        true => record(&totals, input.n_documents, time, interrupted),
+        false => figures(&totals, input.n_documents, time),
     };
     if figures_aside {
         blt::err!("{report}");
@@ -191,11 +210,8 @@ fn check_outputs(args: &Args, checkpoint: &Checkpoint) -> Result<bool, Failure> 
         &args.entropy_model,
         &args.tokenizer,
     ];
-    for input in read
-        .into_iter()
-        .chain([&args.file, &args.raw_ids])
-        .flatten()
-    {
+    let files = read.into_iter().chain([&args.raw_ids]).flatten();
+    for input in files.chain(&args.file) {
         inputs.add(input);
     }
     let aside = inputs.check(&[
@@ -208,6 +224,14 @@ fn check_outputs(args: &Args, checkpoint: &Checkpoint) -> Result<bool, Failure> 
             "--json: expected no other output on standard output, found one",
         )),
         false => Ok(aside),
+    }
+}
+
+/// How documents are told apart.
+fn format(args: &Args) -> Format {
+    Format {
+        separator: args.separator.clone(),
+        text_key: args.text_key.clone(),
     }
 }
 
@@ -238,20 +262,24 @@ fn scorer(args: &Args, model: &Model) -> Result<Scorer, Failure> {
     })
 }
 
-fn figures(totals: &Totals, time: Duration) -> String {
+fn figures(totals: &Totals, n_documents: usize, time: Duration) -> String {
     if totals.n == 0 {
         return "nothing to score: no byte has another before it\n".into();
     }
     let bits = totals.bits_per_byte();
+    let documents = match n_documents {
+        0 | 1 => String::new(),
+        n => format!(" in {} documents", units::count(n as u64)),
+    };
     let windows = match totals.windows {
-        1 => String::new(),
-        n => format!(" in {n} windows"),
+        n if n <= n_documents.max(1) => String::new(),
+        n => format!(" in {} windows", units::count(n as u64)),
     };
     format!(
         "{bits:.4} bits per byte\n\
          {:.3} perplexity per byte\n\
          {:.2} % of bytes were the most probable\n\
-         {} bytes{windows}, {} patches of {:.2} bytes\n\
+         {} bytes{documents}{windows}, {} patches of {:.2} bytes\n\
          {}, {:.0} bytes/s\n",
         bits.exp2(),
         100.0 * totals.accuracy(),
@@ -263,7 +291,7 @@ fn figures(totals: &Totals, time: Duration) -> String {
     )
 }
 
-fn record(totals: &Totals, time: Duration, interrupted: bool) -> String {
+fn record(totals: &Totals, n_documents: usize, time: Duration, interrupted: bool) -> String {
     let record = json!({
         "bits_per_byte": totals.bits_per_byte(),
         "perplexity": totals.bits_per_byte().exp2(),
@@ -271,6 +299,7 @@ fn record(totals: &Totals, time: Duration, interrupted: bool) -> String {
         "bytes": totals.n,
         "patches": totals.patches,
         "mean_patch_length": totals.mean_patch_length(),
+        "documents": n_documents,
         "windows": totals.windows,
         "seconds": time.as_secs_f64(),
         "bytes_per_second": units::per_second(totals.n, time),

@@ -189,6 +189,21 @@ impl Scorer {
         self.session.max_bytes().min(self.max_patches())
     }
 
+    /// Begins another document: nothing that has been read counts as its context.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the results are wanted in one piece; those of reading BOS.
+    pub fn next_document(&mut self) -> Result<(), Error> {
+        if self.edge == Edge::Refuse {
+            return Err(Error::argument(
+                "documents",
+                "expected one with --dump, found another; --separator \"\" reads a file as one document",
+            ));
+        }
+        self.session.reset();
+        self.begin_window(&[])
+    }
+
     fn next_window(&mut self) -> Result<(), Error> {
         let Edge::Restart { overlap } = self.edge else {
             return Err(Error::ContextFull {
