@@ -19,7 +19,7 @@ pub fn plan(checkpoint: &Checkpoint, to: Option<DType>) -> Result<(HfLayout, Vec
     let main = checkpoint.tensors().max_by_key(|(_, t)| t.n_elements());
     let main = to.or(main.map(|(_, t)| t.dtype().unpacked()));
     let main = main.unwrap_or(DType::Bf16);
-    let layout = hf_layout(checkpoint.config(), main)?;
+    let layout = hf_layout(checkpoint.config(), main, is_tied(checkpoint)?)?;
     let specs = (layout.tensors.iter())
         .map(|tensor| {
             let mut dtype = None;
@@ -54,7 +54,12 @@ pub fn write(
 ) -> Result<()> {
     let (layout, specs) = plan(checkpoint, to)?;
     let folder = OutputFolder::create(out)?;
-    output_file::write(&folder.join("config.json"), layout.config.as_bytes())?;
+    for (name, text) in [
+        ("generation_config.json", &layout.generation_config),
+        ("config.json", &layout.config),
+    ] {
+        output_file::write(&folder.join(name), text.as_bytes())?;
+    }
 
     // As transformers itself marks its files.
     let metadata = [("format".to_string(), "pt".to_string())];
@@ -79,6 +84,13 @@ pub fn write(
     }
     writer.finish()?;
     folder.finish()
+}
+
+/// Whether byte embedding and output are one tensor, or two of the same bytes.
+fn is_tied(checkpoint: &Checkpoint) -> Result<bool> {
+    let input = source(checkpoint, "encoder.tok_embeddings")?;
+    let output = source(checkpoint, "decoder.output")?;
+    Ok(input.dtype() == output.dtype() && input.bytes() == output.bytes())
 }
 
 fn source<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<&'a blt::tensor::Tensor> {

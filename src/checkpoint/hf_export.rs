@@ -26,6 +26,8 @@ pub struct HfTensor {
 pub struct HfLayout {
     /// The text of `config.json`.
     pub config: String,
+    /// The text of `generation_config.json`.
+    pub generation_config: String,
     /// The tensors of `model.safetensors`.
     pub tensors: Vec<HfTensor>,
     /// Keys of our configuration that this layout cannot express and that come back otherwise:
@@ -33,12 +35,13 @@ pub struct HfLayout {
     pub lost: Vec<String>,
 }
 
-/// The HF layout of a model of this configuration whose weights are `dtype` in the main.
+/// The HF layout of a model of this configuration whose weights are `dtype` in the main. `tied`: byte embedding and output
+/// are one tensor, which is then written once, as transformers does.
 ///
 /// # Errors
 /// [`Error::Config`] if the configuration is not valid, [`Error::Unsupported`] if transformers has
 /// no such model at all.
-pub fn hf_layout(config: &Config, dtype: DType) -> Result<HfLayout> {
+pub fn hf_layout(config: &Config, dtype: DType, tied: bool) -> Result<HfLayout> {
     config.validate()?;
     if config.bolmo.is_some() {
         return Err(Error::Unsupported(
@@ -56,23 +59,36 @@ pub fn hf_layout(config: &Config, dtype: DType) -> Result<HfLayout> {
             "the HF layout has no differential attention, the model's {part} has"
         )));
     }
-    let value = to_json(config, dtype);
+    let value = to_json(config, dtype, tied);
     let back = hf::config(&value, config.entropy.is_some())?;
     let mut lost = Vec::new();
     let parse = |c: &Config| serde_json::from_str(&config_to_json(c)).unwrap_or(Value::Null);
     differences("", &parse(config), &parse(&back), &mut lost);
-    let text = serde_json::to_string_pretty(&value)
-        .map_err(|e| Error::config("config.json", e.to_string()))?;
     Ok(HfLayout {
-        config: text + "\n",
-        tensors: tensors(config),
+        config: format!("{value:#}\n"),
+        generation_config: format!("{:#}\n", generation_config()),
+        tensors: tensors(config, tied),
         lost,
     })
 }
 
-fn tensors(config: &Config) -> Vec<HfTensor> {
+/// What transformers generates with; it would derive the same from `config.json`.
+fn generation_config() -> Value {
+    json!({
+        "_from_model_config": true,
+        "bos_token_id": crate::vocab::BOS,
+        "eos_token_id": crate::vocab::EOS,
+        "pad_token_id": 0,
+        "use_cache": false,
+    })
+}
+
+fn tensors(config: &Config, tied: bool) -> Vec<HfTensor> {
     let mut list: Vec<HfTensor> = Vec::new();
     for tensor in expected_tensors(config) {
+        if tied && tensor.name == "encoder.tok_embeddings" {
+            continue; // decoder.output stands for both
+        }
         let (ours, shape) = (tensor.name, tensor.shape);
         let source = hf::source(&ours, config, false);
         let name = source.names.into_iter().next().unwrap_or_default();
@@ -113,7 +129,7 @@ fn number(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }
 
-fn to_json(c: &Config, dtype: DType) -> Value {
+fn to_json(c: &Config, dtype: DType, tied: bool) -> Value {
     let mut encoder = stack(&c.encoder, "blt_local_encoder", c.max_bytes);
     let mut decoder = stack(&c.decoder, "blt_local_decoder", c.max_bytes);
     for (part, cross) in [
@@ -151,7 +167,7 @@ fn to_json(c: &Config, dtype: DType) -> Value {
             _ => "bfloat16",
         },
         "initializer_range": 0.02,
-        "tie_word_embeddings": false,
+        "tie_word_embeddings": tied,
         "cross_attn_k": c.cross_attn_k,
         "local_attention_window_len": c.encoder.window,
         "encoder_hash_byte_group_size": c.hash.group_sizes,

@@ -81,7 +81,7 @@ pub fn native(path: &Path, config: &Config, sources: &[&Params<f32>], dtype: DTy
 /// # Errors
 /// [`Error::Unsupported`] naming it.
 pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
-    let layout = hf_layout(config, dtype)?;
+    let layout = hf_layout(config, dtype, false)?;
     match layout.lost.is_empty() {
         true => Ok(layout),
         false => Err(Error::Unsupported(format!(
@@ -91,12 +91,13 @@ pub fn hf_layout_of(config: &Config, dtype: DType) -> Result<HfLayout> {
     }
 }
 
-/// Writes the folder that `BltForCausalLM.from_pretrained` loads: all tensors in one type.
+/// Writes the folder that `BltForCausalLM.from_pretrained` loads, with the weights of the native file in the types they
+/// have there.
 ///
 /// # Errors
 /// Same as [`hf_layout_of`] and [`native`].
 pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType) -> Result<()> {
-    hf_with(folder, config, dtype, |name, shape| {
+    hf_with(folder, config, dtype, |name, shape, dtype| {
         saved(name, shape, sources, dtype)
     })
 }
@@ -107,7 +108,7 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
 /// Same as [`hf`] and [`Checkpoint::open`].
 pub fn hf_of_native(folder: &Path, native: &Path, dtype: DType) -> Result<()> {
     let checkpoint = Checkpoint::open(native, &OpenOptions::default())?;
-    hf_with(folder, checkpoint.config(), dtype, |name, shape| {
+    hf_with(folder, checkpoint.config(), dtype, |name, shape, dtype| {
         let tensor = checkpoint.tensor(name, shape)?;
         match tensor.dtype() == dtype {
             true => Ok(tensor),
@@ -120,26 +121,35 @@ fn hf_with(
     folder: &Path,
     config: &Config,
     dtype: DType,
-    tensor_of: impl Fn(&str, &[usize]) -> Result<Tensor>,
+    tensor_of: impl Fn(&str, &[usize], DType) -> Result<Tensor>,
 ) -> Result<()> {
-    let layout = hf_layout_of(config, dtype)?;
-    let folder = OutputFolder::create(folder)?;
-    let shapes: HashMap<String, Vec<usize>> = (expected_tensors(config).into_iter())
-        .map(|tensor| (tensor.name, tensor.shape))
+    hf_layout_of(config, dtype)?;
+    let expected: HashMap<String, ModelTensor> = (expected_tensors(config).into_iter())
+        .map(|tensor| (tensor.name.clone(), tensor))
         .collect();
+    let dtype_of = |name: &str| saved_dtype(expected[name].role, dtype);
+    let tensor_of = |name: &str| tensor_of(name, &expected[name].shape, dtype_of(name));
+    let tied = tensor_of("encoder.tok_embeddings")?.bytes() == tensor_of("decoder.output")?.bytes();
+    let layout = hf_layout(config, dtype, tied)?;
+    let folder = OutputFolder::create(folder)?;
     let specs = (layout.tensors.iter())
-        .map(|tensor| TensorSpec::typed(&tensor.name, dtype, &tensor.shape))
+        .map(|tensor| TensorSpec::typed(&tensor.name, dtype_of(&tensor.parts[0]), &tensor.shape))
         .collect::<Result<_>>()?;
     let metadata = [("format".to_string(), "pt".to_string())];
     let path = folder.join("model.safetensors");
     let mut writer = SafetensorsWriter::create(&path, &metadata, specs)?;
     for tensor in &layout.tensors {
         for part in &tensor.parts {
-            writer.write(&tensor.name, tensor_of(part, &shapes[part])?.bytes())?;
+            writer.write(&tensor.name, tensor_of(part)?.bytes())?;
         }
     }
     writer.finish()?;
-    output_file::write(&folder.join("config.json"), layout.config.as_bytes())?;
+    for (name, text) in [
+        ("generation_config.json", &layout.generation_config),
+        ("config.json", &layout.config),
+    ] {
+        output_file::write(&folder.join(name), text.as_bytes())?;
+    }
     folder.finish()
 }
 
@@ -186,6 +196,30 @@ mod tests {
             }
             std::fs::remove_dir_all(&folder).unwrap();
         }
+        // In bf16 the vectors stay f32, as in the native file, and what is tied stays one tensor.
+        let mut config = preset("toy").unwrap();
+        config.patcher.mode = PatchingMode::Entropy;
+        let mut params = random(&config, |_| true, 1).unwrap();
+        params.tie_embeddings();
+        let base = std::env::temp_dir().join(format!("blt-tied-{}", std::process::id()));
+        let (native_path, folder) = (base.with_extension("native"), base.with_extension("hf"));
+        native(&native_path, &config, &[&params], DType::Bf16).unwrap();
+        hf(&folder, &config, &[&params], DType::Bf16).unwrap();
+        let open = |path: &Path| Checkpoint::open(path, &OpenOptions::default()).unwrap();
+        let (a, b) = (open(&native_path), open(&folder));
+        for ((name, a), (_, b)) in a.tensors().zip(b.tensors()) {
+            assert_eq!(a.dtype(), b.dtype(), "{name}");
+            assert!(a.bytes() == b.bytes(), "{name}");
+        }
+        let text = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+        assert!(text("config.json").contains("\"tie_word_embeddings\": true"));
+        assert!(text("generation_config.json").contains("eos_token_id"));
+        assert_eq!(
+            b.source("encoder.tok_embeddings").unwrap().0,
+            "lm_head.weight"
+        );
+        std::fs::remove_file(&native_path).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
         let mut config = preset("toy").unwrap();
         let refusal = |config: &Config| hf_layout_of(config, DType::Bf16).unwrap_err().to_string();
         config.patcher.mode = PatchingMode::Space;
