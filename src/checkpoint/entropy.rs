@@ -35,19 +35,24 @@ pub(super) fn open(path: &Path, load: Load) -> Result<EntropyModel> {
             )
         })?;
         let value = json::read(&config_path)?;
+        let in_file = |e: Error| e.in_file(&config_path);
         match Kind::of(&value) {
             Some(kind @ (Kind::Hf | Kind::HfPatcher)) => {
                 let lost = ["model.patcher.", "model."];
                 weights.recognise(&[hf::PATCHER_TENSOR], &lost);
                 let config = match kind {
-                    Kind::Hf => hf::config(&value, weights.has(hf::PATCHER_TENSOR))?.entropy,
-                    _ => Some(hf::patcher_alone(&value)?),
+                    Kind::Hf => {
+                        hf::config(&value, weights.has(hf::PATCHER_TENSOR))
+                            .map_err(in_file)?
+                            .entropy
+                    }
+                    _ => Some(hf::patcher_alone(&value).map_err(in_file)?),
                 };
                 (config, NameTable::Hf { tied: false })
             }
             _ => {
                 weights.recognise(&["tok_embeddings.weight"], &[]);
-                let (config, tied_entropy) = meta_config(&config_path, &value)?;
+                let (config, tied_entropy) = meta_config(&config_path, &value).map_err(in_file)?;
                 (Some(config), NameTable::Meta { tied_entropy })
             }
         }

@@ -919,6 +919,21 @@ mod tests {
         );
     }
 
+    /// A tensor costs a few bytes each time it is made again, and some 300 bytes of memory.
+    #[test]
+    fn the_number_of_tensors_is_limited() {
+        let p = Pickle::new()
+            .global("torch._utils", "_rebuild_tensor_v2")
+            .op(b"q\x00(");
+        let mut p = float(p).int(0).ints(&[1]).ints(&[1]).op(&[0x89]);
+        p = p.global("collections", "OrderedDict").op(b")Rtq\x01");
+        let many = |n: usize| Pickle([&p.0[..], &b"h\x00h\x01R".repeat(n)].concat());
+        let message = state_dict(&many(MAX_TENSORS + 1).0).unwrap_err();
+        assert!(message.contains("at most 32768 tensors"), "{message}");
+        let message = state_dict(&many(MAX_TENSORS).op(b".").0).unwrap_err();
+        assert!(message.contains("found more"), "{message}");
+    }
+
     #[test]
     fn nonsense_is_refused() {
         let new = Pickle::new;
