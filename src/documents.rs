@@ -63,20 +63,20 @@ impl TextFile {
         if path == Path::new("-") {
             let name = Path::new("standard input");
             let bytes = input::read_from(name, std::io::stdin().lock(), MAX_STDIN)?;
-            check_kind(name, &bytes)?;
+            check_kind(name, false, &bytes)?;
             return Ok(TextFile::from_bytes(bytes, &format.separator));
         }
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if is_pipe(&meta) {
             let bytes = input::read(path, MAX_STDIN)?;
-            check_kind(path, &bytes)?;
+            check_kind(path, false, &bytes)?;
             return Ok(TextFile::from_bytes(bytes, &format.separator));
         }
         if meta.is_file() && meta.len() == 0 {
             return Ok(TextFile::from_bytes(Vec::new(), ""));
         }
         let file = MappedFile::open(path)?;
-        check_kind(path, file.bytes())?;
+        check_kind(path, true, file.bytes())?;
         if path.extension().is_some_and(|e| e == "jsonl") {
             let (text, documents) = texts_of_jsonl(path, file.bytes(), &format.text_key)?;
             return Ok(TextFile {
@@ -175,29 +175,16 @@ fn is_pipe(meta: &std::fs::Metadata) -> bool {
 
 /// Refuses files that are compressed or hold something else than text, by how they begin. Other bytes are text: a byte
 /// model can learn any.
-fn check_kind(path: &Path, bytes: &[u8]) -> Result<()> {
-    const KINDS: [(&[u8], &str, &str); 10] = [
-        (b"\x1f\x8b", "gzip data", "gzip -dk"),
-        (b"\xfd7zXZ\0", "xz data", "xz -dk"),
-        (b"\x28\xb5\x2f\xfd", "zstd data", "zstd -d"),
-        (b"BZh", "bzip2 data", "bzip2 -dk"),
-        (b"\x04\x22\x4d\x18", "lz4 data", "lz4 -d"),
-        (b"PK\x03\x04", "a zip archive", "unzip"),
-        (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
-        (b"PAR1", "a Parquet table", ""),
-        (b"ARROW1", "an Arrow table", ""),
-        (b"%PDF-", "a PDF document", "pdftotext"),
-    ];
-    let name = path.display();
+fn check_kind(path: &Path, is_file: bool, bytes: &[u8]) -> Result<()> {
     let refuse = |found: String| Err(Error::format(path, format!("expected text, found {found}")));
-    if let Some((_, kind, unpack)) = KINDS.iter().find(|(magic, ..)| bytes.starts_with(magic)) {
-        return refuse(match *unpack {
-            "" => format!("{kind}; write its texts as JSON lines first"),
-            unpack => format!("{kind}; unpack it first: {unpack} {name}"),
-        });
-    }
-    if bytes.get(257..262) == Some(b"ustar") {
-        return refuse(format!("a tar archive; unpack it first: tar xf {name}"));
+    if let Some(found) = input::foreign(is_file.then_some(path), bytes) {
+        let is_table = found.ends_with("table");
+        let advice = if is_table {
+            "; write its texts as JSON lines first"
+        } else {
+            ""
+        };
+        return refuse(found + advice);
     }
     let is_header = |length: &[u8; 8]| u64::from_le_bytes(*length) < 1 << 30;
     if bytes.first_chunk().is_some_and(is_header) && bytes.get(8..10) == Some(b"{\"") {
@@ -206,8 +193,9 @@ fn check_kind(path: &Path, bytes: &[u8]) -> Result<()> {
     let is_json = path.extension().is_some_and(|e| e == "json");
     if is_json && bytes.trim_ascii_start().starts_with(b"[") {
         return refuse(format!(
-            "a JSON array; make JSON lines of it first: jq -c '.[]' {name} > {}",
-            path.with_extension("jsonl").display()
+            "a JSON array; make JSON lines of it first: jq -c '.[]' {} > {}",
+            input::quoted(path),
+            input::quoted(&path.with_extension("jsonl"))
         ));
     }
     Ok(())
@@ -216,6 +204,7 @@ fn check_kind(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The texts of a JSONL file, one document each: the string under `key` of each line, or the line if it is a string.
 fn texts_of_jsonl(path: &Path, bytes: &[u8], key: &str) -> Result<(Vec<u8>, Vec<Range<usize>>)> {
     let (mut texts, mut documents) = (Vec::new(), Vec::new());
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -324,6 +313,9 @@ mod tests {
         let (text, documents) = texts_of_jsonl(path, good, TEXT_KEY).unwrap();
         let found: Vec<&[u8]> = documents.into_iter().map(|d| &text[d]).collect();
         assert_eq!(found, [&b"a\n<|endoftext|>"[..], b"c"]);
+        let windows = b"\xef\xbb\xbf{\"text\": \"a\"}\r\n\r\n{\"text\": \"b\"}\r\n";
+        let (text, documents) = texts_of_jsonl(path, windows, TEXT_KEY).unwrap();
+        assert_eq!((&text[..], documents.len()), (&b"ab"[..], 2));
         let (text, _) = texts_of_jsonl(path, b"{\"text\": 1, \"story\": \"b\"}", "story").unwrap();
         assert_eq!(text, b"b");
         for (bad, what) in [
@@ -359,16 +351,20 @@ mod tests {
             ),
         ];
         for (name, bytes, expected) in cases {
-            let message = check_kind(Path::new(name), bytes).unwrap_err().to_string();
+            let message = check_kind(Path::new(name), true, bytes)
+                .unwrap_err()
+                .to_string();
             assert!(message.contains(expected), "{message}");
         }
+        let message = check_kind(Path::new("standard input"), false, b"\x1f\x8b").unwrap_err();
+        assert!(message.to_string().ends_with("gzip data; unpack it first"));
         for (name, bytes) in [
             ("a.txt", &b" [1]"[..]),
             ("a.json", b"{}"),
             ("a", b""),
             ("a.bin", b"\0\x01\x02"),
         ] {
-            assert!(check_kind(Path::new(name), bytes).is_ok(), "{name}");
+            assert!(check_kind(Path::new(name), true, bytes).is_ok(), "{name}");
         }
     }
 }

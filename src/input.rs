@@ -1,4 +1,5 @@
-//! Reading a whole file into memory, up to a limit: whatever a path leads to, it cannot fill the memory.
+//! Reading a whole file into memory, up to a limit: whatever a path leads to, it cannot fill the memory. And telling by its
+//! first bytes what a file is that is neither text nor weights.
 
 use std::fs::File;
 use std::io::Read;
@@ -46,9 +47,62 @@ pub fn read_text(path: &Path, limit: usize) -> Result<String> {
     })
 }
 
+/// How files of a kind begin, the kind, and the command that unpacks them, if there is one.
+const FOREIGN: [(&[u8], &str, &str); 12] = [
+    (b"\x1f\x8b", "gzip data", "gzip -dk"),
+    (b"\xfd7zXZ\0", "xz data", "xz -dk"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "zstd -d"),
+    (b"BZh", "bzip2 data", "bzip2 -dk"),
+    (b"\x04\x22\x4d\x18", "lz4 data", "lz4 -d"),
+    (b"PK\x03\x04", "a zip archive", "unzip"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
+    (b"PAR1", "a Parquet table", ""),
+    (b"ARROW1", "an Arrow table", ""),
+    (b"%PDF-", "a PDF document", "pdftotext"),
+    (b"GGUF", "a GGUF file", ""),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", ""),
+];
+
+/// What these bytes are, if they are compressed or of a kind that holds neither text nor weights, with the command that
+/// unpacks them if they are the file at `path`.
+pub fn foreign(path: Option<&Path>, bytes: &[u8]) -> Option<String> {
+    let (kind, unpack) = match bytes.get(257..262) == Some(b"ustar") {
+        true => ("a tar archive", "tar xf"),
+        false => (FOREIGN.iter())
+            .find(|(start, ..)| bytes.starts_with(start))
+            .map(|&(_, kind, unpack)| (kind, unpack))?,
+    };
+    Some(match (unpack, path) {
+        ("", _) => kind.into(),
+        (_, None) => format!("{kind}; unpack it first"),
+        (unpack, Some(path)) => format!("{kind}; unpack it first: {unpack} {}", quoted(path)),
+    })
+}
+
+/// A path as a shell takes it.
+pub fn quoted(path: &Path) -> String {
+    let name = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:=@%".contains(c);
+    match name.chars().all(is_plain) {
+        true => name,
+        false => format!("'{}'", name.replace('\'', "'\\''")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        for (path, expected) in [
+            ("a/b-1.gz", "a/b-1.gz"),
+            ("my file.gz", "'my file.gz'"),
+            ("it's", "'it'\\''s'"),
+        ] {
+            assert_eq!(quoted(Path::new(path)), expected);
+        }
+    }
 
     #[test]
     fn what_never_ends_is_an_error_and_a_file_at_the_limit_is_not() {

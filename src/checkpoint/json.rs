@@ -45,6 +45,11 @@ pub fn read_up_to(path: &Path, limit: usize) -> Result<Value> {
 /// # Errors
 /// The fault, or that there are too many values.
 pub fn parse(text: &[u8]) -> serde_json::Result<Value> {
+    if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
+        return Err(serde_json::Error::custom(
+            "the text is UTF-16; save it as UTF-8",
+        ));
+    }
     let text = quote_constants(text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text));
     let mut json = serde_json::Deserializer::from_slice(&text);
     let value = Counted(&Cell::new(0)).deserialize(&mut json)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::json::{self, Object};
+use super::json;
 use crate::error::{Error, Result};
 use crate::input;
 
@@ -127,8 +127,8 @@ fn shard(name: &str) -> Option<(&str, &str, &str)> {
 
 /// What a folder without weights is, as far as it can be told.
 fn no_weights(folder: &Path, names: &[String]) -> String {
-    if let Some(base) = adapter_base(folder) {
-        return format!("expected a model, found {}", adapter_advice(&base));
+    if let Some(adapter) = adapter(folder) {
+        return format!("expected a model, found {adapter}");
     }
     if names.iter().any(|name| name.ends_with(".distcp")) {
         let consolidated = folder.join("consolidated");
@@ -140,25 +140,41 @@ fn no_weights(folder: &Path, names: &[String]) -> String {
         };
         return format!("expected weights, found a distributed checkpoint of torch; {advice}");
     }
+    let weights = |name: &&String| {
+        let extension = Path::new(name.as_str()).extension().unwrap_or_default();
+        ["safetensors", "blt", "bin", "pth", "pt", "ckpt"]
+            .iter()
+            .any(|known| extension == *known)
+    };
+    let found = match names.iter().find(weights) {
+        Some(name) => format!("; pass the path of a file to open another, such as {name}"),
+        None => String::new(),
+    };
     format!(
-        "expected weights in the folder ({}), found none",
+        "expected weights in the folder ({}), found none{found}",
         WEIGHT_FILES.join(", ")
     )
 }
 
-/// The name of the model that the adapter in a folder is for; `None` if there is no adapter.
-pub fn adapter_base(folder: &Path) -> Option<String> {
-    let value = json::read(&folder.join("adapter_config.json")).ok()?;
-    let root = Object::root(&value).ok()?;
-    let base = root.text("base_model_name_or_path").ok()??;
-    Some(base.to_string())
-}
-
-/// What to do about an adapter.
-pub fn adapter_advice(base: &str) -> String {
-    format!(
-        "an adapter of {base:?}; merge it into that model (merge_and_unload of peft) and pass the result"
-    )
+/// What the adapter in a folder is and what to do about it; `None` if there is none.
+pub fn adapter(folder: &Path) -> Option<String> {
+    let config = folder.join("adapter_config.json");
+    let names = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+    ];
+    if !names.iter().any(|name| folder.join(name).exists()) {
+        return None;
+    }
+    let value = json::read(&config).unwrap_or_default();
+    let base = match value["base_model_name_or_path"].as_str() {
+        Some(base) => format!("{base:?}"),
+        None => "another model".into(),
+    };
+    Some(format!(
+        "an adapter of {base}; merge it into that model (merge_and_unload of peft) and pass the result"
+    ))
 }
 
 /// In a folder of the hub's cache, `models--ORGANISATION--NAME`, the snapshot that `refs/main` names, or the only one; any
@@ -330,8 +346,23 @@ mod tests {
     fn folders_without_weights_are_named_for_what_they_are() {
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
         let adapter = r#"{"base_model_name_or_path": "itazap/blt-1b-hf"}"#;
-        let cases: [Case; 9] = [
+        let cases: [Case; 12] = [
             ("empty", &[], "found none"),
+            (
+                "other name",
+                &[("config.json", "{}"), ("last.ckpt", "")],
+                "such as last.ckpt",
+            ),
+            (
+                "adapter of nothing",
+                &[("adapter_model.bin", "")],
+                "adapter of another model",
+            ),
+            (
+                "adapter of null",
+                &[("adapter_config.json", "{\"base_model_name_or_path\": null}")],
+                "adapter of another model",
+            ),
             (
                 "adapter",
                 &[

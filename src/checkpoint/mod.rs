@@ -243,12 +243,7 @@ impl Entry {
             .unwrap_or(&source.names[0]);
         let path = weights.path_of(foreign);
         let tensor = weights.tensor(foreign)?.ok_or_else(|| {
-            let advice = match weights.beginning() {
-                "" => String::new(),
-                beginning => format!(
-                    "; names begin with {beginning:?}, so this may be a wrapper of a model: save the unwrapped one"
-                ),
-            };
+            let advice = weights.advice(foreign);
             let path = path.display();
             Error::tensor(
                 foreign,
@@ -422,8 +417,8 @@ impl Unresolved {
         let config_path = match config_path {
             Some(path) => path.to_path_buf(),
             None => find_config(weights.folder()).ok_or_else(|| {
-                let what = match locate::adapter_base(weights.folder()) {
-                    Some(base) => format!("expected a model, found {}", locate::adapter_advice(&base)),
+                let what = match locate::adapter(weights.folder()) {
+                    Some(adapter) => format!("expected a model, found {adapter}"),
                     None => "expected config.json or params.json beside the weights, found neither; pass --config FILE"
                         .into(),
                 };
@@ -552,8 +547,12 @@ impl Unresolved {
             let names = self.weights.names();
             let what = match names.iter().find(|name| name.contains("patcher.")) {
                 Some(name) => format!(
-                    "expected {:?} for patching by entropy, found none, but {name:?}; is the entropy model complete?",
-                    hf::PATCHER_TENSOR
+                    "expected {:?} for patching by entropy, found none, but {name:?}{}",
+                    hf::PATCHER_TENSOR,
+                    match self.weights.advice(hf::PATCHER_TENSOR) {
+                        advice if advice.is_empty() => "; is the entropy model complete?".into(),
+                        advice => advice,
+                    }
                 ),
                 None => "expected an entropy model for patching by entropy, found none in or beside the checkpoint; pass \
                          --entropy-model PATH"

@@ -10,6 +10,7 @@ use super::pth::PthFile;
 use super::safetensors::SafetensorsFile;
 use super::spec::Declared;
 use crate::error::{Error, Result};
+use crate::input;
 use crate::tensor::{Load, MappedFile, Storage, Tensor};
 
 /// A file of a checkpoint and its size.
@@ -38,6 +39,12 @@ impl Container {
         if PthFile::sniff(bytes) {
             return PthFile::open(path, storage).map(Container::Pth);
         }
+        if let Some(found) = input::foreign(Some(path), bytes)
+            && !looks_like_safetensors(bytes)
+        {
+            let what = format!("expected weights (safetensors or pth), found {found}");
+            return Err(Error::format(path, what));
+        }
         let known = [
             (
                 &b"version https://git-lfs"[..],
@@ -48,6 +55,7 @@ impl Container {
                 "a pickle without its archive (save it again with a newer torch)",
             ),
             (b"{", "JSON (pass the weights, or the folder)"),
+            (b"<", "a web page (the download failed)"),
         ];
         if let Some((_, found)) = known.iter().find(|(start, _)| bytes.starts_with(start))
             && !looks_like_safetensors(bytes)
@@ -249,9 +257,31 @@ impl WeightFiles {
         self.beginning.in_files(name)
     }
 
-    /// How names in the files begin, for messages about those that are missing; empty if they are those of the layout.
-    pub fn beginning(&self) -> &str {
-        &self.beginning.added
+    /// What the names in the files suggest if the layout's `name` is not among them, for messages; empty if nothing.
+    pub fn advice(&self, name: &str) -> String {
+        let beginning = &self.beginning.added;
+        if !beginning.is_empty() {
+            return format!(
+                "; names begin with {beginning:?}, so this may be a wrapper of a model: save the unwrapped one"
+            );
+        }
+        let names = self.names();
+        let ends_alike = |found: &&String| {
+            (found.strip_suffix(name)).is_some_and(|start| start.is_empty() || start.ends_with('.'))
+        };
+        let alike: Vec<&String> = names.iter().filter(ends_alike).collect();
+        if let [first, second, ..] = alike[..] {
+            return format!(
+                "; {first:?} and {second:?} are there, so these may be several models: save one alone"
+            );
+        }
+        let wrapper = |name: &&str| name.starts_with('_');
+        match names.iter().find_map(|name| name.split('.').find(wrapper)) {
+            Some(part) => format!(
+                "; names have the part {part:?}, so this may be a wrapped model: save the unwrapped one"
+            ),
+            None => String::new(),
+        }
     }
 
     /// From now on serves these tensors, which the first file holds as bytes, as what they are.
@@ -426,13 +456,50 @@ mod tests {
         ] {
             let mut weights = weights(names);
             weights.recognise(&landmarks, &["model."]);
-            assert_eq!(weights.beginning(), beginning, "{names:?}");
+            assert_eq!(weights.beginning.added, beginning, "{names:?}");
             assert_eq!(weights.has(asked), has, "{names:?}");
             assert_eq!(
                 weights.tensor(asked).unwrap_or(None).is_some() || has,
                 has,
                 "{names:?}"
             );
+        }
+        for (names, advice) in [
+            (&["module.b.weight"][..], "begin with \"module.\""),
+            (
+                &["x.b.weight", "y.b.weight", "x.c", "y.c"],
+                "\"x.c\" and \"y.c\" are there",
+            ),
+            (
+                &["b.weight", "layers.0._orig_mod.d"],
+                "the part \"_orig_mod\"",
+            ),
+        ] {
+            let mut weights = weights(names);
+            weights.recognise(&landmarks, &["model."]);
+            let found = weights.advice("c");
+            assert!(found.contains(advice), "{names:?}: {found}");
+        }
+        assert_eq!(weights(&["b.weight"]).advice("c"), "");
+    }
+
+    #[test]
+    fn what_is_no_weights_file_is_named() {
+        for (bytes, expected) in [
+            (&b"\x1f\x8b\x08"[..], "gzip -dk 'a b'"),
+            (b"GGUF\x03", "a GGUF file"),
+            (b"<!DOCTYPE html>", "a web page"),
+            (b"{\"a\": 1}", "JSON"),
+            (
+                b"\x1f\x8b\0\0\0\0\0\0{",
+                "a safetensors header of 35615 bytes",
+            ),
+            (b"version https://git-lfs.github.com", "a Git LFS pointer"),
+        ] {
+            let bytes = bytes.to_vec();
+            let opened = WeightFiles::from_storage(Path::new("a b"), bytes.into());
+            let message = opened.unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
         }
     }
 
