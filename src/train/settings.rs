@@ -498,29 +498,21 @@ impl Settings {
     /// # Errors
     /// [`Error::Config`] naming the setting.
     pub fn validate(&self) -> Result<()> {
-        let at_least_1 = [
-            ("steps", self.steps),
-            ("batch", self.batch as u64),
-            ("accumulate", self.accumulate as u64),
-            ("log_every", self.log_every),
-            ("valid_every", self.valid_every),
-        ];
-        for (name, value) in at_least_1 {
-            if !(1..=1 << 40).contains(&value) {
-                return Err(Error::config(
-                    name,
-                    format!("expected at least 1, found {value}"),
-                ));
-            }
-        }
-        for (name, value) in [
-            ("shards", self.shards),
-            ("threads", self.threads.unwrap_or(1)),
+        let threads = self.threads.unwrap_or(1);
+        for (name, value, most) in [
+            ("steps", self.steps, 1 << 40),
+            ("batch", self.batch as u64, 1 << 40),
+            ("seq_len", self.seq_len as u64, 1 << 31),
+            ("accumulate", self.accumulate as u64, 1 << 16),
+            ("log_every", self.log_every, 1 << 40),
+            ("valid_every", self.valid_every, 1 << 40),
+            ("shards", self.shards as u64, MAX_THREADS as u64),
+            ("threads", threads as u64, MAX_THREADS as u64),
         ] {
-            if !(1..=MAX_THREADS).contains(&value) {
+            if !(1..=most).contains(&value) {
                 return Err(Error::config(
                     name,
-                    format!("expected 1 to {MAX_THREADS}, found {value}"),
+                    format!("expected 1 to {most}, found {value}"),
                 ));
             }
         }
@@ -609,6 +601,7 @@ impl Settings {
             (&mut c.decoder, self.decoder_layers),
         ] {
             resize(
+                "local_heads",
                 stack,
                 Some(local_dim),
                 Some(local_heads),
@@ -624,6 +617,7 @@ impl Settings {
             cross.head_dim = local_dim / local_heads;
         }
         resize(
+            "global_heads",
             &mut c.global,
             self.global_dim,
             self.global_heads,
@@ -632,6 +626,7 @@ impl Settings {
         )?;
         if let Some(entropy) = &mut c.entropy {
             resize(
+                "entropy_heads",
                 entropy,
                 self.entropy_dim,
                 self.entropy_heads,
@@ -652,8 +647,11 @@ impl Settings {
         self.patching_into(&mut c.patcher)?;
         c.max_bytes = c.max_bytes.max(self.seq_len);
         c.max_patches = c.max_patches.max(self.seq_len);
-        c.validate()?;
-        Ok(c)
+        match c.validate() {
+            Ok(()) => Ok(c),
+            Err(Error::Config { key, what }) => Err(Error::config(setting_of(&key), what)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives the parts named differential attention, and those also named head-wise norms.
@@ -708,7 +706,33 @@ impl Settings {
     }
 }
 
+/// The setting that gives a key of the configuration its value; the key itself if there is none.
+fn setting_of(key: &str) -> &str {
+    match key {
+        "max_bytes" | "max_patches" => "seq_len",
+        "patcher.patch_size" => "patch_size",
+        "patcher.max_patch_length" => "max_patch_length",
+        "cross_attn_k" => "cross_k",
+        "encoder_hash_byte_group_vocab" => "hash_vocab",
+        "encoder_hash_byte_group_nb_functions" => "hash_functions",
+        "encoder_hash_byte_group_size" => "hash_sizes",
+        "local_encoder.n_layers" => "encoder_layers",
+        "local_decoder.n_layers" => "decoder_layers",
+        "local_encoder.dim" => "local_dim",
+        "local_encoder.hidden_dim" => "local_hidden",
+        "local_encoder.window" => "local_window",
+        "global_transformer.n_layers" => "global_layers",
+        "global_transformer.dim" => "global_dim",
+        "global_transformer.hidden_dim" => "global_hidden",
+        "entropy_model.n_layers" => "entropy_layers",
+        "entropy_model.dim" => "entropy_dim",
+        "entropy_model.window" => "entropy_window",
+        key => key,
+    }
+}
+
 fn resize(
+    name: &str,
     stack: &mut TransformerConfig,
     dim: Option<usize>,
     heads: Option<usize>,
@@ -725,7 +749,7 @@ fn resize(
     stack.hidden_dim = hidden.unwrap_or(stack.hidden_dim);
     if stack.n_heads == 0 || !stack.dim.is_multiple_of(stack.n_heads) {
         return Err(Error::config(
-            "heads",
+            name,
             format!(
                 "expected a divisor of the width {}, found {}",
                 stack.dim, stack.n_heads
@@ -837,6 +861,40 @@ mod tests {
             assert!(s.architecture().is_err());
         }
         assert!(preset("huge").is_err());
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for name in [
+            "steps",
+            "batch",
+            "seq_len",
+            "accumulate",
+            "shards",
+            "threads",
+            "patch_size",
+            "cross_k",
+            "hash_vocab",
+            "hash_functions",
+            "encoder_layers",
+            "decoder_layers",
+            "local_dim",
+            "local_hidden",
+            "local_heads",
+            "global_layers",
+            "global_dim",
+            "global_hidden",
+            "global_heads",
+            "entropy_layers",
+            "entropy_dim",
+            "entropy_heads",
+        ] {
+            let mut s = Settings::default();
+            s.set(name, "115448720916480").unwrap();
+            let checked = s.validate().and_then(|()| s.architecture().map(|_| ()));
+            let message = checked.expect_err(name).to_string();
+            assert!(message.contains(&format!("\"{name}\"")), "{message}");
+        }
     }
 
     #[test]
