@@ -104,6 +104,7 @@ impl Error {
                 key,
                 what: format!("{what} in {}", path.display()),
             },
+            Error::Unsupported(what) => Error::Unsupported(format!("{what} in {}", path.display())),
             error => error,
         }
     }
@@ -147,9 +148,26 @@ impl fmt::Write for Escaped<'_, '_> {
     }
 }
 
+/// Most characters of a message: names and values come from files. The middle of a longer one is left out.
+const MAX_MESSAGE: usize = 1000;
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut message = String::new();
+        self.write(&mut message)?;
         let f = &mut Escaped(f);
+        let n = message.chars().count();
+        if n <= MAX_MESSAGE {
+            return f.write_str(&message);
+        }
+        let byte_at = |char: usize| message.char_indices().nth(char).map_or(0, |(at, _)| at);
+        let (start, end) = (byte_at(MAX_MESSAGE / 2), byte_at(n - MAX_MESSAGE / 2));
+        write!(f, "{} ... {}", &message[..start], &message[end..])
+    }
+}
+
+impl Error {
+    fn write(&self, f: &mut impl fmt::Write) -> fmt::Result {
         match self {
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
             Error::Format { path, what } => write!(f, "{}: {what}", path.display()),
@@ -207,5 +225,14 @@ mod tests {
             assert!(!message.contains(char::is_control), "{message:?}");
         }
         assert_eq!(Error::argument("é", "ok").to_string(), "é: ok");
+    }
+
+    #[test]
+    fn long_names_are_shortened_in_the_middle() {
+        let long = "é".repeat(5000);
+        let message =
+            Error::config(&long, format!("expected 1, found {long} in a.json")).to_string();
+        assert_eq!(message.chars().count(), MAX_MESSAGE + 5);
+        assert!(message.starts_with("configuration key \"é") && message.ends_with("é in a.json"));
     }
 }

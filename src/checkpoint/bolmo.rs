@@ -28,7 +28,7 @@ const MAX_BYTES: usize = 1 << 19;
 /// Names of the special ids.
 const SPECIAL_TOKENS: [&str; 4] = ["<pad>", "<bos>", "<eos>", "<bpe_token_end>"];
 
-/// Translates `config.json`; `generation`: `generation_config.json` if there is one. `open_subwords` finds the subwords
+/// Translates `config.json`; `stops`: those of `generation_config.json`, see [`more_stops`]. `open_subwords` finds the subwords
 /// of a model that has some.
 ///
 /// # Errors
@@ -36,7 +36,7 @@ const SPECIAL_TOKENS: [&str; 4] = ["<pad>", "<bos>", "<eos>", "<bpe_token_end>"]
 /// whose value this engine does not compute; those of `open_subwords`.
 pub(super) fn config(
     value: &Value,
-    generation: Option<&Value>,
+    stops: Vec<usize>,
     open_subwords: impl FnOnce(&Wanted<'_>) -> Result<SubwordTable>,
 ) -> Result<Config> {
     let root = Object::root(value)?;
@@ -108,7 +108,7 @@ pub(super) fn config(
         bolmo: Some(BolmoConfig {
             join_norm_eps: root.number("local_rms_norm_eps")?.unwrap_or(1e-5),
             subwords: None,
-            stop_ids: stop_ids(eos, generation)?,
+            stop_ids: stop_ids(eos, stops),
             tokenizer: identifier.to_string(),
         }),
         max_bytes: MAX_BYTES,
@@ -336,17 +336,22 @@ fn tokenizer<'a>(root: &Object<'a>) -> Result<TokenizerKeys<'a>> {
     })
 }
 
-/// The ids that end a generation: the tokenizer's EOS, and those that `generation_config.json` names.
-fn stop_ids(eos: Id, generation: Option<&Value>) -> Result<Vec<Id>> {
+/// The ids that end a generation as `generation_config.json` names them.
+///
+/// # Errors
+/// [`Error::Config`] if they are no numbers.
+pub(super) fn more_stops(generation: &Value) -> Result<Vec<usize>> {
+    const KEY: &str = "eos_token_id";
+    let root = Object::root(generation)?;
+    match root.value(KEY) {
+        Some(Value::Array(_)) => Ok(root.sizes(KEY)?.unwrap_or_default()),
+        _ => Ok(root.size(KEY)?.into_iter().collect()),
+    }
+}
+
+/// The ids that end a generation: the tokenizer's EOS, and `more`, which carry flags.
+fn stop_ids(eos: Id, more: Vec<usize>) -> Vec<Id> {
     let mut stops = vec![eos];
-    let Some(generation) = generation else {
-        return Ok(stops);
-    };
-    let more = Object::root(generation)?;
-    let more = match more.value("eos_token_id") {
-        Some(Value::Array(_)) => more.sizes("eos_token_id")?.unwrap_or_default(),
-        _ => more.size("eos_token_id")?.into_iter().collect(),
-    };
     for id in more {
         // Of another vocabulary: 50279 is the class's default.
         if id >= 2 * VOCAB_SIZE {
@@ -357,7 +362,7 @@ fn stop_ids(eos: Id, generation: Option<&Value>) -> Result<Vec<Id>> {
             stops.push(id);
         }
     }
-    Ok(stops)
+    stops
 }
 
 fn unsupported(key: &str, expected: &str, found: &str) -> Error {
@@ -469,7 +474,8 @@ mod tests {
     }
 
     fn config(value: &Value, generation: Option<&Value>) -> Result<Config> {
-        super::config(value, generation, |wanted| {
+        let stops = generation.map(more_stops).transpose()?.unwrap_or_default();
+        super::config(value, stops, |wanted| {
             assert_eq!((wanted.bos, wanted.pad), (1, 0));
             let single = (0..=255u8).map(|byte| (Subword::Bytes(vec![byte]), byte.into()));
             Ok(SubwordTable::new(single.chain([(Subword::Special(1), 256)])).unwrap())

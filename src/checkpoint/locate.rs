@@ -140,13 +140,7 @@ fn no_weights(folder: &Path, names: &[String]) -> String {
         };
         return format!("expected weights, found a distributed checkpoint of torch; {advice}");
     }
-    let weights = |name: &&String| {
-        let extension = Path::new(name.as_str()).extension().unwrap_or_default();
-        ["safetensors", "blt", "bin", "pth", "pt", "ckpt"]
-            .iter()
-            .any(|known| extension == *known)
-    };
-    let found = match names.iter().find(weights) {
+    let found = match names.iter().find(|name| has_extension(Path::new(name))) {
         Some(name) => format!("; pass the path of a file to open another, such as {name}"),
         None => String::new(),
     };
@@ -210,6 +204,14 @@ fn snapshot(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Whether files of weights have names that end so.
+fn has_extension(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    ["safetensors", "blt", "bin", "pth", "pt", "ckpt"]
+        .iter()
+        .any(|known| extension == *known)
+}
+
 /// There is no such path; it may be the name of a repository.
 fn not_found(path: &Path, error: std::io::Error) -> Error {
     let name = path.to_str().unwrap_or_default();
@@ -224,7 +226,9 @@ fn not_found(path: &Path, error: std::io::Error) -> Error {
         Some((owner, repository))
             if error.kind() == std::io::ErrorKind::NotFound
                 && is_word(owner)
-                && is_word(repository) =>
+                && is_word(repository)
+                && !has_extension(path)
+                && !Path::new(owner).exists() =>
         {
             Error::format(
                 path,
@@ -425,7 +429,15 @@ mod tests {
             message.contains("hf download facebook/blt-1b --local-dir blt-1b"),
             "{message}"
         );
-        for path in ["no-such", "/no/such", "./no/such", "../no", "no/such/file"] {
+        for path in [
+            "no-such",
+            "/no/such",
+            "./no/such",
+            "../no",
+            "no/such/file",
+            "run/model.safetensors",
+            "src/no-such",
+        ] {
             let message = weights_at(Path::new(path)).unwrap_err().to_string();
             assert!(message.contains("No such file"), "{path}: {message}");
         }

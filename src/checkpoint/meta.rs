@@ -16,14 +16,14 @@ use crate::error::{Error, Result};
 /// others are plain causal there; we keep the window a model was trained with whatever is said.
 const XFORMERS: &str = "xformers";
 
-/// Translates the model's arguments (`args` or `model`). `patcher_args`: the object of that name of
-/// `train_args.json` or `params.json`, which the original's generation uses for patching; without
+/// Translates the model's arguments (`args` or `model`). `patcher_args`: those of `train_args.json` or `params.json`, see
+/// [`patcher_args`], which the original's generation uses for patching; without
 /// it the `patching_*` keys of the model count. The entropy model is the caller's to add.
 ///
 /// # Errors
 /// [`Error::Config`] naming a key that is missing, of the wrong type or out of range,
 /// [`Error::Unsupported`] for a variant this engine does not compute.
-pub(super) fn config(args: &Object, patcher_args: Option<&Object>) -> Result<Config> {
+pub(super) fn config(args: &Object, patcher_args: Option<PatcherConfig>) -> Result<Config> {
     check_vocab_size(&args.key("vocab_size"), args.required_size("vocab_size")?)?;
     check_variant(args)?;
 
@@ -77,7 +77,7 @@ pub(super) fn config(args: &Object, patcher_args: Option<&Object>) -> Result<Con
                 .unwrap_or(3),
         },
         patcher: match patcher_args {
-            Some(o) => patcher(o, "threshold", "threshold_add")?,
+            Some(patcher) => patcher,
             None => patcher(args, "patching_threshold", "patching_threshold_add")?,
         },
         // Null means no limit of its own: at one byte per patch, that of the patches.
@@ -229,6 +229,23 @@ fn group_sizes(args: &Object) -> Result<Vec<usize>> {
         })
 }
 
+/// The patcher's settings in `train_args.json` or `params.json`, if there are any.
+///
+/// # Errors
+/// As [`config`].
+pub(super) fn patcher_args(train: &Object) -> Result<Option<PatcherConfig>> {
+    let args = match train.object("data")? {
+        Some(data) => data.object("patcher_args")?,
+        None => None,
+    };
+    let Some(args) = args else {
+        return Ok(None);
+    };
+    let patcher = patcher(&args, "threshold", "threshold_add")?;
+    patcher.validate()?;
+    Ok(Some(patcher))
+}
+
 fn patcher(o: &Object, threshold: &str, threshold_add: &str) -> Result<PatcherConfig> {
     let mode = match o.text("patching_mode")?.unwrap_or("entropy") {
         name @ ("" | "bpe_patcher") => {
@@ -366,8 +383,12 @@ mod tests {
 
     fn read(value: &Value, patcher: Option<&Value>) -> Result<Config> {
         let args = Object::root(value)?;
-        let patcher = patcher.map(Object::root).transpose()?;
-        config(&args, patcher.as_ref())
+        let train = patcher.map(|args| json!({"data": {"patcher_args": args}}));
+        let patcher = match &train {
+            Some(train) => patcher_args(&Object::root(train)?)?,
+            None => None,
+        };
+        config(&args, patcher)
     }
 
     #[test]

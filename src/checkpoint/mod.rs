@@ -45,7 +45,7 @@ pub use spec::{Metadata, NativeTensor, TensorSpec};
 pub use weight_files::{FileInfo, WeightFiles};
 pub use writer::SafetensorsWriter;
 
-use crate::config::{Config, PatchingMode};
+use crate::config::{Config, PatcherConfig, PatchingMode};
 use crate::error::{Error, Result};
 use crate::subwords::SubwordTable;
 use crate::tensor::{Load, Storage, Tensor};
@@ -434,8 +434,7 @@ impl Unresolved {
             &config_path,
             |_| weights.has(hf::PATCHER_TENSOR),
             open_subwords,
-        )
-        .map_err(|e| e.in_file(&config_path))?;
+        )?;
         if let NameTable::Meta { .. } = table
             && let Some(name) = meta::TOKEN_PROJECTIONS.into_iter().find(|n| weights.has(n))
         {
@@ -597,36 +596,43 @@ fn translate(
     open_subwords: impl FnOnce(&tokenizer::Wanted<'_>) -> Result<SubwordTable>,
 ) -> Result<(Layout, NameTable, Config)> {
     let value = json::read(path)?;
-    let root = Object::root(&value)?;
+    let in_file = |e: Error| e.in_file(path);
+    let root = Object::root(&value).map_err(in_file)?;
     match Kind::of(&value) {
         Some(Kind::Bolmo) => {
-            let tied = hf::tied(&value)?;
+            let tied = hf::tied(&value).map_err(in_file)?;
             let generation = path.with_file_name("generation_config.json");
-            let generation = generation
-                .exists()
-                .then(|| json::read(&generation))
-                .transpose()?;
-            let config = bolmo::config(&value, generation.as_ref(), open_subwords)?;
+            let stops = match generation.exists() {
+                true => bolmo::more_stops(&json::read(&generation)?)
+                    .map_err(|e| e.in_file(&generation))?,
+                false => Vec::new(),
+            };
+            let config = bolmo::config(&value, stops, open_subwords).map_err(in_file)?;
             Ok((Layout::Bolmo, NameTable::Bolmo { tied }, config))
         }
         Some(Kind::Hf) => {
-            let tied = hf::tied(&value)?;
-            let config = hf::config(&value, has_patcher(&value))?;
+            let tied = hf::tied(&value).map_err(in_file)?;
+            let config = hf::config(&value, has_patcher(&value)).map_err(in_file)?;
             Ok((Layout::Hf, NameTable::Hf { tied }, config))
         }
         Some(Kind::MetaHub) => {
-            let train_path = path.with_file_name("train_args.json");
-            let train = match train_path.exists() {
-                true => json::read(&train_path)?,
-                false => Value::Object(Default::default()),
+            let train = path.with_file_name("train_args.json");
+            let patcher = match train.exists() {
+                true => Object::root(&json::read(&train)?)
+                    .and_then(|root| meta::patcher_args(&root))
+                    .map_err(|e| e.in_file(&train))?,
+                false => None,
             };
-            let args = root.required_object("args")?;
-            let config = meta_config(path, &args, &Object::root(&train)?)?;
+            let args = root.required_object("args").map_err(in_file)?;
+            let config = meta_config(path, &args, patcher).map_err(in_file)?;
             Ok((Layout::MetaHub, META, config))
         }
         Some(Kind::MetaParams) => {
-            let config = meta_config(path, &root.required_object("model")?, &root)?;
-            Ok((Layout::MetaConsolidated, META, config))
+            let model = || {
+                let patcher = meta::patcher_args(&root)?;
+                meta_config(path, &root.required_object("model")?, patcher)
+            };
+            Ok((Layout::MetaConsolidated, META, model().map_err(in_file)?))
         }
         Some(Kind::HfPatcher) => Err(not_a_model(path, true)),
         None => Err(not_a_model(path, root.has("entropy_model"))),
@@ -664,16 +670,12 @@ const META: NameTable = NameTable::Meta {
     tied_entropy: false,
 };
 
-/// A BLT of Meta's from its arguments and the training arguments around them.
-fn meta_config(path: &Path, args: &Object, train: &Object) -> Result<Config> {
+/// A BLT of Meta's from its arguments and, if it has them, those of its patcher.
+fn meta_config(path: &Path, args: &Object, patcher: Option<PatcherConfig>) -> Result<Config> {
     if !args.has("dim_global") && args.has("sliding_window") {
         return Err(not_a_model(path, true));
     }
-    let patcher = match train.object("data")? {
-        Some(data) => data.object("patcher_args")?,
-        None => None,
-    };
-    meta::config(args, patcher.as_ref())
+    meta::config(args, patcher)
 }
 
 fn not_a_model(path: &Path, entropy_model: bool) -> Error {

@@ -62,6 +62,12 @@ impl SafetensorsFile {
                  is this a weights file?"
             )));
         }
+        if length == 0 {
+            return Err(err(
+                "expected a safetensors header, found one of 0 bytes; is the download complete?"
+                    .into(),
+            ));
+        }
         let data_start = LENGTH + length as usize;
         let text = bytes.get(LENGTH..data_start).ok_or_else(|| {
             err(format!(
