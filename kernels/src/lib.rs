@@ -51,6 +51,7 @@ mod block;
 mod cuda;
 mod dispatch;
 mod isa;
+mod lanes;
 mod matmul;
 mod mlstm;
 mod portable;

@@ -14,7 +14,7 @@ use crate::view::ViewMut;
 pub(crate) const BLOCK: usize = 32;
 
 /// Rows are padded with zero blocks to a multiple of this many values: the widest chunk of all formats.
-pub(crate) const ROW_MULTIPLE: usize = 256;
+pub(super) const ROW_MULTIPLE: usize = 256;
 
 /// Blocks with smaller magnitudes become zero, so that the factor `127 / amax` stays finite.
 pub(crate) const SMALLEST: f32 = f32::from_bits((127 - 100) << 23);

@@ -28,6 +28,7 @@
 //! add the minimum with a second one. Each format documents its own terms, and `Format::dot` is the definition.
 
 pub(crate) mod activations;
+mod format;
 pub(crate) mod q4_0;
 pub(crate) mod q4_k;
 pub(crate) mod q6_k;
@@ -35,43 +36,7 @@ pub(crate) mod q8_0;
 mod search;
 
 pub use activations::{QuantizedActivations, Terms};
-
-use activations::ActivationBlock;
-use half::f16;
-
-use crate::vector::{Int8, Prefetch};
-
-/// Rows of a tile: one lane each.
-pub(crate) const TILE_ROWS: usize = crate::scalar::LANES;
-
-/// One block format.
-pub(crate) trait Format {
-    /// Columns of a chunk.
-    const COLS: usize;
-    /// Bytes of a chunk: 16 rows of `COLS` columns.
-    const CHUNK: usize;
-
-    /// Encodes 16 rows of `COLS` weights. `importance` weights the squared errors of the columns.
-    fn encode(rows: &[f32], importance: &[f32], chunk: &mut [u8]);
-
-    /// The `COLS` weights of one row of a chunk.
-    fn decode(chunk: &[u8], row: usize, out: &mut [f32]);
-
-    /// Adds the dot product of one row of a chunk with `COLS` activations to `acc`: the definition.
-    fn dot(chunk: &[u8], row: usize, x: &[ActivationBlock], acc: f32) -> f32;
-
-    /// [`Format::dot`] of one chunk of each of `TILES` tiles, all 16 rows, with `INPUTS` inputs.
-    ///
-    /// # Safety
-    /// Each of `chunks` is valid for reading `CHUNK` bytes, each of `x` for `COLS / 32` blocks.
-    unsafe fn accumulate<Q: Int8, const TILES: usize, const INPUTS: usize>(
-        q: Q,
-        chunks: [*const u8; TILES],
-        prefetch: Prefetch,
-        x: [*const ActivationBlock; INPUTS],
-        acc: &mut [[Q::V; INPUTS]; TILES],
-    );
-}
+pub(crate) use format::{Format, TILE_ROWS};
 
 /// A format of quantised weights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -111,6 +76,9 @@ macro_rules! with_format {
     };
 }
 
+// The kernels read whole chunks of activations.
+const _: () = assert!(activations::ROW_MULTIPLE.is_multiple_of(BlockFormat::MAX_CHUNK_COLS));
+
 impl BlockFormat {
     /// All formats.
     pub const ALL: [BlockFormat; 4] = [
@@ -122,6 +90,20 @@ impl BlockFormat {
 
     /// Rows of a tile. Matrices are encoded, and split over threads, in multiples of this.
     pub const TILE_ROWS: usize = TILE_ROWS;
+
+    /// The widest chunk of all formats.
+    pub const MAX_CHUNK_COLS: usize = {
+        let mut widest = 0;
+        let mut i = 0;
+        while i < Self::ALL.len() {
+            let cols = Self::ALL[i].chunk_cols();
+            if cols > widest {
+                widest = cols;
+            }
+            i += 1;
+        }
+        widest
+    };
 
     /// The version of the byte layout, which files store with the weights.
     pub const LAYOUT_VERSION: u32 = 1;
@@ -142,7 +124,7 @@ impl BlockFormat {
     }
 
     /// The width of a chunk. Columns are padded to a multiple of this.
-    pub fn chunk_cols(self) -> usize {
+    pub const fn chunk_cols(self) -> usize {
         with_format!(self, F => F::COLS)
     }
 
@@ -207,25 +189,4 @@ impl BlockFormat {
             }
         })
     }
-}
-
-/// The half float at byte `offset`.
-#[inline]
-fn half_at(bytes: &[u8], offset: usize) -> f32 {
-    f16::from_le_bytes([bytes[offset], bytes[offset + 1]]).to_f32()
-}
-
-/// Writes `x` as a half float at byte `offset` and returns the rounded value.
-fn put_half(bytes: &mut [u8], offset: usize, x: f32) -> f32 {
-    // Beyond the largest half float, that value is better than infinity.
-    let h = f16::from_f32(x.clamp(-65504.0, 65504.0));
-    bytes[offset..offset + 2].copy_from_slice(&h.to_le_bytes());
-    h.to_f32()
-}
-
-/// The exact dot product of the integers `w(k)` with the activations of a block, for `k` in `range`.
-#[inline]
-fn int_dot(x: &ActivationBlock, range: std::ops::Range<usize>, w: impl Fn(usize) -> i32) -> f32 {
-    let q = x.q.as_flattened();
-    range.map(|k| w(k) * q[k] as i32).sum::<i32>() as f32
 }

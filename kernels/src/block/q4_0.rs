@@ -10,8 +10,8 @@
 //! Per block: `acc = fma((q - 8) . x, d * scale(x), acc)`.
 
 use super::activations::{ActivationBlock, BLOCK};
+use super::format::{Format, TILE_ROWS, half_at, int_dot, put_half, scale_position};
 use super::search::{nearest, symmetric_scale};
-use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
 use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q4_0 {}
@@ -38,10 +38,6 @@ pub(super) fn nibble_at(quants: &[u8], row: usize, k: usize) -> i32 {
 pub(super) fn put_nibble(quants: &mut [u8], row: usize, k: usize, q: i32) {
     let (byte, shift) = nibble(row, k);
     quants[byte] |= (q as u8) << shift;
-}
-
-fn scale_position(block: usize, row: usize) -> usize {
-    (block * TILE_ROWS + row) * 2
 }
 
 fn quants(chunk: &[u8], block: usize) -> &[u8] {

@@ -15,9 +15,9 @@
 //! `acc = fma(-(dmin * m), scale(x) * sum(x), acc)`.
 
 use super::activations::{ActivationBlock, BLOCK};
+use super::format::{Format, TILE_ROWS, half_at, int_dot, put_half};
 use super::q4_0::{QUANTS, dot_nibbles, nibble_at, put_nibble};
 use super::search::{nearest, scale_and_minimum};
-use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
 use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q4K {}

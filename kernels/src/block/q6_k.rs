@@ -14,9 +14,9 @@
 //! `acc = fma(t, d * scale(x), acc)`.
 
 use super::activations::{ActivationBlock, BLOCK};
+use super::format::{Format, TILE_ROWS, half_at, int_dot, put_half};
 use super::q4_0::{QUANTS, nibble_at, put_nibble};
 use super::search::{nearest, symmetric_scale};
-use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
 use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q6K {}

@@ -10,8 +10,8 @@
 //! Per block: `acc = fma(q . x, d * scale(x), acc)`.
 
 use super::activations::{ActivationBlock, BLOCK};
+use super::format::{Format, TILE_ROWS, half_at, int_dot, put_half, scale_position};
 use super::search::nearest;
-use super::{Format, TILE_ROWS, half_at, int_dot, put_half};
 use crate::vector::{Int8, Prefetch, Simd};
 
 pub(crate) enum Q8_0 {}
@@ -23,10 +23,6 @@ const QUANTS: usize = BLOCK * TILE_ROWS;
 /// The byte of column `k` of a block.
 fn position(block: usize, row: usize, k: usize) -> usize {
     SCALES + block * QUANTS + (k / 4 * TILE_ROWS + row) * 4 + k % 4
-}
-
-fn scale_position(block: usize, row: usize) -> usize {
-    (block * TILE_ROWS + row) * 2
 }
 
 impl Format for Q8_0 {

@@ -19,25 +19,12 @@ pub(crate) use matmul::{KC, matmul, multiply_adds};
 pub(crate) use mlstm::{gated_norm, mlstm_cell};
 pub(crate) use quantized::{linear_quantized, quantize_row};
 
+pub(crate) use crate::lanes::{LANES, tree};
+
 use half::f16;
 
 use crate::weights::Weights;
 use exp::exp;
-
-/// The number of lanes of every sum.
-pub(crate) const LANES: usize = 16;
-
-/// Adds the lanes: the upper half to the lower half, until one lane remains.
-#[inline]
-pub(crate) fn tree(lanes: [f32; LANES], add: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut l = lanes;
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            l[i] = add(l[i], l[i + half]);
-        }
-    }
-    l[0]
-}
 
 /// The sum in the canonical order.
 fn sum(x: impl Iterator<Item = f32>) -> f32 {

@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use crate::scalar::LANES;
+use crate::lanes::LANES;
 
 /// 16 lanes of f32.
 pub(crate) trait Simd: Copy {
