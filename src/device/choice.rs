@@ -41,7 +41,7 @@ impl Model {
 
 #[cfg(feature = "cuda")]
 fn gpu(model: &Model, number: usize, options: GpuOptions) -> Result<Arc<dyn Backend>> {
-    let model = crate::cuda::GpuModel::new(model.blt(), number, options)?;
+    let model = crate::cuda::GpuModel::new(model.blt().weights, number, options)?;
     Ok(Arc::new(model))
 }
 

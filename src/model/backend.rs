@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::Model;
+use super::blt::Blt;
 use super::device_caches::DeviceCaches;
 use super::sequence::{Failure, Outputs, SequenceInput};
 use crate::cache::KvType;
@@ -20,7 +20,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// [`Failure::Sequence`] if a number of one sequence is not finite; [`Failure::Device`] if the device fails.
     fn forward<'m>(
         &self,
-        model: &'m Model,
+        blt: Blt<'m>,
         inputs: &mut [SequenceInput<'_>],
     ) -> Result<Outputs<'m>, Failure>;
 
@@ -55,9 +55,9 @@ pub(super) struct Cpu;
 impl Backend for Cpu {
     fn forward<'m>(
         &self,
-        model: &'m Model,
+        blt: Blt<'m>,
         inputs: &mut [SequenceInput<'_>],
     ) -> Result<Outputs<'m>, Failure> {
-        model.forward(inputs)
+        blt.forward(inputs)
     }
 }

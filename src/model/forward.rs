@@ -5,9 +5,9 @@
 
 use smallvec::SmallVec;
 
-use super::Model;
+use super::blt::Blt;
 use super::encoder::Closed;
-use super::sequence::{Failure, Outputs, SequenceInput, byte_rows, n_rows, outputs, record};
+use super::sequence::{Failure, Outputs, SequenceInput, byte_rows, cut, n_rows, outputs, record};
 use super::trace::Tensor;
 use crate::ops::{self, ScratchVec};
 use crate::vocab::VOCAB_SIZE;
@@ -15,24 +15,24 @@ use crate::vocab::VOCAB_SIZE;
 /// One element per sequence.
 type PerSequence<T> = SmallVec<[T; 1]>;
 
-impl Model {
+impl<'m> Blt<'m> {
     /// Ids in, logits of the next ids out. Every matrix is multiplied with the rows of all sequences
     /// at once; n counts these rows.
-    pub(super) fn forward(&self, inputs: &mut [SequenceInput<'_>]) -> Result<Outputs<'_>, Failure> {
+    pub(super) fn forward(self, inputs: &mut [SequenceInput<'_>]) -> Result<Outputs<'m>, Failure> {
         self.entropies(inputs);
-        let n_closed = self.cut(inputs)?; // (n)
+        let n_closed = cut(self.compute, inputs)?; // (n)
         let x = self.encode(inputs); // (n, local dim)
         self.close_patches(inputs);
         Ok(self.decode(inputs, &n_closed, x))
     }
 
     /// The entropy model: how uncertain the byte after each byte is.
-    pub(super) fn entropies(&self, inputs: &mut [SequenceInput<'_>]) {
+    pub(super) fn entropies(self, inputs: &mut [SequenceInput<'_>]) {
         let n = inputs.iter().map(SequenceInput::n_entropy_rows).sum();
-        let Some(entropy) = self.blt().entropy.as_ref().filter(|_| n > 0) else {
+        let Some(entropy) = self.weights.entropy.as_ref().filter(|_| n > 0) else {
             return;
         };
-        let (compute, layers) = (&*self.compute, &entropy.layers);
+        let (compute, layers) = (self.compute, &entropy.layers);
         let (mut rows, mut x) = (layers.rows(compute, n), compute.empty(n * entropy.dim()));
         for input in inputs.iter().filter(|input| input.runs_entropy()) {
             (input.state).add_entropy_rows(layers, input.positions(), &mut rows);
@@ -51,8 +51,8 @@ impl Model {
     }
 
     /// The local encoder: byte states (n, local dim) from embeddings of bytes and their n-grams.
-    pub(super) fn encode(&self, inputs: &mut [SequenceInput<'_>]) -> ScratchVec<'_, f32> {
-        let (compute, encoder) = (&*self.compute, &self.blt().encoder);
+    pub(super) fn encode(self, inputs: &mut [SequenceInput<'_>]) -> ScratchVec<'m, f32> {
+        let (compute, encoder) = (self.compute, &self.weights.encoder);
         let rows = byte_rows(&encoder.layers, compute, inputs);
         let mut x = compute.empty(n_rows(inputs) * encoder.layers.config.dim);
         for input in inputs.iter() {
@@ -70,8 +70,8 @@ impl Model {
 
     /// The m patches that these bytes close: pooled into vectors, read by the global transformer, and
     /// turned into what the decoder reads.
-    pub(super) fn close_patches(&self, inputs: &mut [SequenceInput<'_>]) {
-        let (compute, w) = (&*self.compute, self.blt());
+    pub(super) fn close_patches(self, inputs: &mut [SequenceInput<'_>]) {
+        let (compute, w) = (self.compute, self.weights);
         let m = inputs.iter().map(SequenceInput::n_closing).sum();
         if m == 0 {
             return;
@@ -103,12 +103,12 @@ impl Model {
 
     /// The local decoder on byte states x (n, local dim): byte i reads the last of `n_closed[i]` patches.
     pub(super) fn decode(
-        &self,
+        self,
         inputs: &mut [SequenceInput<'_>],
         n_closed: &[usize],
         mut x: ScratchVec<'_, f32>,
-    ) -> Outputs<'_> {
-        let (compute, decoder) = (&*self.compute, &self.blt().decoder);
+    ) -> Outputs<'m> {
+        let (compute, decoder) = (self.compute, &self.weights.decoder);
         let rows = byte_rows(&decoder.layers, compute, inputs);
         let memory = inputs.iter_mut().map(|input| input.state.decoder_memory());
         let (mut caches, patch_kv): (PerSequence<_>, PerSequence<_>) = memory.unzip();

@@ -9,13 +9,15 @@
 
 pub(crate) mod backend;
 pub(crate) mod block;
+pub(crate) mod blt;
 mod bolmo;
 pub(crate) mod cross;
 mod decoder;
 pub(crate) mod device_caches;
 mod differential;
+mod draft;
 mod encoder;
-mod entropy;
+pub(crate) mod entropy;
 mod forward;
 mod global;
 pub mod hash;
@@ -31,6 +33,7 @@ mod trace;
 mod weights;
 mod weights_info;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,17 +44,14 @@ use crate::error::{Error, Result};
 use crate::ops::Compute;
 use crate::vocab::{Choices, Id, VOCAB_SIZE};
 
+pub(crate) use blt::NetworkBytes;
 pub(crate) use bolmo::Bolmo;
 pub(crate) use sequence_state::{Mark, Patching, SequenceState};
 pub(crate) use state::{MAX_BATCH, State};
 pub use trace::Trace;
-pub(crate) use weights_info::NetworkBytes;
 
 use backend::{Backend, Cpu};
-use decoder::Decoder;
-use encoder::Encoder;
-pub(crate) use entropy::EntropyModel;
-use global::Global;
+use blt::{Blt, BltWeights};
 use weights_info::WeightsInfo;
 
 /// A loaded model. Cloning shares the weights.
@@ -67,7 +67,7 @@ pub struct Model {
 /// The networks of one of the families.
 #[derive(Debug, Clone)]
 enum Networks {
-    Blt(Arc<Weights>),
+    Blt(Arc<BltWeights>),
     Bolmo(Arc<Bolmo>),
 }
 
@@ -76,17 +76,6 @@ enum Networks {
 struct Info {
     config: Config,
     weights: WeightsInfo,
-}
-
-/// The networks of a BLT.
-#[derive(Debug)]
-pub(crate) struct Weights {
-    config: Config,
-    pub(crate) entropy: Option<EntropyModel>,
-    pub(crate) encoder: Encoder,
-    pub(crate) global: Global,
-    pub(crate) decoder: Decoder,
-    network_bytes: NetworkBytes,
 }
 
 impl Model {
@@ -108,7 +97,7 @@ impl Model {
         let config = checkpoint.config().clone();
         let networks = match &config.bolmo {
             Some(_) => Networks::Bolmo(Arc::new(Bolmo::load(checkpoint, &config)?)),
-            None => Networks::Blt(Arc::new(Weights::load(checkpoint, &config)?)),
+            None => Networks::Blt(Arc::new(BltWeights::load(checkpoint, &config)?)),
         };
         Ok(Model {
             networks,
@@ -234,9 +223,12 @@ impl Model {
     ///
     /// # Panics
     /// If the model is of another family, which has passes of its own.
-    pub(crate) fn blt(&self) -> &Weights {
+    pub(crate) fn blt(&self) -> Blt<'_> {
         match &self.networks {
-            Networks::Blt(weights) => weights,
+            Networks::Blt(weights) => Blt {
+                weights,
+                compute: &self.compute,
+            },
             Networks::Bolmo(_) => panic!("a pass of a BLT with a Bolmo model"),
         }
     }
@@ -247,28 +239,43 @@ impl Model {
             Networks::Bolmo(bolmo) => Some(bolmo),
         }
     }
-}
 
-impl Weights {
-    fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
-        let entropy = (config.entropy.as_ref())
-            .map(|entropy| EntropyModel::load(checkpoint, entropy))
-            .transpose()?;
-        let encoder = Encoder::load(checkpoint, config)?;
-        let global = Global::load(checkpoint, config)?;
-        let decoder = Decoder::load(checkpoint, config)?;
-        Ok(Weights {
-            network_bytes: NetworkBytes::new(
-                entropy.as_ref().map(|e| &e.layers),
-                &encoder.layers,
-                &global.layers,
-                &decoder.layers,
-            ),
-            entropy,
-            encoder,
-            global,
-            decoder,
-            config: config.clone(),
-        })
+    /// Bytes of each network's layers, if the model can draft: a BLT on the CPU.
+    pub(crate) fn draft_networks(&self) -> Option<&NetworkBytes> {
+        match &self.networks {
+            Networks::Blt(weights) if self.device.is_none() => Some(&weights.network_bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether ids can be chosen where their logits are computed: [`IdChoice`](sequence::IdChoice).
+    pub(crate) fn chooses_ids(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// A checksum that identifies the model: of the configuration without the patcher's settings and the
+    /// limits, of all tensors' names, types and shapes, and of a sample of their bytes. It does not protect
+    /// against somebody who wants two models to have the same one.
+    pub fn fingerprint(&self) -> u64 {
+        self.info.weights.fingerprint(self.config())
+    }
+
+    /// Number of weights, tables and the entropy model included.
+    pub fn n_parameters(&self) -> usize {
+        self.info.weights.n_parameters()
+    }
+
+    /// Bytes of the weights as stored.
+    pub fn weight_bytes(&self) -> usize {
+        self.info.weights.n_bytes()
+    }
+
+    /// Reads all weights into memory, so that the first bytes do not wait for the disk. Without
+    /// this, weights are read when they are first used (of the hash tables, only the rows used).
+    ///
+    /// `progress` is called after each piece of at most 8 MiB with the bytes of
+    /// [`Model::weight_bytes`] read so far, and can stop the reading. Returns whether it did.
+    pub fn preload(&self, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
+        self.info.weights.preload(&mut progress)
     }
 }

@@ -114,6 +114,31 @@ pub(super) fn byte_rows<'c>(
     rows
 }
 
+/// Where patches start, by entropies that are all numbers: how many patches are closed once each
+/// byte is read, (n).
+pub(crate) fn cut<'c>(
+    compute: &'c Compute,
+    inputs: &mut [SequenceInput<'_>],
+) -> Result<ScratchVec<'c, usize>, Failure> {
+    let mut n_closed = compute.empty(n_rows(inputs));
+    for (i, input) in inputs.iter_mut().enumerate() {
+        let positions = input.positions();
+        let state = &mut *input.state;
+        if state.entropy_cache.is_none() {
+            state.entropies.resize(positions.end, f32::NAN);
+        } else if let Some(bad) = (positions.clone()).find(|&p| !state.entropies[p].is_finite()) {
+            return Err(Failure::not_finite(i, "entropy", bad));
+        }
+        for (p, &id) in positions.zip(input.ids) {
+            if state.patcher.push(id, state.entropies[p]) {
+                state.starts.push(p + 1);
+            }
+            n_closed.extend([state.n_closed()]);
+        }
+    }
+    Ok(n_closed)
+}
+
 /// The hook of the forward pass: adds the rows of `data` to the traces of the sequences that have one.
 pub(super) fn record(inputs: &mut [SequenceInput<'_>], tensor: Tensor, data: &[f32]) {
     let sequences = inputs.iter_mut().map(|input| {

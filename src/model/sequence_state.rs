@@ -48,7 +48,12 @@ impl SequenceState {
             entropy_reset,
         } = patching;
         match model.bolmo() {
-            None => SequenceState::Blt(State::new(model, patcher, entropies, entropy_reset, kv)),
+            None => {
+                let device = model.backend().new_caches(kv);
+                let reset = entropy_reset;
+                let state = State::new(model.blt(), device, patcher, entropies, reset, kv);
+                SequenceState::Blt(state)
+            }
             Some(bolmo) => {
                 let starts = lengths.map(|lengths| -> Arc<[usize]> {
                     let mut start = 0;
@@ -168,7 +173,7 @@ impl SequenceState {
     /// that it always can.
     pub fn rollback(&mut self, model: &Model, mark: Mark) {
         match (self, mark) {
-            (SequenceState::Blt(state), Mark::Blt(mark)) => state.rollback(model, mark),
+            (SequenceState::Blt(state), Mark::Blt(mark)) => state.rollback(model.blt(), mark),
             (SequenceState::Bolmo(state), Mark::Bolmo(n_ids)) => {
                 state.rewind(weights(model), &model.compute, n_ids);
             }
@@ -183,7 +188,7 @@ impl SequenceState {
     /// over and reads the ids again.
     pub fn rewind(&mut self, model: &Model, n_ids: usize) -> bool {
         match self {
-            SequenceState::Blt(state) => state.rewind(model, n_ids),
+            SequenceState::Blt(state) => state.rewind(model.blt(), n_ids),
             SequenceState::Bolmo(state) => {
                 state.rewind(weights(model), &model.compute, n_ids);
                 true
@@ -195,7 +200,7 @@ impl SequenceState {
     /// draft.
     pub fn evict(&mut self, model: &Model) {
         match self {
-            SequenceState::Blt(state) => state.evict(model),
+            SequenceState::Blt(state) => state.evict(model.blt().weights),
             SequenceState::Bolmo(state) => state.evict(),
         }
     }
@@ -217,7 +222,7 @@ impl SequenceState {
         input: &mut Reader<'_>,
     ) -> Result<(), ReadError> {
         match self {
-            SequenceState::Blt(state) => state.load(model, limits, input),
+            SequenceState::Blt(state) => state.load(model.blt(), limits, input),
             SequenceState::Bolmo(state) => {
                 state.load(weights(model), &model.compute, limits, input)
             }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::Model;
 use super::block::{Rows, Stack};
+use super::blt::{Blt, BltWeights};
 use super::decoder::PatchKv;
 use super::device_caches::DeviceCaches;
 use super::patcher::Patcher;
@@ -61,15 +61,17 @@ impl State {
     }
 
     /// The state before the first byte. The entropy model restarts every `entropy_reset` bytes
-    /// (Meta's patcher: 8192; `None`: never), and does not run at all unless `entropies`.
+    /// (Meta's patcher: 8192; `None`: never), and does not run at all unless `entropies`. `device`: empty
+    /// caches where the backend has its own.
     pub fn new(
-        model: &Model,
+        blt: Blt<'_>,
+        device: Option<Box<dyn DeviceCaches>>,
         patcher: Patcher,
         entropies: bool,
         entropy_reset: Option<usize>,
         kv: KvType,
     ) -> Self {
-        let w = model.blt();
+        let w = blt.weights;
         let entropy = w.entropy.as_ref().filter(|_| entropies);
         State {
             ids: Vec::new(),
@@ -85,7 +87,7 @@ impl State {
             global_out: RowStore::new(w.config.global.dim),
             patch_kv: w.decoder.new_patch_kv(),
             entropy_reset,
-            device: model.backend().new_caches(kv),
+            device,
         }
     }
 
@@ -140,13 +142,13 @@ impl State {
 
     /// Goes back to `mark`. Called when a pass has failed or a draft cannot be verified, before anything
     /// is evicted, so that it always can.
-    pub(crate) fn rollback(&mut self, model: &Model, mark: Mark) {
+    pub(crate) fn rollback(&mut self, blt: Blt<'_>, mark: Mark) {
         self.ids.truncate(mark.n_ids);
         self.entropies.truncate(mark.n_ids);
         self.starts.truncate(mark.n_starts);
         self.eos.truncate(mark.n_eos);
         self.patcher = mark.patcher;
-        self.rewind_caches(model);
+        self.rewind_caches(blt);
     }
 
     /// Goes back to the first `n_ids` ids. Called when a session goes back, and when drafted bytes are
@@ -154,9 +156,9 @@ impl State {
     ///
     /// Returns `false`, leaving the state as it is, if rows that are needed have been evicted; the
     /// caller then starts over and reads the ids again.
-    pub(crate) fn rewind(&mut self, model: &Model, n_ids: usize) -> bool {
+    pub(crate) fn rewind(&mut self, blt: Blt<'_>, n_ids: usize) -> bool {
         let n_starts = self.starts.partition_point(|&s| s <= n_ids);
-        if !self.can_rewind(model, n_ids, n_starts - 1) {
+        if !self.can_rewind(blt.weights, n_ids, n_starts - 1) {
             return false;
         }
         self.ids.truncate(n_ids);
@@ -165,17 +167,17 @@ impl State {
         self.eos.retain(|&p| p < n_ids);
         let patch_start = self.starts[n_starts - 1];
         (self.patcher).rewind(n_ids, &self.ids, &self.entropies, patch_start);
-        self.rewind_caches(model);
+        self.rewind_caches(blt);
         true
     }
 
     /// Drops the rows that neither the next bytes nor a rewind of [`MAX_BATCH`] bytes can need. Called
     /// after each pass and each draft.
-    pub(crate) fn evict(&mut self, model: &Model) {
+    pub(crate) fn evict(&mut self, weights: &BltWeights) {
         if self.device.is_some() {
             return;
         }
-        let w = model.blt();
+        let w = weights;
         let back_to = self.ids.len().saturating_sub(MAX_BATCH);
         let patch = self.starts.partition_point(|&s| s <= back_to) - 1;
         let patch = patch.saturating_sub(w.encoder.patches_seen_back());
@@ -187,11 +189,11 @@ impl State {
 
     /// Whether no row has been evicted that a byte after the first `n_ids` reads, when these close
     /// `n_closed` patches.
-    fn can_rewind(&self, model: &Model, n_ids: usize, n_closed: usize) -> bool {
+    fn can_rewind(&self, weights: &BltWeights, n_ids: usize, n_closed: usize) -> bool {
         if let Some(caches) = &self.device {
             return caches.can_rewind(n_ids, n_closed);
         }
-        let w = model.blt();
+        let w = weights;
         // The next byte sees `window - 1` positions before its own.
         let has_window = |cache: &KvCache, window: Option<usize>| {
             window.is_none_or(|window| cache.oldest() <= (n_ids + 1).saturating_sub(window))
@@ -205,7 +207,7 @@ impl State {
     }
 
     /// Drops the rows of bytes and patches beyond the text.
-    fn rewind_caches(&mut self, model: &Model) {
+    fn rewind_caches(&mut self, blt: Blt<'_>) {
         if self.device.is_some() {
             return;
         }
@@ -218,19 +220,19 @@ impl State {
         self.byte_states.iter_mut().for_each(|s| s.rewind(n_ids));
         self.global_cache.rewind(n_closed);
         self.global_out.rewind(n_closed);
-        if !(model.blt().decoder).rewind_patches(n_closed, &mut self.patch_kv) {
-            self.rebuild_patches(model);
+        if !(blt.weights.decoder).rewind_patches(n_closed, &mut self.patch_kv) {
+            self.rebuild_patches(blt);
         }
     }
 
     /// Computes what the decoder reads of the last patches from the global outputs.
-    pub(super) fn rebuild_patches(&mut self, model: &Model) {
-        let decoder = &model.blt().decoder;
+    pub(super) fn rebuild_patches(&mut self, blt: Blt<'_>) {
+        let decoder = &blt.weights.decoder;
         let seen = decoder.patches_seen(self.n_closed());
         decoder.clear_patches(seen.start, &mut self.patch_kv);
         let outputs = self.global_out.rows(seen.clone());
         let sequence = (self.n_closed() - seen.start, &mut self.patch_kv[..]);
-        decoder.add_patches(&model.compute, outputs, &mut [sequence]);
+        decoder.add_patches(blt.compute, outputs, &mut [sequence]);
     }
 
     /// What the local encoder writes: its cache, and the byte states.

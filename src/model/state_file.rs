@@ -6,7 +6,8 @@
 
 use std::io::{self, Write};
 
-use super::{Model, State};
+use super::blt::Blt;
+use super::state::State;
 use crate::vocab::{EOS, Id, VOCAB_SIZE};
 use crate::wire::{ReadError, Reader, Writer};
 
@@ -33,11 +34,11 @@ impl State {
     /// `max_bytes` and `max_patches` are that session's limits.
     pub(crate) fn load(
         &mut self,
-        model: &Model,
+        blt: Blt<'_>,
         (max_bytes, max_patches): (usize, usize),
         input: &mut Reader<'_>,
     ) -> Result<(), ReadError> {
-        let (w, compute) = (model.blt(), &*model.compute);
+        let (w, compute) = (blt.weights, blt.compute);
         let n = input.size("number of ids")?;
         if n > max_bytes {
             return Err(format!(
@@ -80,7 +81,7 @@ impl State {
             store.load(self.starts[oldest_patch], n, input)?;
         }
         self.global_out.load(0, n_closed, input)?;
-        self.rebuild_patches(model);
+        self.rebuild_patches(blt);
         Ok(())
     }
 }

@@ -4,8 +4,6 @@
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
-use super::block::Stack;
-use super::{Model, Networks};
 use crate::checkpoint::{Checkpoint, config_to_json};
 use crate::config::{Config, PatcherConfig, PatchingMode};
 use crate::tensor::Tensor;
@@ -28,9 +26,43 @@ impl WeightsInfo {
         }
     }
 
-    /// A checksum that tells models apart: of the configuration without the patcher's settings and the
-    /// limits, of all names, types and shapes, and of a sample of each tensor's bytes.
-    fn fingerprint(&self, config: &Config) -> u64 {
+    /// See [`Model::fingerprint`](super::Model::fingerprint).
+    pub fn fingerprint(&self, config: &Config) -> u64 {
+        *self.fingerprint.get_or_init(|| self.checksum(config))
+    }
+
+    /// Number of weights.
+    pub fn n_parameters(&self) -> usize {
+        let tensors = self.tensors.iter();
+        tensors.map(|(_, tensor)| tensor.n_elements()).sum()
+    }
+
+    /// Bytes of the weights as stored.
+    pub fn n_bytes(&self) -> usize {
+        let tensors = self.tensors.iter();
+        tensors.map(|(_, tensor)| tensor.bytes().len()).sum()
+    }
+
+    /// See [`Model::preload`](super::Model::preload).
+    pub fn preload(&self, progress: &mut dyn FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
+        const PIECE: usize = 8 << 20;
+        const PAGE: usize = 4096;
+        let mut n_read = 0;
+        for (_, tensor) in &self.tensors {
+            for piece in tensor.bytes().chunks(PIECE) {
+                // One byte of each page: the system fetches the rest.
+                let touched = piece.iter().step_by(PAGE).fold(0u8, |sum, &b| sum ^ b);
+                std::hint::black_box(touched);
+                n_read += piece.len();
+                progress(n_read)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The checksum of the configuration without the patcher's settings and the limits, of all names, types and
+    /// shapes, and of a sample of each tensor's bytes.
+    fn checksum(&self, config: &Config) -> u64 {
         let mut sum = Checksum::default();
         let architecture = Config {
             patcher: PatcherConfig {
@@ -56,89 +88,5 @@ impl WeightsInfo {
             }
         }
         sum.finish()
-    }
-}
-
-/// Bytes of each network's layers, which are nearly all its weights.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NetworkBytes {
-    pub entropy: f64,
-    pub encoder: f64,
-    pub global: f64,
-    pub decoder: f64,
-}
-
-impl NetworkBytes {
-    pub(super) fn new(
-        entropy: Option<&Stack>,
-        encoder: &Stack,
-        global: &Stack,
-        decoder: &Stack,
-    ) -> Self {
-        let n_bytes = |stack: &Stack| stack.n_bytes() as f64;
-        NetworkBytes {
-            entropy: entropy.map_or(0.0, n_bytes),
-            encoder: n_bytes(encoder),
-            global: n_bytes(global),
-            decoder: n_bytes(decoder),
-        }
-    }
-}
-
-impl Model {
-    /// Bytes of each network's layers, if the model can draft: a BLT on the CPU.
-    pub(crate) fn draft_networks(&self) -> Option<&NetworkBytes> {
-        match &self.networks {
-            Networks::Blt(weights) if self.device.is_none() => Some(&weights.network_bytes),
-            _ => None,
-        }
-    }
-
-    /// Whether ids can be chosen where their logits are computed: [`IdChoice`](super::sequence::IdChoice).
-    pub(crate) fn chooses_ids(&self) -> bool {
-        self.device.is_some()
-    }
-
-    /// A checksum that tells models apart: of the configuration without the patcher's settings and the
-    /// limits, of all tensors' names, types and shapes, and of a sample of their bytes. It does not protect
-    /// against somebody who wants two models to have the same one.
-    pub fn fingerprint(&self) -> u64 {
-        let info = &self.info.weights;
-        *info
-            .fingerprint
-            .get_or_init(|| info.fingerprint(self.config()))
-    }
-
-    /// Number of weights, tables and the entropy model included.
-    pub fn n_parameters(&self) -> usize {
-        let tensors = self.info.weights.tensors.iter();
-        tensors.map(|(_, tensor)| tensor.n_elements()).sum()
-    }
-
-    /// Bytes of the weights as stored.
-    pub fn weight_bytes(&self) -> usize {
-        let tensors = self.info.weights.tensors.iter();
-        tensors.map(|(_, tensor)| tensor.bytes().len()).sum()
-    }
-
-    /// Reads all weights into memory, so that the first bytes do not wait for the disk. Without
-    /// this, weights are read when they are first used (of the hash tables, only the rows used).
-    ///
-    /// `progress` is called after each piece of at most 8 MiB with the bytes of
-    /// [`Model::weight_bytes`] read so far, and can stop the reading. Returns whether it did.
-    pub fn preload(&self, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
-        const PIECE: usize = 8 << 20;
-        const PAGE: usize = 4096;
-        let mut n_read = 0;
-        for (_, tensor) in &self.info.weights.tensors {
-            for piece in tensor.bytes().chunks(PIECE) {
-                // One byte of each page: the system fetches the rest.
-                let touched = piece.iter().step_by(PAGE).fold(0u8, |sum, &b| sum ^ b);
-                std::hint::black_box(touched);
-                n_read += piece.len();
-                progress(n_read)?;
-            }
-        }
-        ControlFlow::Continue(())
     }
 }

@@ -15,8 +15,9 @@ use crate::cuda::{Gpu, Linear, MAX_HEAD_DIM, MAX_TABLES, MAX_VOCAB, Norm, Ops, S
 use crate::device::{GpuOptions, TablePlace};
 use crate::error::{Error, Result};
 use crate::model::block::{Block, Stack};
+use crate::model::blt::BltWeights;
 use crate::model::cross::CrossAttention;
-use crate::model::{EntropyModel, Weights};
+use crate::model::entropy::EntropyModel;
 use crate::ops::{Heads, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
@@ -100,7 +101,7 @@ impl GpuModel {
     /// # Errors
     /// [`Error::Device`] if there is none or its memory does not suffice;
     /// [`Error::Unsupported`] for heads wider than the kernels know.
-    pub fn new(weights: &Weights, number: usize, options: GpuOptions) -> Result<GpuModel> {
+    pub fn new(weights: &BltWeights, number: usize, options: GpuOptions) -> Result<GpuModel> {
         let gpu = Gpu::new(number)?;
         let split_sums = SplitSums::new(&gpu)?;
         let linear = |matrices: &[&Matrix]| Linear::new(&gpu, &split_sums, matrices);

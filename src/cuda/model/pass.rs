@@ -19,13 +19,14 @@ use super::table::{
 use crate::cache::KvType;
 use crate::cuda::choice_units;
 use crate::error::Result;
+use crate::model::State;
 use crate::model::backend::Backend;
+use crate::model::blt::Blt;
 use crate::model::device_caches::DeviceCaches;
 use crate::model::sequence::{
-    Failure, IdChoice, LogitRows, Outputs, SequenceInput, SequenceOutput,
+    Failure, IdChoice, LogitRows, Outputs, SequenceInput, SequenceOutput, cut,
 };
 use crate::model::split::split;
-use crate::model::{Model, State};
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// Takes the first `n` of what is left.
@@ -36,12 +37,12 @@ fn first<'a, T>(left: &mut &'a [T], n: usize) -> &'a [T] {
 impl Backend for GpuModel {
     fn forward<'m>(
         &self,
-        model: &'m Model,
+        blt: Blt<'m>,
         inputs: &mut [SequenceInput<'_>],
     ) -> Result<Outputs<'m>, Failure> {
         let take = |input: &mut SequenceInput<'_>| input.state.device.take();
         let mut caches: Vec<Option<Box<dyn DeviceCaches>>> = inputs.iter_mut().map(take).collect();
-        let result = self.pass(model, inputs, &mut caches);
+        let result = self.pass(blt, inputs, &mut caches);
         for (input, caches) in inputs.iter_mut().zip(caches) {
             input.state.device = caches;
         }
@@ -82,7 +83,7 @@ impl Backend for GpuModel {
 impl GpuModel {
     fn pass<'m>(
         &self,
-        model: &'m Model,
+        blt: Blt<'m>,
         inputs: &mut [SequenceInput<'_>],
         caches: &mut [Option<Box<dyn DeviceCaches>>],
     ) -> Result<Outputs<'m>, Failure> {
@@ -114,21 +115,21 @@ impl GpuModel {
             }
         }
         if !fresh.is_empty() {
-            self.first_half(model, scratch, inputs, &caches, &fresh)?;
+            self.first_half(blt, scratch, inputs, &caches, &fresh)?;
         }
-        let n_closed = model.cut(inputs)?;
+        let n_closed = cut(blt.compute, inputs)?;
         for (input, caches) in inputs.iter().zip(&mut caches) {
             caches.n_patches = caches.n_patches.max(input.state.n_closed());
         }
-        self.close_on(model, scratch, inputs, &caches)?;
-        Ok(self.decode_on(model, scratch, inputs, &mut caches, &n_closed)?)
+        self.close_on(blt, scratch, inputs, &caches)?;
+        Ok(self.decode_on(blt, scratch, inputs, &mut caches, &n_closed)?)
     }
 
     /// Fills a table for the first half at `positions` of some sequences; those with an entropy model
     /// come first, and `n_entropy` says how many rows they have.
     fn bytes_table(
         &self,
-        model: &Model,
+        blt: Blt<'_>,
         table: &mut Table,
         sequences: &[(&State, &Rings, Range<usize>)],
     ) -> Result<BytesAt> {
@@ -137,8 +138,8 @@ impl GpuModel {
             .map(|(.., positions)| positions.len())
             .sum();
         let mut entropy = None;
-        if let Some(entropy_model) = &model.blt().entropy {
-            let (mut rows, mut list) = (entropy_model.layers.rows(&model.compute, n), Vec::new());
+        if let Some(entropy_model) = &blt.weights.entropy {
+            let (mut rows, mut list) = (entropy_model.layers.rows(blt.compute, n), Vec::new());
             let mut ids = Vec::new();
             for (state, caches, positions) in sequences {
                 if let (Some(store), Some(_)) = (&caches.entropy, &state.entropy_cache) {
@@ -150,8 +151,8 @@ impl GpuModel {
             entropy = (!list.is_empty()).then(|| (table.put(ids), table.stack(&list, &rows)));
         }
 
-        let layers = &model.blt().encoder.layers;
-        let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
+        let layers = &blt.weights.encoder.layers;
+        let (mut rows, mut list) = (layers.rows(blt.compute, n), Vec::new());
         let (mut states, mut bytes) = (Vec::new(), Vec::new());
         let (mut ids, mut sums) = (Vec::new(), Vec::new());
         for (state, caches, positions) in sequences {
@@ -164,8 +165,8 @@ impl GpuModel {
                     ids.extend(windows(&state.ids, positions.clone(), tables.window()));
                 }
                 None => {
-                    let encoder = &model.blt().encoder;
-                    let of_run = encoder.embed(&model.compute, &state.ids, positions.start);
+                    let encoder = &blt.weights.encoder;
+                    let of_run = encoder.embed(blt.compute, &state.ids, positions.start);
                     sums.extend_from_slice(&of_run);
                 }
             }
@@ -185,7 +186,7 @@ impl GpuModel {
     /// The entropy model and the local encoder on the sequences `fresh`.
     fn first_half(
         &self,
-        model: &Model,
+        blt: Blt<'_>,
         scratch: &mut Scratch,
         inputs: &mut [SequenceInput<'_>],
         caches: &[&mut Rings],
@@ -197,7 +198,7 @@ impl GpuModel {
             .filter(|(i, _)| fresh.contains(i))
             .map(|(_, (input, caches))| (&*input.state, &**caches, input.positions()))
             .collect();
-        let at = self.bytes_table(model, &mut table, &sequences)?;
+        let at = self.bytes_table(blt, &mut table, &sequences)?;
         let traced = inputs.iter().any(|input| input.trace.is_some());
         let n_entropy = at.entropy.map_or(0, |(_, stack)| stack.n);
         let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced)
@@ -229,8 +230,8 @@ impl GpuModel {
             let logits = first(&mut logits, n_known * vocab);
             let hidden = first(&mut hidden, positions.len() * dim);
             if let Some(trace) = input.trace.as_deref_mut() {
-                let encoder = &model.blt().encoder;
-                let embeddings = encoder.embed(&model.compute, &state.ids, positions.start);
+                let encoder = &blt.weights.encoder;
+                let embeddings = encoder.embed(blt.compute, &state.ids, positions.start);
                 trace.input_embeds.extend_from_slice(&embeddings);
                 trace.entropy_logits.extend_from_slice(logits);
                 trace.encoder_hidden.extend_from_slice(hidden);
@@ -242,15 +243,15 @@ impl GpuModel {
     /// The patches that the ids close: their vectors, the global transformer, and what the decoder reads.
     fn close_on(
         &self,
-        model: &Model,
+        blt: Blt<'_>,
         scratch: &mut Scratch,
         inputs: &mut [SequenceInput<'_>],
         caches: &[&mut Rings],
     ) -> Result<()> {
         let (k, gpu) = (self.k, &self.gpu);
         let n = inputs.iter().map(|input| input.closed().len()).sum();
-        let layers = &model.blt().global.layers;
-        let (mut rows, mut list) = (layers.rows(&model.compute, n), Vec::new());
+        let layers = &blt.weights.global.layers;
+        let (mut rows, mut list) = (layers.rows(blt.compute, n), Vec::new());
         let (mut pooled, mut seen, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
         for (input, caches) in inputs.iter().zip(caches) {
             let closed = input.closed();
@@ -309,15 +310,15 @@ impl GpuModel {
     /// The local decoder; then, if all sequences want it, the choice of the next ids, which are read ahead.
     fn decode_on<'m>(
         &self,
-        model: &'m Model,
+        blt: Blt<'m>,
         scratch: &mut Scratch,
         inputs: &mut [SequenceInput<'_>],
         caches: &mut [&mut Rings],
         n_closed: &[usize],
     ) -> Result<Outputs<'m>> {
         let (k, gpu) = (self.k, &self.gpu);
-        let layers = &model.blt().decoder.layers;
-        let (mut rows, mut list) = (layers.rows(&model.compute, n_closed.len()), Vec::new());
+        let layers = &blt.weights.decoder.layers;
+        let (mut rows, mut list) = (layers.rows(blt.compute, n_closed.len()), Vec::new());
         let (mut states, mut seen) = (Vec::new(), Vec::new());
         let mut spans = Spans::new();
         let mut n = 0;
@@ -356,7 +357,7 @@ impl GpuModel {
                     (&*input.state, &**caches, end..end + 1)
                 })
                 .collect();
-            let bytes = self.bytes_table(model, &mut table, &sequences)?;
+            let bytes = self.bytes_table(blt, &mut table, &sequences)?;
             at.ahead = Some((choices, bytes));
         }
         let n_wanted: usize = at.spans.iter().map(|span| span.1).sum();
@@ -375,7 +376,7 @@ impl GpuModel {
         let (chosen, entropies) = ahead.split_at(n_ahead);
         let n_logits = inputs.iter().map(|input| input.n_logit_rows() * VOCAB_SIZE);
         let outputs = split(logits, n_logits).map(|bits| {
-            let mut logits = model.compute.empty(bits.len());
+            let mut logits = blt.compute.empty(bits.len());
             logits.extend(bits.iter().map(|&bits| f32::from_bits(bits)));
             SequenceOutput {
                 logits,

@@ -1,7 +1,6 @@
 //! The local decoder: byte states and the latest patch that has ended in, logits of the next byte out.
 
 use super::encoder::bolmo;
-use super::with_bias;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::Result;
@@ -67,7 +66,7 @@ impl Decoder {
         patches: &[f32],
     ) -> ScratchVec<'c, f32> {
         let mut y = compute.buffer(states.len());
-        with_bias(
+        ops::linear_with_bias(
             compute,
             &self.byte_projection,
             &self.byte_bias,

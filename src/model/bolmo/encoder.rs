@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::with_bias;
 use crate::checkpoint::Checkpoint;
 use crate::config::{BolmoConfig, Config};
 use crate::error::Result;
@@ -115,7 +114,7 @@ impl Encoder {
     /// Patch vectors (n, dim) from the states of their last bytes (n, dim).
     pub fn patches<'c>(&self, compute: &'c Compute, states: &[f32]) -> ScratchVec<'c, f32> {
         let mut patches = compute.buffer(states.len());
-        with_bias(
+        ops::linear_with_bias(
             compute,
             &self.patch_projection,
             &self.patch_bias,

@@ -24,7 +24,6 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::block::Stack;
-use crate::ops::Compute;
 
 pub use state::State;
 
@@ -51,16 +50,4 @@ impl Bolmo {
             decoder: Decoder::load(checkpoint, config)?,
         })
     }
-}
-
-/// Adds `bias` to products with a matrix, x (n, rows).
-fn with_bias(
-    compute: &Compute,
-    matrix: &crate::ops::Matrix,
-    bias: &[f32],
-    x: &[f32],
-    out: &mut [f32],
-) {
-    crate::ops::linear(compute, matrix, x, out);
-    crate::ops::add_bias(compute, out, bias);
 }
