@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::Source;
 use super::json::Object;
+use super::source::Source;
 use super::tokenizer::Wanted;
 use crate::config::{
     BolmoConfig, Config, CrossAttentionConfig, HashConfig, LayerVariant, PatcherConfig,

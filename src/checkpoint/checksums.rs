@@ -6,8 +6,7 @@
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use super::native::VERSION_KEY;
-use super::spec::TensorSpec;
+use super::spec::{TensorSpec, VERSION_KEY};
 
 /// The name of the tensor.
 pub const NAME: &str = "blt.checksums";

@@ -5,8 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json::{self, Object};
+use super::kind::{Kind, NameTable};
+use super::locate::find_config;
 use super::weight_files::WeightFiles;
-use super::{Kind, NameTable, find_config, hf, meta, native};
+use super::{hf, meta, native};
 use crate::config::TransformerConfig;
 use crate::error::{Error, Result};
 use crate::tensor::Load;

@@ -5,8 +5,8 @@
 
 use serde_json::Value;
 
-use super::Source;
 use super::json::Object;
+use super::source::Source;
 use crate::config::{
     Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
     check_vocab_size,

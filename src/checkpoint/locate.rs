@@ -242,6 +242,14 @@ fn not_found(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
+/// The configuration file in a folder.
+pub(super) fn find_config(folder: &Path) -> Option<PathBuf> {
+    ["config.json", "params.json", "train_args.json"]
+        .into_iter()
+        .map(|name| folder.join(name))
+        .find(|p| p.exists())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

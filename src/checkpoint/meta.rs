@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
-use super::Source;
 use super::hf::DEFAULT_THRESHOLD;
 use super::json::Object;
+use super::source::Source;
 use crate::config::{
     Config, CrossAttentionConfig, HashConfig, PatcherConfig, PatchingMode, TransformerConfig,
     check_vocab_size,

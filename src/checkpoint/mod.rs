@@ -17,6 +17,7 @@ mod entropy;
 mod hf;
 mod hf_export;
 mod json;
+mod kind;
 mod locate;
 mod meta;
 mod names;
@@ -25,6 +26,7 @@ mod pickle;
 mod pth;
 mod quantized;
 mod safetensors;
+mod source;
 mod spec;
 mod tokenizer;
 mod weight_files;
@@ -52,6 +54,9 @@ use crate::tensor::{Load, Storage, Tensor};
 use json::Object;
 #[cfg(feature = "train")]
 pub(crate) use json::parse as parse_json;
+use kind::{Kind, NameTable};
+use locate::find_config;
+use source::Source;
 
 /// The layout of a checkpoint's files and names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,96 +291,12 @@ impl Entry {
     }
 }
 
-/// Where a tensor of ours is: the first of these names that the file has, all of it or a slice.
-struct Source {
-    names: Vec<String>,
-    slice: Option<(usize, usize)>, // (number, of how many equal runs of rows)
-}
-
-impl Source {
-    fn named(name: impl Into<String>) -> Source {
-        Source {
-            names: vec![name.into()],
-            slice: None,
-        }
-    }
-
-    fn either(first: &str, second: &str) -> Source {
-        Source {
-            names: vec![first.into(), second.into()],
-            slice: None,
-        }
-    }
-
-    fn rows_of(name: &str, number: usize, count: usize) -> Source {
-        Source {
-            names: vec![name.into()],
-            slice: Some((number, count)),
-        }
-    }
-}
-
-/// The name table of a set of weights.
-enum NameTable {
-    Native,
-    Hf { tied: bool },
-    Bolmo { tied: bool },
-    Meta { tied_entropy: bool },
-}
-
-impl NameTable {
-    fn source(&self, name: &str, config: &Config) -> Source {
-        match self {
-            NameTable::Native => native::source(name),
-            NameTable::Hf { tied } => hf::source(name, config, *tied),
-            NameTable::Bolmo { tied } => bolmo::source(name, config, *tied),
-            NameTable::Meta { tied_entropy } => meta::source(name, *tied_entropy),
-        }
-    }
-}
-
-/// What a configuration file turns out to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Bolmo,
-    Hf,
-    HfPatcher,
-    MetaHub,
-    MetaParams,
-}
-
-impl Kind {
-    fn of(value: &Value) -> Option<Kind> {
-        if value["model_type"] == "bolmo" {
-            Some(Kind::Bolmo)
-        } else if value["model_type"] == "blt_patcher" {
-            Some(Kind::HfPatcher)
-        } else if value["model_type"] == "blt" || value["encoder_config"].is_object() {
-            Some(Kind::Hf)
-        } else if value["args"].is_object() {
-            Some(Kind::MetaHub)
-        } else if value["model"].is_object() {
-            Some(Kind::MetaParams)
-        } else {
-            None
-        }
-    }
-}
-
 /// Names that the weights of every model of a layout have, tied or not, and no others.
 const LANDMARKS: [&str; 3] = [
     "model.local_decoder.layers.0.self_attn.q_proj.weight",
     "model.local_encoder.byte_embedding.weight",
     "local_encoder.tok_embeddings.weight",
 ];
-
-/// The configuration file in a folder.
-fn find_config(folder: &Path) -> Option<PathBuf> {
-    ["config.json", "params.json", "train_args.json"]
-        .into_iter()
-        .map(|name| folder.join(name))
-        .find(|p| p.exists())
-}
 
 /// The configuration that a native file carries; `None` if the weights are in another layout.
 fn own_config(weights: &mut WeightFiles, config_path: Option<&Path>) -> Result<Option<Config>> {

@@ -13,19 +13,17 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::Source;
 use super::config_json::{CONFIG_KEY, config_from_json, config_to_json};
 use super::names::expected_tensors;
 use super::quantized::{self, BLOCK_LAYOUT_KEY, TENSORS_KEY};
-use super::spec::{ALIGNMENT, Metadata, NativeTensor, TensorSpec};
+use super::source::Source;
+use super::spec::{ALIGNMENT, Metadata, NativeTensor, TensorSpec, VERSION_KEY};
 use super::weight_files::WeightFiles;
 use super::writer::SafetensorsWriter;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
-/// Metadata key of the version.
-pub(super) const VERSION_KEY: &str = "blt.format_version";
 /// The version of files without quantised tensors.
 const VERSION: &str = "1";
 /// The version of files with them.

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
+/// Metadata key of the version.
+pub(super) const VERSION_KEY: &str = "blt.format_version";
+
 /// Tensors begin at multiples of this many bytes.
 pub(super) const ALIGNMENT: usize = 64;
 

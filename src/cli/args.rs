@@ -1,8 +1,8 @@
 //! From arguments to exit code: what every program does around its own work.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 128 and the signal's number for work that a signal has cut short (130
-//! for Ctrl-C, 143 for SIGTERM). An error is one line on standard error that begins with the program's name. A reader that closes our standard output (`| head`) has seen enough:
-//! that is no failure.
+//! for Ctrl-C, 143 for SIGTERM). An error is one line on standard error that begins with the program's name. A reader
+//! that closes our standard output (`| head`) has seen enough: that is not a failure.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -10,53 +10,9 @@ use std::process::ExitCode;
 use argh::FromArgs;
 
 use super::bytes;
+pub use super::failure::Failure;
 use super::interrupt;
 use super::terminal::harmless;
-use crate::output_file::STDOUT;
-
-/// Why a program ends before its work is done.
-#[derive(Debug)]
-pub enum Failure {
-    /// The arguments make no sense: exit code 2.
-    Usage(String),
-    /// Something went wrong: exit code 1.
-    Failed(String),
-    /// A signal has cut the work short, and there may be something to say about it: exit code 128 and its number.
-    Interrupted(String),
-    /// Nobody reads our standard output any more: exit code 0, in silence.
-    OutputClosed,
-}
-
-impl Failure {
-    /// A [`Failure::Usage`] from anything that can be printed.
-    pub fn usage(what: impl std::fmt::Display) -> Self {
-        Failure::Usage(what.to_string())
-    }
-
-    /// A [`Failure::Failed`] from anything that can be printed.
-    pub fn failed(what: impl std::fmt::Display) -> Self {
-        Failure::Failed(what.to_string())
-    }
-
-    /// What an error of writing to standard output means.
-    pub fn of_output(error: std::io::Error) -> Self {
-        match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Failure::OutputClosed,
-            _ => Failure::Failed(format!("standard output: {error}")),
-        }
-    }
-}
-
-impl From<crate::Error> for Failure {
-    fn from(error: crate::Error) -> Self {
-        match error {
-            crate::Error::Io { path, source } if path.as_os_str() == STDOUT => {
-                Failure::of_output(source)
-            }
-            error => Failure::Failed(error.to_string()),
-        }
-    }
-}
 
 /// Parses the arguments, runs the program and reports how it ended.
 pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failure>) -> ExitCode {

@@ -23,6 +23,7 @@ macro_rules! err {
 
 pub mod args;
 pub mod bytes;
+mod failure;
 pub mod interrupt;
 pub mod memory;
 pub mod model;

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::open::ModelOptions;
 
-use super::args::Failure;
+use super::failure::Failure;
 use super::interrupt;
 use super::progress::Progress;
 

@@ -11,7 +11,7 @@ use crate::error::Result as BltResult;
 use crate::generate::Utf8Stream;
 use crate::output_file::{self, OutputFile, STDOUT};
 
-use super::args::Failure;
+use super::failure::Failure;
 use super::terminal;
 
 /// Begins an output file; `-` is standard output.

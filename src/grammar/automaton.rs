@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-use super::matcher::ByteSet;
+use super::byte_set::ByteSet;
 
 /// Index of a state in the tables.
 pub type StateId = u32;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::automaton::{Automaton, DEAD, StateId};
+use super::byte_set::ByteSet;
 
 /// Rules that may be open in each other before the text is completed the shortest way. JSON nests at
 /// most a few levels in a rule, and common parsers refuse more than 128.
@@ -16,34 +17,6 @@ const MAX_DEPTH: u32 = 32;
 /// Most stacks. Beyond, the last ones are dropped: the text still matches, but not every text can be
 /// reached. Only recursive alternatives that begin with the same long text come near it.
 const MAX_STACKS: usize = 64;
-
-/// A set of bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ByteSet([u64; 4]);
-
-impl ByteSet {
-    /// Whether a byte is in the set.
-    pub fn contains(&self, byte: u8) -> bool {
-        self.0[usize::from(byte >> 6)] >> (byte & 63) & 1 != 0
-    }
-
-    /// Adds a byte.
-    pub fn insert(&mut self, byte: u8) {
-        self.0[usize::from(byte >> 6)] |= 1 << (byte & 63);
-    }
-
-    /// Adds the bytes of another set.
-    pub fn extend(&mut self, bytes: &ByteSet) {
-        for (own, new) in self.0.iter_mut().zip(bytes.0) {
-            *own |= new;
-        }
-    }
-
-    /// Whether there is no byte in the set.
-    pub fn is_empty(&self) -> bool {
-        self.0 == [0; 4]
-    }
-}
 
 /// What may follow a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

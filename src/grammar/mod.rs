@@ -25,6 +25,7 @@
 //! trees from a JSON schema. Both need the feature `grammar`.
 
 mod automaton;
+mod byte_set;
 #[cfg(feature = "grammar")]
 mod compile;
 #[cfg(feature = "grammar")]

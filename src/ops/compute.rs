@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use blt_kernels::{Isa, ThreadPool, ViewMut};
 
-use super::Matrix;
+use super::matrix::Matrix;
 use super::scratch::{Pooled, Scratch, ScratchVec};
 use crate::error::{Error, Result};
 

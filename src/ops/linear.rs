@@ -3,86 +3,13 @@
 use std::cell::Cell;
 
 use blt_kernels::{
-    Bf16Activations, BlockFormat, QuantizedActivations, Terms, ViewMut, Weights, linear as kernel,
+    Bf16Activations, BlockFormat, QuantizedActivations, Terms, ViewMut, linear as kernel,
     linear_bf16_bf16, linear_quantized, quantize_activations_on, round_activations_on,
 };
 
+use super::matrix::Matrix;
 use super::{Compute, Profile};
-use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
-
-/// A row-major weight matrix (out, in), or a table of rows, in the element type of its file.
-#[derive(Debug, Clone)]
-pub struct Matrix {
-    tensor: Tensor,
-    rows: usize,
-    cols: usize,
-    terms: Terms,
-}
-
-impl Matrix {
-    /// A two-dimensional tensor as a matrix.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] if the tensor does not have two dimensions.
-    pub fn new(name: &str, tensor: Tensor) -> Result<Self> {
-        let &[rows, cols] = tensor.shape() else {
-            return Err(Error::tensor(
-                name,
-                format!("expected two dimensions, found {:?}", tensor.shape()),
-            ));
-        };
-        Ok(Matrix {
-            tensor,
-            rows,
-            cols,
-            terms: Terms::One,
-        })
-    }
-
-    /// Uses two terms for the activations if the weights are quantised: 15 bits instead of 8. That costs next to nothing
-    /// for a single row, and twice the time for many rows.
-    pub fn with_two_terms(self) -> Self {
-        let terms = Terms::Two;
-        Matrix { terms, ..self }
-    }
-
-    /// Output width.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Input width.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// The tensor.
-    pub fn tensor(&self) -> &Tensor {
-        &self.tensor
-    }
-
-    /// The weights in the form that the kernels take.
-    pub(super) fn weights(&self) -> Weights<'_> {
-        let bytes = self.tensor.bytes();
-        match self.tensor.dtype() {
-            DType::F32 => Weights::F32(bytes),
-            DType::F16 => Weights::F16(bytes),
-            DType::Bf16 => Weights::Bf16(bytes),
-            DType::Bf12 => Weights::Bf12(bytes),
-            DType::Tiles(format) | DType::Table(format) => Weights::Blocks(format, bytes),
-        }
-    }
-
-    /// The form of the activations that a product needs.
-    fn activations(&self, compute: &Compute) -> Activations {
-        match (self.tensor.dtype(), compute.profile()) {
-            (dtype, _) if dtype.is_quantized() => Activations::Quantized(self.terms),
-            (DType::Bf16 | DType::Bf12, Profile::Fast) => Activations::Bf16,
-            _ => Activations::F32,
-        }
-    }
-}
+use crate::tensor::DType;
 
 /// The form of the activations that a kernel takes.
 #[derive(Clone, Copy, PartialEq)]
@@ -90,6 +17,15 @@ enum Activations {
     F32,
     Bf16,
     Quantized(Terms),
+}
+
+/// The form of the activations that a product needs.
+fn activations(w: &Matrix, compute: &Compute) -> Activations {
+    match (w.tensor().dtype(), compute.profile()) {
+        (dtype, _) if dtype.is_quantized() => Activations::Quantized(w.terms()),
+        (DType::Bf16 | DType::Bf12, Profile::Fast) => Activations::Bf16,
+        _ => Activations::F32,
+    }
 }
 
 /// Activations in the forms that need a conversion.
@@ -110,6 +46,12 @@ pub fn linear(compute: &Compute, w: &Matrix, x: &[f32], y: &mut [f32]) {
     linear_many(compute, x, [(w, y)]);
 }
 
+/// `y = x W^T + bias`: x (n, cols), bias (rows), y (n, rows).
+pub fn linear_with_bias(compute: &Compute, w: &Matrix, bias: &[f32], x: &[f32], y: &mut [f32]) {
+    linear(compute, w, x, y);
+    super::rows::add_bias(compute, y, bias);
+}
+
 /// `y = x W^T` for several matrices of one input width: x (n, cols), each y (n, rows).
 ///
 /// Gives the same bits as one [`linear`] after the other, but starts the threads once, and converts x once if the matrices
@@ -119,15 +61,15 @@ pub fn linear_many<const MATRICES: usize>(
     x: &[f32],
     products: [(&Matrix, &mut [f32]); MATRICES],
 ) {
-    let Matrix { cols, terms, .. } = *products[0].0;
+    let (cols, terms) = (products[0].0.cols(), products[0].0.terms());
     let n = x.len() / cols;
     assert_eq!(x.len(), n * cols, "rows of x");
     for (w, y) in &products {
-        assert_eq!(w.cols, cols, "columns of the matrices");
-        assert_eq!(w.terms, terms, "activations of the matrices");
-        assert_eq!(y.len(), n * w.rows, "rows of y");
+        assert_eq!(w.cols(), cols, "columns of the matrices");
+        assert_eq!(w.terms(), terms, "activations of the matrices");
+        assert_eq!(y.len(), n * w.rows(), "rows of y");
         assert!(
-            !matches!(w.tensor.dtype(), DType::Table(_)),
+            !matches!(w.tensor().dtype(), DType::Table(_)),
             "a table is for lookups"
         );
         compute.observe(w, x);
@@ -136,7 +78,7 @@ pub fn linear_many<const MATRICES: usize>(
         return;
     }
     let matrices: [_; MATRICES] = std::array::from_fn(|i| products[i].0);
-    let weights = matrices.map(|w| (w.weights(), w.activations(compute)));
+    let weights = matrices.map(|w| (w.weights(), activations(w, compute)));
     let needs = |form| weights.iter().any(|(_, needed)| *needed == form);
     let rounds = needs(Activations::Bf16);
     let quantizes = needs(Activations::Quantized(terms));
@@ -154,12 +96,12 @@ pub fn linear_many<const MATRICES: usize>(
         quantize_activations_on(pool, task_rows, compute.isa(), terms, x, cols, quantized);
     }
 
-    let rows: usize = matrices.iter().map(|w| w.rows).sum();
+    let rows: usize = matrices.iter().map(|w| w.rows()).sum();
     let n_tasks = compute.n_tasks(n * rows * cols).min(rows);
     // Quantised matrices can only be split between tiles.
     let task_rows = (rows.div_ceil(n_tasks)).next_multiple_of(BlockFormat::TILE_ROWS);
     let Prepared { bf16, quantized } = &prepared;
-    let mut outputs = products.map(|(w, y)| ViewMut::strided(y, n, w.rows, w.rows));
+    let mut outputs = products.map(|(w, y)| ViewMut::strided(y, n, w.rows(), w.rows()));
     compute.parts(&mut outputs, (n, task_rows), |i, _, first, out| {
         let (weights, form) = weights[i];
         let weights = weights.slice_rows(first..first + out.shape().1, cols);

@@ -6,6 +6,7 @@
 mod attention;
 mod compute;
 mod linear;
+mod matrix;
 mod mlstm;
 mod rope;
 mod rows;
@@ -15,7 +16,8 @@ pub use attention::{Heads, KvTile, KvTiles, attention};
 #[cfg(feature = "train")]
 pub(crate) use compute::MAX_THREADS;
 pub use compute::{Compute, Profile};
-pub use linear::{Matrix, linear, linear_many};
+pub use linear::{linear, linear_many, linear_with_bias};
+pub use matrix::Matrix;
 pub use mlstm::{MlstmHeads, MlstmSteps, gated_norm, mlstm};
 pub use rope::{Angles, Rope};
 pub use rows::{

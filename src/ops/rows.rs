@@ -1,10 +1,9 @@
 //! Operations on single rows: norms, residuals, gates, pooling, lookups.
 
+use blt_kernels::BlockFormat;
+
 use super::{Compute, Matrix};
 use crate::tensor::DType;
-
-/// The widest chunk of all block formats.
-const MAX_CHUNK: usize = 256;
 
 /// Tasks of elementwise operations take a multiple of this many elements.
 const CHUNK: usize = 1024;
@@ -88,7 +87,7 @@ pub fn add_table_row(compute: &Compute, table: &Matrix, row: usize, acc: &mut [f
     // The pieces of the row are rows of a matrix that is one chunk wide.
     let width = format.chunk_cols();
     let first = row * table.cols().div_ceil(width);
-    let mut piece = [0.0; MAX_CHUNK];
+    let mut piece = [0.0; BlockFormat::MAX_CHUNK_COLS];
     for (i, acc) in acc.chunks_mut(width).enumerate() {
         blt_kernels::decode_row(weights, first + i, &mut piece[..width]);
         blt_kernels::add_assign(compute.isa(), acc, &piece[..acc.len()]);
