@@ -34,7 +34,7 @@ fn main() {
     }
 }
 
-/// The tables, opened anew: pages that are mapped are not dropped.
+/// The tables, opened again: pages that are mapped are not dropped.
 fn open(model: &Path) -> Vec<Tensor> {
     let checkpoint = Checkpoint::open(model, &OpenOptions::default()).unwrap();
     let tables = checkpoint.model_tensors();

@@ -1,4 +1,4 @@
-//! Goes on with a prompt: cargo run --release --example stream -- MODEL PROMPT [N_BYTES [SEED]]
+//! Continues a prompt: cargo run --release --example stream -- MODEL PROMPT [N_BYTES [SEED]]
 
 use std::error::Error;
 use std::io::Write;

@@ -5,7 +5,7 @@
 #
 # DATA holds tinystories.train.txt and tinystories.valid.txt (documents separated by lines that hold
 # only <|endoftext|>); RUN is a folder for checkpoints (default: run-default). Stop it with Ctrl-C and
-# start it again whenever you like: it goes on where it was. The result depends on the seed and on
+# start it again whenever you like: it continues where it was. The result depends on the seed and on
 # --shards, not on the number of threads. Set THREADS to use fewer than all.
 set -eu
 

@@ -39,7 +39,7 @@ pub enum FinishReason {
     Eos,
     /// A stop string was complete.
     StopString,
-    /// As many bytes as asked for.
+    /// The largest number of bytes allowed.
     MaxBytes,
 }
 

@@ -33,7 +33,7 @@ pub fn read_from(name: impl AsRef<Path>, reader: impl Read, limit: usize) -> Res
     }
 }
 
-/// The same for a text.
+/// Reads a text file of at most `limit` bytes.
 ///
 /// # Errors
 /// Same as [`read`]; [`Error::Format`] if it is not UTF-8.

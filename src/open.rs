@@ -165,7 +165,7 @@ impl ModelOptions {
         Checkpoint::open(&path.into(), &self.checkpoint)
     }
 
-    /// The same for a native file in memory.
+    /// Opens a native file in memory without taking its weights.
     ///
     /// # Errors
     /// Same as [`Checkpoint::from_bytes`].

@@ -61,7 +61,7 @@ struct Constraint {
 }
 
 impl Constraint {
-    /// Takes the last ids of `history`, as many as have been chosen since the last time.
+    /// Takes the ids at the end of `history` that have been chosen since the last call.
     fn allowed(&mut self, history: &[Id], choices: &Choices) -> Allowed {
         let n_new = self.n_chosen - self.n_matched;
         let new = &history[history.len().saturating_sub(n_new)..];
@@ -110,7 +110,7 @@ impl Sampler {
         })
     }
 
-    /// The same sampler, for a model that chooses among `choices`.
+    /// This sampler, for a model that chooses among `choices`.
     pub(crate) fn choosing_among(self, choices: Choices) -> Self {
         Sampler { choices, ..self }
     }

@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(table.lookup(&[]), None);
     }
 
-    /// An entry reaches over a gap that no shorter entry bridges: the walk goes on while some entry continues.
+    /// An entry reaches over a gap that no shorter entry bridges: the walk continues while some entry does.
     #[test]
     fn a_long_entry_needs_no_entries_between() {
         let table = table(&["abcdef"]);

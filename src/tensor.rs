@@ -398,7 +398,7 @@ impl Tensor {
         })
     }
 
-    /// The same bytes seen as another shape of as many elements.
+    /// The bytes seen as another shape with the same number of elements.
     ///
     /// # Errors
     /// [`Error::Argument`] if the new shape needs more or fewer bytes.
@@ -408,7 +408,7 @@ impl Tensor {
             return Err(Error::argument(
                 "shape",
                 format!(
-                    "expected as many elements as {:?}, found {shape:?}",
+                    "expected the number of elements of {:?}, found {shape:?}",
                     self.shape
                 ),
             ));
@@ -416,14 +416,14 @@ impl Tensor {
         Tensor::view(self.dtype, shape, self.storage.clone(), self.range.start)
     }
 
-    /// Tells the system that these bytes will not be read again soon, so that a program that walks
+    /// Advises the system that these bytes will not be read again soon, so that a program that walks
     /// through a large file does not fill the memory with it. Does nothing for bytes in memory and
     /// where there is no `madvise`; what is read later is fetched from the file again.
     pub fn release(&self) {
         self.storage.release(self.range.clone());
     }
 
-    /// Tells the system that rows will be read here and there, so that it does not read ahead: a
+    /// Advises the system that rows will be read at random, so that it does not read ahead: a
     /// hint for large tables. Does nothing for bytes in memory and where there is no `madvise`.
     pub fn advise_random(&self) {
         #[cfg(unix)]

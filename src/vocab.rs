@@ -22,7 +22,7 @@ pub const VOCAB_SIZE: usize = 260;
 
 /// What the ids that a model chooses stand for.
 ///
-/// A BLT chooses among [`VOCAB_SIZE`] ids and [`EOS`] ends its texts. A Bolmo model chooses among twice as many: an id from
+/// A BLT chooses among [`VOCAB_SIZE`] ids and [`EOS`] ends its texts. A Bolmo model chooses among twice that number: an id from
 /// [`VOCAB_SIZE`] on is the one [`VOCAB_SIZE`] below it, with the flag that it ends a patch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choices {
@@ -31,7 +31,7 @@ pub struct Choices {
 }
 
 impl Default for Choices {
-    /// Those of a BLT.
+    /// The ids of a BLT.
     fn default() -> Self {
         Choices {
             stop_ids: SmallVec::from_slice(&[EOS]),
@@ -41,7 +41,7 @@ impl Default for Choices {
 }
 
 impl Choices {
-    /// Those of a model that chooses ids with flags, and ends its texts with any of `stop_ids`.
+    /// The ids of a model that chooses ids with flags and ends its texts with any of `stop_ids`.
     pub fn with_flags(stop_ids: &[Id]) -> Self {
         Choices {
             stop_ids: stop_ids.into(),

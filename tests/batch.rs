@@ -149,7 +149,7 @@ fn texts_generated_together_are_those_generated_alone() {
     assert!(expected[3].0.len() == 40, "a text that runs to its end");
     assert!(
         expected[1].0.len() < 40,
-        "a text that meets its stop string"
+        "a text that reaches its stop string"
     );
 }
 

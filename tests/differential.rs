@@ -10,7 +10,7 @@ use blt::tensor::Tensor;
 use blt::vocab::{Id, VOCAB_SIZE};
 use blt::{Model, SessionOptions};
 
-/// Of entropies in nats, by arithmetic in f32. The worst seen is 2e-6.
+/// Tolerance of entropies in nats, computed in f32. The worst seen is 2e-6.
 const ENTROPY_TOLERANCE: f64 = 1e-5;
 
 /// A row of activations.
@@ -222,9 +222,9 @@ mod training {
     use blt::train::params::{Params, Value};
     use blt::train::pass::Pass;
 
-    /// Of a loss in nats, by arithmetic in f64.
+    /// Tolerance of a loss in nats, computed in f64.
     const LOSS_TOLERANCE: f64 = 1e-9;
-    /// Of a byte's loss in nats, f32 in inference and f64 in training. The worst seen is 6e-6.
+    /// Tolerance of a byte's loss in nats, f32 in inference and f64 in training. The worst seen is 6e-6.
     const AGREEMENT: f64 = 2e-5;
 
     fn params(checkpoint: &Checkpoint, entropy: bool) -> Params<f64> {

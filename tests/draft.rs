@@ -204,7 +204,7 @@ fn whatever_is_done_between_two_bytes() {
                     parted.push([plain.clone(), drafting.clone()]);
                 }
             }
-            // What a fork shares with a session that went on is as it was.
+            // What a fork shares with a session that continued is as it was.
             for mut pair in parted {
                 for session in &mut pair {
                     let _ = session.feed(b"z");
@@ -255,8 +255,7 @@ fn one_generator_of_a_batch_drafts_once_it_is_alone() {
     assert_eq!(sessions[1].draft_counts().n_drafts, 0);
 }
 
-/// Sessions with different texts, settings and samplers draft together, each as many bytes as it is told
-/// to. What each writes is what it writes alone without drafts.
+/// Sessions with different texts, settings and samplers draft together, each by the number of bytes given. What each writes is what it writes alone without drafts.
 #[test]
 fn batches_draft_if_told_to() {
     for (name, model) in models() {

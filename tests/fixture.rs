@@ -12,9 +12,9 @@ use common::{Case, Prompt};
 /// Largest absolute difference of any stage. The references' own rounding noise (float32 against
 /// float64) is 1.1e-5; an epsilon of 1e-5 instead of 1e-6 in one norm moves logits by 1.3e-4.
 const STAGE_TOLERANCE: f32 = 5e-5;
-/// The same for entropies in nats: their noise is 5e-6.
+/// Largest absolute difference of entropies in nats; their noise is 5e-6.
 const ENTROPY_TOLERANCE: f32 = 2e-5;
-/// The same for the sum of surprisals, per id.
+/// Largest difference of the sum of surprisals, per id.
 const NLL_TOLERANCE: f64 = 1e-5;
 
 #[track_caller]

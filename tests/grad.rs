@@ -27,7 +27,7 @@ use blt::vocab::{EOS, Id};
 
 /// The reference in f32 differs from itself in f64 by 8e-7.
 const LOSS_TOLERANCE: f64 = 1e-5;
-/// Of a tensor's largest entry. The reference differs from itself by 2e-6.
+/// Tolerance as a share of a tensor's largest entry. The reference differs from itself by 2e-6.
 const GRAD_TOLERANCE: f64 = 2e-5;
 /// Parameters after 20 steps. The reference differs from itself by 4.5e-5.
 const PARAM_TOLERANCE: f64 = 5e-4;
@@ -416,7 +416,7 @@ fn variants() -> Vec<(&'static str, Config)> {
         (c.global.n_heads, c.global.n_kv_heads) = (4, 2);
         c.hash.group_sizes.clear();
     });
-    add("two encoder layers, pooled anew", &|c| {
+    add("two encoder layers, pooled again", &|c| {
         c.encoder.n_layers = 2
     });
     add("two encoder layers, patches refined", &|c| {
@@ -465,7 +465,7 @@ fn grad_of_the_main_model_is_the_slope_of_its_loss() {
     for (variant, config) in variants() {
         let batch = Batch::new(&config, &all).unwrap();
         let mut params = random_params(&config, false, 7);
-        // Where a layer pools anew, only the last one's cross-attention is read.
+        // Where a layer pools again, only the last one's cross-attention is read.
         let unread = config.encoder_cross.all_layers && config.encoder_cross.pool_each_layer;
         for param in params.list_mut() {
             if unread && config.encoder.n_layers > 1 && param.name.starts_with("encoder.cross.0") {

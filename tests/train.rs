@@ -1,4 +1,4 @@
-//! Training runs, small ones: they learn, stop and go on exactly, and lose nothing when things fail.
+//! Training runs, small ones: they learn, stop and continue exactly, and lose nothing when things fail.
 #![cfg(feature = "train")]
 
 use std::path::{Path, PathBuf};
@@ -328,7 +328,7 @@ fn the_entropy_stage_gives_the_patch_length_asked_for() {
     let (threshold, length) = trainer.choose_threshold().unwrap();
     assert!((3.0..4.0).contains(&length), "{length} at {threshold}");
     assert_eq!(trainer.config.patcher.threshold, threshold);
-    // Of the weights as they are stored: rounding them first changes nothing.
+    // The threshold is chosen with the weights as they are stored: rounding them first changes nothing.
     blt::train::export::round_as_saved(&mut trainer.params, DType::Bf16);
     assert_eq!(trainer.choose_threshold().unwrap(), (threshold, length));
 }

@@ -1,4 +1,4 @@
-// Goes on with a prompt: stream MODEL PROMPT [N_BYTES [SEED]]
+// Continues a prompt: stream MODEL PROMPT [N_BYTES [SEED]]
 #include <blt.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-// Goes on with a prompt twice, from one reading of it: stream MODEL PROMPT [N_BYTES [SEED]]
+// Continues a prompt twice, from one reading of it: stream MODEL PROMPT [N_BYTES [SEED]]
 #include <blt.hpp>
 
 #include <exception>

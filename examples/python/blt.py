@@ -290,7 +290,7 @@ class Session(_Handle):
         return state.raw
 
     def fork(self) -> Session:
-        """A second session that has read the same bytes and goes on its own way."""
+        """A second session that has read the same bytes and continues on its own."""
         pointer = c_void_p()
         _check(_lib.blt_session_clone(self, byref(pointer)))
         return self._adopt(pointer)
@@ -306,7 +306,7 @@ class Session(_Handle):
         return None if byte.value == _END else bytes([byte.value])
 
     def stream(self, max_bytes: int) -> Iterator[bytes]:
-        """At most so many bytes, each chosen when it is asked for. Stop texts play no part."""
+        """At most max_bytes bytes, each chosen when it is asked for. Stop texts are ignored."""
         for _ in range(max_bytes):
             byte = self.next_byte()
             if byte is None:
@@ -316,7 +316,7 @@ class Session(_Handle):
     def generate(
         self, max_bytes: int, write: Callable[[bytes], bool | None] | None = None
     ) -> tuple[bytes, str]:
-        """At most so many bytes, and why there are no more: "max_bytes", "eos", "stop" or
+        """At most max_bytes bytes, and why there are no more: "max_bytes", "eos", "stop" or
         "callback". `write` is handed them as they come; if it returns False they end."""
         text = bytearray()
         failures: list[BaseException] = []
@@ -352,7 +352,7 @@ class Session(_Handle):
         return values
 
     def logits(self) -> array[Any]:
-        """260 numbers: index 2 is the end of the text, byte b has index b + 4. Of a Bolmo model twice as many."""
+        """260 numbers: index 2 is the end of the text, byte b has index b + 4. A Bolmo model has 520."""
         return self._copy(_lib.blt_session_logits, "f")
 
     def entropies(self, first: int = 0) -> array[Any]:
@@ -374,7 +374,7 @@ class Session(_Handle):
         return self.info("length")
 
     def rewind(self, n_positions: int) -> None:
-        """Goes back to the first so many positions."""
+        """Goes back to the first n positions."""
         _check(_lib.blt_session_rewind(self, n_positions))
 
     def reset(self) -> None:

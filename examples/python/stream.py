@@ -1,4 +1,4 @@
-"""Goes on with a prompt: python3 stream.py MODEL PROMPT [N_BYTES [SEED]]"""
+"""Continues a prompt: python3 stream.py MODEL PROMPT [N_BYTES [SEED]]"""
 
 import sys
 

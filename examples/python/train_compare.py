@@ -8,7 +8,7 @@ MODEL is a folder in the layout of transformers, TEXT any text. Both read batche
 patches with the model's own entropy model, and take full AdamW steps; the first step, which warms up, is
 not counted. Each runs in f32 and in bf16 (autocast, --precision bf16), in turn, REPEATS times; figures are
 medians. blt-train is taken from target/release; the peaks that shares are of are those of blt-train bench,
-and PyTorch's share counts the operations that blt-train needs for as many bytes.
+and PyTorch's share counts the operations that blt-train needs for the same number of bytes.
 """
 import json
 import os

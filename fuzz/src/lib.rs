@@ -54,7 +54,7 @@ static MODEL: LazyLock<Model> = LazyLock::new(|| {
 ///
 /// Input: a byte that chooses the layout, then texts, each after its length in two bytes: the
 /// configuration, a header, and a second one for the sharded layout or a Bolmo model's tokenizer. The tensors' bytes are zeros,
-/// as many as the header says, so that small inputs make sound models.
+/// to the number that the header says, so that small inputs make sound models.
 pub fn layouts(input: &[u8]) -> bool {
     let Some((&layout, rest)) = input.split_first() else {
         return false;
@@ -143,7 +143,7 @@ fn talk(mut session: Session) {
     let _ = session.feed(b"c");
 }
 
-/// A saved session. What can be loaded must also go on, go back, and be saved again as it was.
+/// A saved session. What can be loaded must also continue, go back, and be saved again as it was.
 pub fn state(input: &[u8]) -> bool {
     let Ok(session) = Session::load_from(&MODEL, input) else {
         return false;

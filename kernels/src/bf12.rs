@@ -11,7 +11,7 @@
 //! | 1 per group | `base` |
 //! | 4 per slot | an exception: column (24 bits), exponent (8 bits); 0xffffffff in an empty slot |
 //!
-//! There are at least 8 slots, and as many as fit before the next multiple of 64 bytes. Weight `k` of a group uses byte
+//! There are at least 8 slots, and all that fit before the next multiple of 64 bytes. Weight `k` of a group uses byte
 //! [`byte_index`]`(k)` and the nibble of the same index, where the lower nibbles of the 64 bytes come before the upper
 //! nibbles. In this order, instructions that interleave the bytes of two vectors within 128-bit lanes give the weights
 //! in sequence.

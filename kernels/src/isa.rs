@@ -68,7 +68,7 @@ impl Avx512 {
         self.bf16
     }
 
-    /// The same token without the bfloat16 dot product, for tests and comparisons.
+    /// This token without the bfloat16 dot product, for tests and comparisons.
     pub fn without_bf16(self) -> Self {
         Avx512 {
             bf16: false,
@@ -76,7 +76,7 @@ impl Avx512 {
         }
     }
 
-    /// The same token without any dot-product instructions, for tests and comparisons.
+    /// This token without any dot-product instructions, for tests and comparisons.
     pub fn without_vnni(self) -> Self {
         Avx512 {
             vnni: false,
@@ -120,7 +120,7 @@ impl Neon {
         self.dotprod
     }
 
-    /// The same token without the 8-bit dot-product instructions, for tests and comparisons.
+    /// This token without the 8-bit dot-product instructions, for tests and comparisons.
     pub fn without_dotprod(self) -> Self {
         Neon { dotprod: false }
     }

@@ -22,7 +22,7 @@ pub struct Merge<'a> {
     pub checkpoint: &'a Checkpoint,
     /// The subword model it was made from.
     pub base: &'a WeightFiles,
-    /// The same after instruction tuning.
+    /// That subword model after instruction tuning.
     pub instruct: &'a WeightFiles,
     /// How much of the difference is added.
     pub alpha: f32,

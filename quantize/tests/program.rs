@@ -87,7 +87,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Of the logits after a text, as a share of the first's.
+/// The largest difference between two models' logits after a text, as a share of the first model's.
 fn difference(a: &Checkpoint, b: &Checkpoint) -> f32 {
     let logits = |checkpoint: &Checkpoint| {
         let model = Model::load(checkpoint, Compute::new(Some(1), None).unwrap()).unwrap();

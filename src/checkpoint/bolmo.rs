@@ -353,7 +353,7 @@ pub(super) fn more_stops(generation: &Value) -> Result<Vec<usize>> {
 fn stop_ids(eos: Id, more: Vec<usize>) -> Vec<Id> {
     let mut stops = vec![eos];
     for id in more {
-        // Of another vocabulary: 50279 is the class's default.
+        // From another vocabulary: 50279 is the class's default.
         if id >= 2 * VOCAB_SIZE {
             continue;
         }

@@ -15,9 +15,9 @@ use crate::tensor::DType;
 pub struct HfTensor {
     /// transformers' name.
     pub name: String,
-    /// Our names of what it is made of, one below the other: one, or all hash tables.
+    /// Our names of its parts, which are stacked along the first axis: one tensor, or all hash tables.
     pub parts: Vec<String>,
-    /// Its shape.
+    /// The length of each axis.
     pub shape: Vec<usize>,
 }
 

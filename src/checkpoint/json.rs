@@ -26,7 +26,10 @@ pub fn read(path: &Path) -> Result<Value> {
     read_up_to(path, MAX_CONFIG)
 }
 
-/// The same for a file of another kind, of at most `limit` bytes.
+/// Reads and parses a JSON file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`read`].
 pub fn read_up_to(path: &Path, limit: usize) -> Result<Value> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !meta.is_file() {

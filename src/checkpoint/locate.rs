@@ -8,7 +8,7 @@ use super::json;
 use crate::error::{Error, Result};
 use crate::input;
 
-/// Names that weights go by in a folder, in order of preference. The content of a file tells which container it is.
+/// Names that weights go by in a folder, in order of preference. The content of a file decides which container it is.
 const WEIGHT_FILES: [&str; 7] = [
     "model.safetensors",
     "model.safetensors.index.json",

@@ -509,7 +509,7 @@ impl Unresolved {
     }
 }
 
-/// Reads a configuration file of any published layout. `has_patcher` tells from the file's content
+/// Reads a configuration file of any published layout. `has_patcher` decides from the file's content
 /// whether weights in HF layout hold an entropy model; Meta's have none, it is a model of its own.
 fn translate(
     path: &Path,

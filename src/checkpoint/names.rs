@@ -95,7 +95,7 @@ pub struct ModelTensor {
     pub shape: Vec<usize>,
     /// The network it belongs to.
     pub component: Component,
-    /// What it is for.
+    /// The purpose of the tensor.
     pub role: Role,
     /// Whether it belongs to a cross-attention.
     pub is_cross: bool,

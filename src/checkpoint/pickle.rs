@@ -50,7 +50,7 @@ const fn storage(name: &'static str, dtype: Option<DType>) -> StorageType {
 /// A tensor as the pickle describes it; nothing is checked against the storage yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorRef {
-    /// Its elements.
+    /// The type of the elements.
     pub storage: StorageType,
     /// Name of the storage in the archive.
     pub key: String,

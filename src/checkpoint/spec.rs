@@ -14,13 +14,13 @@ pub(super) const ALIGNMENT: usize = 64;
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Its name.
+    /// The name in the file.
     pub name: String,
-    /// Its element type, as safetensors files spell it (`"BF16"`, `"U8"`).
+    /// The element type, as safetensors files spell it (`"BF16"`, `"U8"`).
     pub dtype: String,
     /// The length of each axis.
     pub shape: Vec<usize>,
-    /// Its size.
+    /// Size in bytes.
     pub n_bytes: u64,
 }
 

@@ -238,7 +238,7 @@ impl<'de> Visitor<'de> for FileVisitor {
     }
 }
 
-/// Its `model`.
+/// The object `model` of the file.
 #[derive(Default)]
 struct Model {
     kind: Option<String>,
@@ -271,7 +271,7 @@ impl<'de> serde::Deserialize<'de> for Model {
     }
 }
 
-/// Its `vocab`, an object of names and ids.
+/// The object `vocab` of the model: names and ids.
 struct Vocab(Vec<(String, u32)>);
 
 impl<'de> serde::Deserialize<'de> for Vocab {

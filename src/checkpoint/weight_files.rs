@@ -16,9 +16,9 @@ use crate::tensor::{Load, MappedFile, Storage, Tensor};
 /// A file of a checkpoint and its size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileInfo {
-    /// Where it is; `<memory>` if it is no file.
+    /// Path; `<memory>` for bytes that are not in a file.
     pub path: PathBuf,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
@@ -141,7 +141,7 @@ impl WeightFiles {
         WeightFiles::load(path, Load::Map)
     }
 
-    /// The same for files that are mapped or read, as `load` says.
+    /// As [`WeightFiles::open`]; `load` decides whether files are mapped or read.
     ///
     /// # Errors
     /// As [`WeightFiles::open`].
@@ -156,10 +156,10 @@ impl WeightFiles {
         }
     }
 
-    /// The same for bytes that are in memory or mapped already; `path` is for messages.
+    /// Opens weights whose bytes are in memory or mapped already; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Format`] if the bytes are no weights or damaged.
+    /// [`Error::Format`] if the bytes are not weights or are damaged.
     pub fn from_storage(path: &Path, storage: Storage) -> Result<WeightFiles> {
         Ok(WeightFiles::of(vec![container(path, storage)?], None))
     }

@@ -38,7 +38,7 @@ fn signals() -> Vec<i32> {
     signals
 }
 
-/// Whether whoever started this program has it ignore a signal, as `nohup` does with SIGHUP.
+/// Whether the parent process made this program ignore a signal, as `nohup` does with SIGHUP.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

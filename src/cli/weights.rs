@@ -110,7 +110,7 @@ pub struct Traffic {
     pub weights: Paths,
     /// Operations of products for every byte of text: two for each number of a matrix.
     pub operations_per_byte: u64,
-    /// The same for every patch.
+    /// Operations of products for every patch.
     pub operations_per_patch: u64,
 }
 

@@ -13,7 +13,7 @@ use super::{Config, CrossAttentionConfig, TransformerConfig};
 pub struct EncoderCross {
     /// The layer whose byte states are its keys and values.
     pub layer: usize,
-    /// Its number among the checkpoint's tensors, `encoder.cross.{index}`.
+    /// The number in the names of the checkpoint's tensors, `encoder.cross.{index}`.
     pub index: usize,
 }
 

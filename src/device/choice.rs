@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::model::backend::Backend;
 
 impl Model {
-    /// The same weights computed on a device. On a GPU all matrices are copied to its memory, and the
+    /// This model computed on a device. On a GPU all matrices are copied to its memory, and the
     /// embedding tables if they fit too.
     ///
     /// # Errors
@@ -19,7 +19,7 @@ impl Model {
         self.on_device_with(device, GpuOptions::default())
     }
 
-    /// The same as [`Model::on_device`], with options for a GPU.
+    /// [`Model::on_device`] with options for a GPU.
     ///
     /// # Errors
     /// As [`Model::on_device`].

@@ -103,7 +103,7 @@ typedef enum blt_status {
 
 // Why a generation ended. Numbers are never reused; new ones may be added.
 typedef enum blt_finish {
-    // As many bytes as asked for.
+    // The largest number of bytes allowed.
     BLT_FINISH_MAX_BYTES = 1,
     // The model ended the text.
     BLT_FINISH_EOS = 2,
@@ -338,7 +338,7 @@ enum blt_status blt_session_generate(struct blt_session *session,
                                      enum blt_finish *reason);
 
 // Copies the logits of the next id: BLT_N_LOGITS numbers, or none before anything was read. A Bolmo
-// model has twice as many: the second half is for the same ids with the end of a patch.
+// model has twice that: the second half is for the same ids with the end of a patch.
 //
 // For this function and the next two, out has room for capacity elements, and n receives their
 // number. With out NULL and capacity 0 they are only counted.

@@ -12,7 +12,7 @@ pub struct GenerateOptions {
     pub sampler: SamplerConfig,
     /// Byte strings that end the generation; they are not handed out.
     pub stop: Vec<Vec<u8>>,
-    /// Bytes to draft at a time, up to [`MAX_DRAFT`](super::MAX_DRAFT); 0: none; `None`: as many as pays, up to 16.
+    /// Bytes to draft at a time, up to [`MAX_DRAFT`](super::MAX_DRAFT); 0: none; `None`: the number that is fastest, up to 16.
     ///
     /// Drafting is self-speculation (arXiv:2605.08044): the local decoder writes ahead on its own, and the
     /// other networks read what it wrote at once, so that their weights come from memory once for several bytes.

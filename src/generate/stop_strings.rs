@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// What [`StopMatcher::push`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// No stop string is complete. The last this many bytes may be the beginning of one; all
+    /// No stop string is complete. The last `n` bytes may be the beginning of one; all bytes
     /// before them can be shown.
     Held(usize),
     /// The last `len` bytes are stop string number `index`. They were all held or are new, so
@@ -24,7 +24,7 @@ pub enum Stop {
     Found {
         /// Which of the strings given to [`StopMatcher::new`].
         index: usize,
-        /// Its length in bytes.
+        /// The length of the stop string in bytes.
         len: usize,
     },
 }

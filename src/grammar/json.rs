@@ -129,7 +129,7 @@ pub fn integer(min: Option<i64>, max: Option<i64>) -> Hir {
 /// An integer of `low` to `high`, neither below 0, without leading zeros.
 fn range(low: i64, high: i64) -> Hir {
     let mut parts = Vec::new();
-    let (mut first, mut last) = (0_i64, 9_i64); // of so many digits
+    let (mut first, mut last) = (0_i64, 9_i64); // with that many digits
     for n_digits in 1..=MAX_DIGITS {
         let (from, to) = (low.max(first), high.min(last));
         if from <= to {
@@ -143,7 +143,7 @@ fn range(low: i64, high: i64) -> Hir {
     Hir::alternation(parts)
 }
 
-/// Numbers of `low` to `high`, which have as many digits.
+/// Numbers of `low` to `high`, which have the same number of digits.
 fn same_length(low: &[u8], high: &[u8]) -> Hir {
     let (Some((&a, low)), Some((&b, high))) = (low.split_first(), high.split_first()) else {
         return Hir::empty();

@@ -1,7 +1,7 @@
 //! Text that obeys a grammar: a regular expression or a JSON schema.
 //!
 //! The model writes bytes, so a grammar is an automaton over bytes: no vocabulary has to be mapped to
-//! it and no token straddles its edges. Before each byte a [`Matcher`] tells the
+//! it and no token straddles its edges. Before each byte a [`Matcher`] gives the
 //! [`Sampler`](crate::sampler::Sampler) which bytes can follow and whether the text may end. From every
 //! state it allows, the grammar can be completed, so generation never runs into a dead end. With a limit
 //! on the number of bytes, it leaves enough of them to complete the text: what is generated matches

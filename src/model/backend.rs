@@ -48,7 +48,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     }
 }
 
-/// This CPU.
+/// The CPU.
 #[derive(Debug)]
 pub(super) struct Cpu;
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// One sequence's keys, values and byte states in the memory of a device.
 pub(crate) trait DeviceCaches: Any + fmt::Debug + Send + Sync {
-    /// The same caches for a fork of the sequence. Both may share memory until one of them reads on.
+    /// Caches for a fork of the sequence. Both may share memory until one of them reads on.
     fn fork(&self) -> Box<dyn DeviceCaches>;
 
     /// Whether the text can go back to its first `n_bytes`, with `n_patches` closed patches: whether all that the

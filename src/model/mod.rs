@@ -110,7 +110,7 @@ impl Model {
         })
     }
 
-    /// The same weights computed with other threads or instructions.
+    /// This model computed with other threads or instructions.
     pub fn with_compute(&self, compute: Compute) -> Self {
         Model {
             compute: Arc::new(compute),
@@ -118,7 +118,7 @@ impl Model {
         }
     }
 
-    /// The same weights computed by a backend, or by the CPU.
+    /// This model computed by a backend; `None`: by the CPU.
     pub(crate) fn with_backend(&self, device: Option<Arc<dyn Backend>>) -> Self {
         Model {
             device,

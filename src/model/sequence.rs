@@ -189,7 +189,7 @@ impl<'a, S> SequenceInput<'a, S> {
         }
     }
 
-    /// The same input with `state`, a part of its own state.
+    /// This input with a part of its state.
     pub(super) fn with<'b, T>(
         &'b mut self,
         state: impl FnOnce(&'b mut S) -> &'b mut T,

@@ -165,7 +165,7 @@ struct Piece<'t> {
     tile: KvTile<'t>,
     /// The query head, counted from the first of the group.
     head: usize,
-    /// Its keys, and its values, in the tile, up to where the next row would start.
+    /// The elements of the tile that hold this head's keys and values, up to where the next row would start.
     elements: Range<usize>,
     /// The positions, counted from the start of the span.
     columns: Range<usize>,

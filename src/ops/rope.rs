@@ -20,7 +20,7 @@ pub struct Rope {
 enum Pairs {
     /// Neighbours.
     Interleaved,
-    /// One of the first half and one of the second.
+    /// Element `i` of the first half and element `i` of the second.
     Halves,
 }
 
@@ -51,7 +51,7 @@ impl Rope {
         }
     }
 
-    /// The same for pairs of halves, with frequencies changed for longer texts.
+    /// A [`Rope`] whose pairs are halves, with frequencies scaled for longer texts.
     pub fn of_halves(head_dim: usize, theta: f32, scaling: RopeScaling) -> Self {
         let mut rope = Rope::new(head_dim, theta);
         rope.pairs = Pairs::Halves;

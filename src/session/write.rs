@@ -1,4 +1,4 @@
-//! A session as a writer: prompts through `write!`, `io::copy` and the like.
+//! A session as a writer: prompts through `write!`, `io::copy` and similar.
 
 use std::io;
 

@@ -18,7 +18,10 @@ impl Tensor {
         if n != Some(values.len()) {
             return Err(Error::argument(
                 "values",
-                format!("expected as many as {shape:?} has, found {}", values.len()),
+                format!(
+                    "expected the number of elements of {shape:?}, found {}",
+                    values.len()
+                ),
             ));
         }
         if dtype.size_of(&shape).is_none() {
@@ -116,7 +119,7 @@ impl Tensor {
 
 /// Appends rows of `cols` values to `out`, each value rounded to the nearest that `dtype` can hold.
 ///
-/// Of a type that keeps several rows together ([`DType::row_multiple`]), a number of rows that is not
+/// For a type that keeps several rows together ([`DType::row_multiple`]), a number of rows that is not
 /// a multiple is padded: only the last rows of a tensor may be. `importance` (cols) says how much a
 /// squared error in each column of [`DType::Tiles`] weighs; other types do not look at it.
 ///

@@ -14,7 +14,7 @@ pub enum DType {
     F16,
     /// The upper half of a single.
     Bf16,
-    /// The same, packed into 12 bits: [`blt_kernels::Weights::Bf12`].
+    /// bfloat16 packed into 12 bits: [`blt_kernels::Weights::Bf12`].
     Bf12,
     /// Quantised blocks of a matrix, 16 rows side by side: what products read
     /// ([`BlockFormat`] has the bytes).

@@ -33,9 +33,9 @@ impl Default for AdamConfig {
 /// Running means of one tensor; empty until it gets a gradient.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Moments<F> {
-    /// Of the gradient.
+    /// Running mean of the gradient.
     pub mean: Vec<F>,
-    /// Of its square.
+    /// Running mean of its square.
     pub square: Vec<F>,
 }
 

@@ -34,7 +34,7 @@ pub struct Causal<'a> {
     pub sequences: &'a [Range<usize>],
     /// The first row each row sees; rises within a sequence.
     pub visible_from: &'a [usize],
-    /// Of its products.
+    /// Precision of the products.
     pub precision: Precision,
 }
 

@@ -75,7 +75,7 @@ impl Blt {
 
     /// The loss of a batch; with `grads`, adds the gradients of the sum of all positions' losses
     /// times `weight`. With `d_inputs` too, stores the gradient of the byte embeddings, (n, local
-    /// dim), which tells what each prediction depends on.
+    /// dim), which shows what each prediction depends on.
     pub fn run<F: Float>(
         &self,
         pass: Pass<'_, F>,
@@ -156,7 +156,7 @@ impl Blt {
         score.n_patches = n_patches;
         let Some(grads) = grads else { return score };
 
-        // The same, last to first.
+        // Backward, from the last layer to the first.
         let mut dh = Buffer::any(h.len());
         pass.linear_backward(
             self.output,

@@ -118,7 +118,7 @@ impl Corpus {
         SplitMix64::mixed(seed ^ mix(SPLIT)).shuffle(&mut order);
         let bytes = |pieces: &[Piece]| -> usize { pieces.iter().map(|p| p.end - p.start).sum() };
         let mut wanted = (share.clamp(0.0, 1.0) * self.n_bytes as f64) as usize;
-        // Of each document, how many pieces stay.
+        // How many pieces of each document stay.
         let mut kept: Vec<usize> = documents.iter().map(|pieces| pieces.len()).collect();
         for i in order {
             if wanted == 0 {

@@ -102,7 +102,7 @@ pub fn hf(folder: &Path, config: &Config, sources: &[&Params<f32>], dtype: DType
     })
 }
 
-/// The same for a model that was written as a native file.
+/// Writes the folder of [`hf`] from a native file.
 ///
 /// # Errors
 /// Same as [`hf`] and [`Checkpoint::open`].

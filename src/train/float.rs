@@ -39,7 +39,7 @@ pub trait Float:
 
     /// The nearest value.
     fn of(x: f64) -> Self;
-    /// The same number in f64.
+    /// This number in f64.
     fn f64(self) -> f64;
     /// e^self, without branches, so that a loop over it becomes vector instructions. Within 2 ULP
     /// for f32 from -87 to 88; beyond, it stays at the end of that range.

@@ -43,7 +43,7 @@ fn check_within(
         (true, Some(entropy)) => vec![entropy],
         _ => vec![&config.encoder, &config.decoder],
     };
-    // Of each layer of each byte: what enters attention and feed-forward, and the products between.
+    // For each layer and each byte: what enters attention and feed-forward, and the products between.
     let per_id: u64 = (stacks.iter())
         .map(|c| 4 * (c.n_layers as u64).saturating_mul((6 * c.dim + 3 * c.hidden_dim) as u64))
         .fold(0, u64::saturating_add);

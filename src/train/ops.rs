@@ -29,7 +29,7 @@ pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (Buffer<F>, Buffer<F>) 
     (y, inv)
 }
 
-/// The same from reciprocals kept earlier.
+/// [`rms_norm`] from the reciprocals that it returned.
 pub fn rms_norm_again<F: Float>(x: &[F], w: &[F], inv: &[F]) -> Buffer<F> {
     let dim = w.len();
     let mut y = Buffer::any(x.len());
@@ -189,7 +189,7 @@ pub struct Dropout {
 
 impl Dropout {
     /// Zeroes some elements and scales the others so that the mean stays the same. The gradient is the same
-    /// operation. `site` tells one place of the network from another.
+    /// operation. `site` identifies a place of the network.
     pub fn apply<F: Float>(&self, site: u64, x: &mut [F]) {
         if self.p <= 0.0 {
             return;

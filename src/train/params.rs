@@ -22,19 +22,19 @@ pub struct ParamId(pub usize);
 /// One tensor.
 #[derive(Debug, Clone)]
 pub struct Param<F> {
-    /// Its name in a checkpoint; an adapter's ends in `.lora_a` or `.lora_b`.
+    /// The name in a checkpoint; an adapter's ends in `.lora_a` or `.lora_b`.
     pub name: String,
-    /// Its shape; a matrix is (out, in), row-major.
+    /// The length of each axis; a matrix is (out, in), row-major.
     pub shape: Vec<usize>,
-    /// What it is for; an adapter is two matrices.
+    /// The purpose of the tensor; an adapter is two matrices.
     pub role: Role,
-    /// Its numbers.
+    /// The numbers.
     pub value: Value<F>,
     /// Whether it is trained.
     pub trained: bool,
     /// Whether weight decay shrinks it. Norms and embeddings are spared.
     pub decays: bool,
-    /// Its low-rank adapter, if it has one.
+    /// The low-rank adapter, if there is one.
     pub(super) adapter: Option<Adapter>,
 }
 

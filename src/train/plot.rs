@@ -123,7 +123,7 @@ pub fn svg(log: &str) -> String {
     svg
 }
 
-/// The same in a page.
+/// A page with the plot.
 pub fn html(log: &str) -> String {
     format!(
         "<!doctype html>\n<meta charset=\"utf-8\">\n<title>blt-train</title>\n\

@@ -403,7 +403,7 @@ impl Settings {
         }
     }
 
-    /// The same from TOML, without tables.
+    /// Takes settings from TOML without tables.
     ///
     /// # Errors
     /// Same as [`Settings::set_json`].

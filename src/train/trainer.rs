@@ -72,9 +72,9 @@ pub struct Report {
     pub lr: f64,
     /// Seconds it took, patching included.
     pub seconds: f64,
-    /// Of these, seconds in which patches were cut.
+    /// Seconds of these that cutting patches took.
     pub patching: f64,
-    /// Of these, seconds in which the optimiser changed the weights.
+    /// Seconds of these that the optimiser took.
     pub optimiser: f64,
     /// Floating-point operations in matrix products.
     pub flops: u64,
@@ -83,11 +83,11 @@ pub struct Report {
 /// Everything of a run.
 #[derive(Debug)]
 pub struct Trainer {
-    /// Its settings.
+    /// The settings of the run.
     pub settings: Settings,
     /// The model's shape.
     pub config: Config,
-    /// Where it is.
+    /// How far the run is.
     pub position: Position,
     /// What is trained.
     pub params: Params<f32>,
@@ -253,7 +253,7 @@ impl Trainer {
         })
     }
 
-    /// Goes on where `saved` was. With `new_data` its text may be another, which is read from the start.
+    /// Continues where `saved` was. With `new_data` its text may be another, which is read from the start.
     ///
     /// # Errors
     /// [`Error::Tensor`] if it is of another model, [`Error::Argument`] if it is of another text.

@@ -353,7 +353,7 @@ static void callbacks(void)
     OK(blt_session_generate(s, 50, call_back_in, &sink, NULL));
     CHECK(sink.inner == BLT_ERROR_BUSY && length(s) == 12);
 
-    // The numbers go on: in one go or in pieces, the same bytes.
+    // The random numbers continue: in one call or in pieces, the same bytes.
     struct sink pieces = {{0}, 0, 0, NULL, BLT_OK}, whole = pieces;
     blt_options *o = NULL;
     OK(blt_options_new(&o));
@@ -494,7 +494,7 @@ static void threads(void)
     CHECK(lengthy.status == BLT_ERROR_CANCELLED);
     blt_session_free(lengthy.session);
 
-    // Cancelled from its own callback: what was handed out has been read, and it goes on.
+    // Cancelled from its own callback: what was handed out has been read, and it continues.
     blt_session *s = new_session();
     struct sink sink = {{0}, 0, 0, s, BLT_OK};
     blt_options *o = NULL;

@@ -11,7 +11,7 @@ pub fn cases() -> Vec<(String, PathBuf, OpenOptions)> {
     opened(common::cases())
 }
 
-/// Those of the Bolmo family too.
+/// Every checkpoint of the reference cases, the Bolmo family included.
 pub fn all_cases() -> Vec<(String, PathBuf, OpenOptions)> {
     opened(common::all_cases())
 }

@@ -66,7 +66,7 @@ fn main() {
     let n_sound = corpus.partition_point(|input| target(input));
     assert!(
         n_sound > 0,
-        "nothing of the corpus is accepted any more: if a format has changed, make the seeds anew"
+        "nothing of the corpus is accepted any more: if a format has changed, make the seeds again"
     );
 
     let (start, mut n, mut n_accepted) = (Instant::now(), 0u64, 0u64);

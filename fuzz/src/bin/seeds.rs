@@ -1,4 +1,4 @@
-//! Makes the seeds of the state target anew, for when the format of saved sessions has changed:
+//! Makes the seeds of the state target again, for when the format of saved sessions has changed:
 //! cargo run --release --no-default-features --bin seeds
 
 use std::path::Path;

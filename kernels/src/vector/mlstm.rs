@@ -1,7 +1,7 @@
 //! The mLSTM cell: see [`crate::mlstm`].
 //!
 //! The columns of the memory are independent, so any number of columns side by side gives the bits of the definition.
-//! As many columns are taken together as registers hold, so that the memory is read and written once, in long runs.
+//! The columns that fit into registers are taken together, so that the memory is read and written once, in long runs.
 
 use super::linear::dot;
 use super::rows::{exp, fold_vectors, for_vectors};

@@ -6,7 +6,7 @@ use blt::Result;
 
 /// Far beyond any cache that two or three cores can have to themselves.
 const BYTES: usize = 512 << 20;
-/// The best of so many passes counts: whatever else runs can only slow one down.
+/// Number of passes, of which the best counts: other programs can only slow one down.
 const PASSES: usize = 5;
 
 /// Bytes per second that `n_threads` threads read together, one after the other byte.

@@ -21,7 +21,7 @@ pub struct Runner {
     patches: Option<PatchMarks>,
     echo: bool,
     quiet: bool,
-    /// Whether another turn follows, which goes on from the last byte of this one.
+    /// Whether another turn follows, which continues from the last byte of this one.
     goes_on: bool,
 }
 

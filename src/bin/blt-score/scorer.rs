@@ -12,9 +12,9 @@ use blt::vocab::{BOS, Id};
 pub struct ScoredId {
     /// The id.
     pub id: Id,
-    /// Entropy in nats of the entropy model's guess at it; NaN if there is none.
+    /// Entropy in nats of the entropy model's prediction; NaN without an entropy model.
     pub entropy: f32,
-    /// Its surprisal in bits, -log2 p; `None` for an id with nothing before it.
+    /// Surprisal in bits, -log2 p; `None` for an id with nothing before it.
     pub bits: Option<f64>,
     /// Whether it was the most probable of all.
     pub hit: bool,
@@ -59,7 +59,7 @@ impl Totals {
 /// What to do when the text outgrows the context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edge {
-    /// An error: the results are wanted in one piece.
+    /// An error, for callers that need the results in one piece.
     Refuse,
     /// A new window with this many bytes of the old one.
     Restart {

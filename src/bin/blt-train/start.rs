@@ -143,7 +143,7 @@ fn widened_entropy_model(checkpoint: &Checkpoint) -> blt::Result<Params<f32>> {
     Ok(frozen(params))
 }
 
-/// The same, none of it to be trained.
+/// The parameters with training turned off for all of them.
 fn frozen(mut params: Params<f32>) -> Params<f32> {
     for param in params.list_mut() {
         param.trained = false;

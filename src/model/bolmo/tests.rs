@@ -450,7 +450,7 @@ fn written_bytes_keep_their_flags() {
                 LogitRows::None,
             );
             assert_eq!(more.flags[..written.flags.len()], written.flags, "{what}");
-            // Going on from a file is going on.
+            // A loaded session continues as the saved one would have.
             let mut file = crate::wire::Writer::new(Vec::new());
             more.save(&compute, &mut file).unwrap();
         }

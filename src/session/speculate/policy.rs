@@ -15,7 +15,7 @@ const MAX_AUTO_DRAFT: usize = 16;
 /// adds rows.
 const CACHED_BYTES: f64 = 6e6;
 
-/// This many more rows cost at most as much as reading the weights.
+/// Number of additional rows that cost at most as much as reading the weights.
 const ROWS_PER_READ: f64 = 10.0;
 
 /// Share of its cost that a draft must save at least, compared to reading byte by byte.
@@ -24,7 +24,7 @@ const MIN_GAIN: f64 = 0.05;
 /// How sequences draft.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct DraftPolicy {
-    /// Bytes drafted at a time; `None`: as many as pays.
+    /// Bytes drafted at a time; `None`: the number that is fastest.
     length: Option<usize>,
 }
 
@@ -94,7 +94,7 @@ impl AcceptanceRate {
 }
 
 impl DraftPolicy {
-    /// Drafts of `length` bytes; 0 or 1: none; `None`: as many as pays.
+    /// Drafts of `length` bytes; 0 or 1: none; `None`: the number that is fastest.
     ///
     /// # Errors
     /// [`Error::Argument`] if there are more than [`MAX_DRAFT`].
