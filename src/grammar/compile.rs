@@ -12,7 +12,8 @@ use regex_automata::util::start;
 use regex_automata::{Anchored, MatchKind};
 use regex_syntax::hir::Hir;
 
-use super::automaton::{Automaton, DEAD, Flaw, MAX_STATES, Rule, RuleState};
+use super::automaton::{Automaton, DEAD};
+use super::join::{Flaw, MAX_STATES, Rule, RuleState};
 use crate::error::{Error, Result};
 
 /// Most memory for an automaton of `regex-automata`, and for making it.

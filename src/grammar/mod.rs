@@ -21,13 +21,15 @@
 //! ```
 //!
 //! `automaton` holds the tables, `matcher` walks them; they know nothing of regular expressions.
-//! `compile` makes tables from syntax trees with the crate `regex-automata`, and `schema` makes syntax
-//! trees from a JSON schema. Both need the feature `grammar`.
+//! `compile` makes rules from syntax trees with the crate `regex-automata`, `join` makes tables from rules, and
+//! `schema` makes syntax trees from a JSON schema. These need the feature `grammar`.
 
 mod automaton;
 mod byte_set;
 #[cfg(feature = "grammar")]
 mod compile;
+#[cfg(feature = "grammar")]
+mod join;
 #[cfg(feature = "grammar")]
 mod json;
 mod matcher;
