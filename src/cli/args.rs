@@ -48,16 +48,34 @@ enum Parsed<T> {
 
 fn parse<T: FromArgs>(program: &str) -> Result<Parsed<T>, Failure> {
     let args: Vec<String> = std::env::args_os().skip(1).map(bytes::encode).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
     if args == ["--version"] {
         let version = env!("CARGO_PKG_VERSION");
         return Ok(Parsed::Print(format!("{program} {version}\n")));
     }
-    match T::from_args(&[program], &args) {
-        Ok(args) => Ok(Parsed::Run(args)),
-        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
-        Err(exit) => Err(Failure::Usage(with_hint(lower_first(&exit.output), &args))),
+    loop {
+        let exit = match T::from_args(&[program], &args) {
+            Ok(args) => return Ok(Parsed::Run(args)),
+            Err(exit) if exit.status.is_ok() => return Ok(Parsed::Print(exit.output)),
+            Err(exit) => exit,
+        };
+        let Some(index) = removed_flag(&exit.output, &args) else {
+            return Err(Failure::Usage(with_hint(lower_first(&exit.output), &args)));
+        };
+        let flag = args.remove(index);
+        crate::errln!(
+            "{program}: {flag} is ignored: it was removed, and blt's own kernels are used"
+        );
     }
+}
+
+/// Flags of earlier versions, which have no effect any more.
+const REMOVED: [&str; 1] = ["--cublaslt"];
+
+/// The index of the argument that the parser refused with `message`, if it is a removed flag.
+fn removed_flag(message: &str, args: &[&str]) -> Option<usize> {
+    let flag = (REMOVED.iter()).find(|flag| message.trim_end().ends_with(**flag))?;
+    args.iter().rposition(|arg| arg == flag)
 }
 
 /// The parser takes `--name value` only; most others take `--name=value` too.

@@ -56,6 +56,31 @@ fn greedy_text_equals_the_reference_byte_for_byte() {
     });
 }
 
+/// Scripts that pass a flag of an earlier version still run, and say that it has no effect.
+#[test]
+fn removed_flags_are_ignored_with_a_notice() {
+    let args = [
+        MODEL,
+        "-p",
+        "--cublaslt",
+        "-n",
+        "5",
+        "--temp",
+        "0",
+        "--quiet",
+    ];
+    let expected = call(RUN, &args, b"");
+    assert!(expected.stderr.is_empty(), "a prompt is not a flag");
+    let found = call(RUN, &[&args[..], &["--cublaslt"]].concat(), b"");
+    assert_eq!(found.stdout, expected.stdout);
+    let notice = String::from_utf8(found.stderr).unwrap();
+    assert!(
+        notice.starts_with("blt-run: --cublaslt is ignored: "),
+        "{notice}"
+    );
+    assert_eq!(notice.lines().count(), 1, "{notice}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bytes_whatever_the_threads() {
     let args = [
