@@ -1,5 +1,5 @@
 //! The README as a newcomer uses it: its commands run, its output and its picture are what the programs print.
-//! (Its Rust snippet is a doctest of the crate; `.ci/steps/c` builds the C snippet and runs the Python one;
+//! (Its Rust snippet is a doctest of the crate; `.ci/steps/c` runs the C and Python snippets of examples/README.md;
 //! `quantize/tests/readme.rs` runs the lines of blt-quantize.)
 
 // The example has a `main` of its own.
