@@ -1,5 +1,5 @@
 #!/bin/sh
-# Adapts the default model to another text and shows what it was worth.
+# Adapts the default model to another text and shows how much that helps.
 #
 #   sh examples/finetune.sh DATA
 #

@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let Some(model) = args.next() else {
         return Err("usage: share_model MODEL PROMPT...".into());
     };
-    // One thread of the engine's for each of ours: many texts at once need no more.
+    // One engine thread for each of our threads: many texts at once need no more.
     let model = Model::options().threads(1).open(model)?;
     let prompts: Vec<String> = args.collect();
     let texts: Vec<blt::Result<String>> = thread::scope(|scope| {

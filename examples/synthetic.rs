@@ -2,8 +2,8 @@
 //!
 //! cargo run --release --example synthetic -- OUT.safetensors [1b|7b|small] [bf16|q8_0|q4_0|...]
 //!
-//! Streams: the 9 GB of the 1b shape need a few megabytes of memory. `blt-bench --synthetic 1b` makes such
-//! a file for itself.
+//! Streams: the 9 GB of the 1b shape need a few megabytes of memory. `blt-bench --synthetic 1b` makes
+//! this file itself.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -122,6 +122,16 @@ fn the_commands_run() {
 }
 
 #[test]
+fn the_model_card_shows_what_blt_info_prints() {
+    let args = ["models/default.safetensors".to_string()];
+    let found = run(program("blt-info").unwrap(), &args, Path::new(ROOT)).stdout;
+    let card = include_str!("../models/README.md");
+    let shown = card.split("<!-- output of blt-info -->\n```text\n").nth(1).unwrap();
+    let shown = shown.split("\n```").next().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found).trim_end(), shown);
+}
+
+#[test]
 fn the_picture_is_what_the_example_draws() {
     let source = include_str!("../examples/picture.rs");
     let text = source.split("//!     \"").nth(1).unwrap();

@@ -82,7 +82,7 @@ def _open_library() -> ctypes.CDLL:
     lib = ctypes.CDLL(os.environ.get("BLT_LIBRARY") or "libblt.so.0")
     p, n = c_void_p, c_size_t
     out, count = POINTER(c_void_p), POINTER(c_size_t)
-    # Name, what it returns (c_int: a blt_status), what it takes.
+    # Name, return type (c_int: a blt_status), argument types.
     functions: list[tuple[Any, ...]] = [
         ("blt_version", c_char_p),
         ("blt_abi_version", c_uint32),
@@ -140,7 +140,7 @@ def _check(status: int) -> None:
 
 
 class _Handle:
-    """Owns what a library function gave out, and frees it once."""
+    """Owns a handle of the library and frees it once."""
 
     _free: Any = None
 
@@ -154,7 +154,7 @@ class _Handle:
         self.close()
 
     def close(self) -> None:
-        """Frees it; nothing can be asked of it afterwards."""
+        """Frees it. It cannot be used afterwards."""
         pointer: c_void_p | None = getattr(self, "_pointer", None)
         self._pointer = c_void_p()
         if pointer:
@@ -243,7 +243,7 @@ class Model(_Handle):
 
 
 class Session(_Handle):
-    """One conversation; used by one thread at a time, but for cancel().
+    """One conversation, used by one thread at a time. Only cancel() may be called from others.
 
     Options: those of patching, of the context, and of choosing bytes (see blt_option).
     """
@@ -264,7 +264,7 @@ class Session(_Handle):
 
     @classmethod
     def load(cls, model: Model, state: bytes | str | os.PathLike[str], **options: Any) -> Session:
-        """A session from what save() wrote: the bytes, or the path of a file."""
+        """Loads a session that save() wrote: the bytes, or the path of a file."""
         pointer = c_void_p()
         with _Options(options) as settings:
             if isinstance(state, bytes):
@@ -279,7 +279,7 @@ class Session(_Handle):
         return cls._adopt(pointer)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> bytes | None:
-        """Writes what has been read to a file, or without a path gives it as bytes."""
+        """Saves the session to a file, or returns it as bytes if there is no path."""
         if path is not None:
             _check(_lib.blt_session_save(self, os.fsencode(path)))
             return None
@@ -356,7 +356,7 @@ class Session(_Handle):
         return self._copy(_lib.blt_session_logits, "f")
 
     def entropies(self, first: int = 0) -> array[Any]:
-        """Nats of uncertainty about what follows each position, from position `first` on."""
+        """The entropy in nats of the id after each position, from position `first` on."""
         return self._copy(_lib.blt_session_entropies, "f", first)
 
     def patch_starts(self, first: int = 0) -> array[Any]:
@@ -382,7 +382,7 @@ class Session(_Handle):
         _check(_lib.blt_session_reset(self))
 
     def set_sampling(self, **options: Any) -> None:
-        """Changes how bytes are chosen; options left out go back to what they are by default."""
+        """Changes how bytes are chosen. Options that are left out return to their defaults."""
         with _Options(options) as settings:
             _check(_lib.blt_session_set_sampling(self, settings))
 

@@ -58,7 +58,7 @@ class Scorer:
             piece = text[first : first + self.piece]
             self.session.reset()
             bits += self.session.score(piece)
-            # Position 0 is the begin-of-sequence id: what it expects is the first byte.
+            # Position 0 is the begin-of-sequence id, so its entropy is that of the first byte.
             entropies.append(np.array(self.session.entropies()[: len(piece)]))
             starts = [s for s in self.session.patch_starts()[1:] if s <= len(piece)]
             lengths.append(np.diff(np.array(starts + [len(piece) + 1], dtype=np.int64)))
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="documents at a time (default: 16)")
     args = parser.parse_args()
 
-    # Cores as Ray counts them; without one for reading and writing it would wait for ever.
+    # Cores as Ray counts them. Without one for reading and writing it would wait forever.
     n_cores = args.workers * args.threads + 1
     address = os.environ.get("RAY_ADDRESS")
     ray.init(address or "local", num_cpus=None if address else n_cores)

@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 128 and the signal's number for work that a signal has cut short (130
 //! for Ctrl-C, 143 for SIGTERM). An error is one line on standard error that begins with the program's name. A reader
-//! that closes our standard output (`| head`) has seen enough: that is not a failure.
+//! that closes our standard output (`| head`) has seen enough, which is not a failure.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -23,13 +23,13 @@ pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failur
             Err(failure) => failure,
         },
         Ok(Parsed::Print(text)) => {
-            // That nobody reads the help is no failure either.
+            // A reader that closes the pipe before the end of the help is not a failure either.
             let _ = std::io::stdout().write_all(text.as_bytes());
             return ExitCode::SUCCESS;
         }
         Err(failure) => failure,
     };
-    // What fails after a signal has usually stopped because of it.
+    // Work that fails after a signal has usually failed because of it.
     let signal = interrupt::signal().map_or(1, |signal| 128 + signal);
     let (code, message) = match failure {
         Failure::OutputClosed => return ExitCode::SUCCESS,
@@ -69,7 +69,7 @@ fn parse<T: FromArgs>(program: &str) -> Result<Parsed<T>, Failure> {
     }
 }
 
-/// Flags of earlier versions, which have no effect any more.
+/// Flags of earlier versions that no longer have an effect.
 const REMOVED: [&str; 1] = ["--cublaslt"];
 
 /// The index of the argument that the parser refused with `message`, if it is a removed flag.

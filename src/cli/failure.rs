@@ -9,9 +9,9 @@ pub enum Failure {
     Usage(String),
     /// Something went wrong: exit code 1.
     Failed(String),
-    /// A signal has cut the work short, and there may be something to say about it: exit code 128 and its number.
+    /// A signal ended the work early: exit code 128 plus its number. The message may be empty.
     Interrupted(String),
-    /// Nobody reads our standard output any more: exit code 0, in silence.
+    /// The reader of our standard output closed it: exit code 0, without a message.
     OutputClosed,
 }
 

@@ -1,7 +1,7 @@
 //! Signals that end a program: Ctrl-C (SIGINT), SIGTERM, and SIGHUP of a terminal that goes away.
 //!
-//! The first asks the program to come to an end, and the work that checks [`requested`] stops and saves. The second
-//! ends the program at once. The exit code is 128 and the signal's number: 130, 143, 129.
+//! The first signal asks the program to end: the work that checks [`requested`] stops and saves. The second ends the
+//! program at once. The exit code is 128 and the signal's number: 130, 143, 129.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
@@ -11,7 +11,7 @@ use signal_hook::flag;
 
 use super::failure::Failure;
 
-/// The signal that has come; 0: none.
+/// The signal that was received; 0: none.
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 /// Whether the next signal ends the program at once.
 static AT_ONCE: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
@@ -47,17 +47,17 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// Whether a signal has come.
+/// Whether a signal was received.
 pub fn requested() -> bool {
     signal().is_some()
 }
 
-/// The signal that has come.
+/// The signal that was received.
 pub fn signal() -> Option<u8> {
     u8::try_from(SIGNAL.load(SeqCst)).ok().filter(|&s| s > 0)
 }
 
-/// Whether the program is to end: a signal other than Ctrl-C, which asks for the end of one piece of work.
+/// Whether the whole program should end. Ctrl-C ends only the current piece of work.
 pub fn is_final() -> bool {
     signal().is_some_and(|s| i32::from(s) != SIGINT)
 }

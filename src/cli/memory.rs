@@ -1,7 +1,7 @@
-//! How much memory this process has held at most.
+//! The peak memory of this process.
 
 /// Largest resident set so far, in bytes: our own memory and the touched pages of mapped files.
-/// `None` where the system does not say (all but Linux).
+/// `None` where the system does not report it (all but Linux).
 pub fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

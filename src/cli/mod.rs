@@ -1,7 +1,7 @@
-//! What the programs share, those of other packages too. Nothing here knows what a program is for.
-//! No part of the library's interface: it changes without notice.
+//! Code that the programs share, those of other packages included. Nothing here knows what a program does. This is not
+//! part of the library's interface and changes without notice.
 
-/// Prints a line to standard error. That nobody reads it any more is no reason to stop, as with `eprintln`.
+/// Prints a line to standard error. Unlike `eprintln`, it does not panic if nobody reads it.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! errln {

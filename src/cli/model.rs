@@ -21,7 +21,7 @@ use super::progress::Progress;
 ///
 /// ```ignore
 /// program_args! {
-///     /// Says what a checkpoint holds.
+///     /// Shows what a checkpoint contains.
 ///     #[argh(help_triggers("-h", "--help"))]
 ///     struct Args [model checkpoint] {
 ///         /// print one JSON object
@@ -31,7 +31,7 @@ use super::progress::Progress;
 /// }
 /// ```
 ///
-/// argh reads the fields of one struct and cannot include another's; so a macro writes them into each
+/// argh reads the fields of one struct and cannot include another struct, so a macro writes them into each
 /// program's struct. Each rule below is one group:
 ///
 /// | group | fields |
@@ -206,7 +206,7 @@ pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Fa
     }
 }
 
-/// The failure that an error is where arguments are used: one out of range is wrong usage.
+/// The failure for an error of the library: an argument out of range is wrong usage.
 pub fn failure(error: Error) -> Failure {
     match error {
         Error::Argument { .. } => Failure::usage(error),
@@ -241,7 +241,7 @@ pub fn source_or_default(path: Option<&Path>) -> Result<Source, Failure> {
     }
 }
 
-/// Where a model comes from.
+/// The source of a model.
 #[derive(Debug)]
 pub enum Source {
     /// A file or folder.

@@ -1,16 +1,16 @@
-//! How far a long piece of work has come, on standard error: a bar on a terminal, a plain line every
-//! few seconds elsewhere. Work that is done at once shows nothing.
+//! The progress of long work, on standard error: a bar on a terminal, a plain line every few seconds elsewhere. Short
+//! work shows nothing.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use super::units;
 
-/// Between two drawings of the bar.
+/// Time between two drawings of the bar.
 const REDRAW: Duration = Duration::from_millis(100);
-/// Before the first drawing of the bar.
+/// Time before the first drawing of the bar.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Between two plain lines.
+/// Time between two plain lines.
 const LINE: Duration = Duration::from_secs(5);
 /// Characters of the bar itself.
 const WIDTH: u64 = 24;
@@ -53,7 +53,7 @@ impl Progress {
         }
     }
 
-    /// Says that `done` bytes are done; draws if it is time to.
+    /// Records that `done` bytes are done, and draws if it is time to.
     pub fn set(&mut self, done: u64) {
         if self.style == Style::Silent {
             return;
@@ -77,7 +77,7 @@ impl Progress {
         self.drawn = true;
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(self) {
         if self.style == Style::Bar && self.drawn {
             crate::err!("\r\x1b[K");

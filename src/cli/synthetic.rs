@@ -1,8 +1,8 @@
 //! Native checkpoints of random weights at the published shapes, for measurements without the models.
 //!
 //! Matrices are scaled so that activations stay of order one. The entropy model is as uncertain as random
-//! weights are, so force the patch length when measuring (`blt-bench --patch-length 4`). Rows repeat after
-//! a while: no product is faster for it, and gigabytes are made as fast as they are written.
+//! weights are, so force the patch length when measuring (`blt-bench --patch-length 4`). Rows repeat after a while, which
+//! makes no product faster, but lets gigabytes be generated as fast as they are written.
 
 mod bolmo;
 
@@ -169,10 +169,9 @@ fn types(name: &str) -> Result<impl Fn(Role) -> DType> {
     })
 }
 
-/// How large a matrix's weights are beside those that keep activations of order one. Logits are as far apart
-/// as a trained model's, and patches tell the decoder little enough that drafts (self-speculation) hold as
-/// often as those of trained models do: in bf16 12.7 of 14.8 bytes, where two trained models have 12.8 and
-/// 15.0 of 15 (quantised 8 to 9 of 12 or 13, where they have 12 to 14 of 14 or 15).
+/// The scale of a matrix's weights, relative to weights that keep activations of order one. The spread of the logits is
+/// that of a trained model. Patches influence the decoder so little that drafts (self-speculation) are accepted about as
+/// often as with trained models; `blt-bench` prints how often.
 fn size(tensor: &ModelTensor) -> f32 {
     match (tensor.component, tensor.role) {
         (Component::Decoder, Role::Head) => 4.0,

@@ -22,7 +22,7 @@ pub fn memory(bytes: u64) -> String {
     }
 }
 
-/// A count with its thousands set apart: `1,234,567`.
+/// A count with thousands separators: `1,234,567`.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();

@@ -47,7 +47,7 @@ impl Part {
         }
     }
 
-    /// For people.
+    /// The name that people read.
     pub fn name(self) -> &'static str {
         match self {
             Part::Entropy => "entropy model",
@@ -59,7 +59,7 @@ impl Part {
         }
     }
 
-    /// For programs.
+    /// The name in JSON.
     pub fn key(self) -> &'static str {
         match self {
             Part::Entropy => "entropy_model",
@@ -114,21 +114,21 @@ pub struct Traffic {
     pub operations_per_patch: u64,
 }
 
-/// What belongs to each network's path: those of a byte, and that of a patch.
+/// A quantity for each path: those that run for every byte, and the one that runs for every patch.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Paths {
-    /// The entropy model's.
+    /// The entropy model.
     pub entropy: f64,
-    /// The local encoder's.
+    /// The local encoder.
     pub encoder: f64,
-    /// The local decoder's.
+    /// The local decoder.
     pub decoder: f64,
-    /// A patch's: the global transformer's, and what local networks do for a patch.
+    /// The global transformer, and what the local networks do for each patch.
     pub patch: f64,
 }
 
 impl Paths {
-    /// What belongs to the path of a byte.
+    /// The sum over the paths that run for every byte.
     pub fn per_byte(&self) -> f64 {
         self.entropy + self.encoder + self.decoder
     }
@@ -143,7 +143,7 @@ impl Paths {
 }
 
 impl Traffic {
-    /// What generating with this model reads. The entropy model counts only if it `runs_entropy`.
+    /// The weights that generation with this model reads. The entropy model counts only if it `runs_entropy`.
     pub fn of(checkpoint: &Checkpoint, runs_entropy: bool) -> Self {
         let mut traffic = Traffic::default();
         for (of, tensor) in checkpoint.model_tensors() {

@@ -27,7 +27,7 @@ impl Canceller {
 pub(crate) struct CancelFlag(Arc<AtomicBool>);
 
 impl CancelFlag {
-    /// Whether a request waits.
+    /// Whether a request is pending.
     pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

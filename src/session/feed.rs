@@ -11,7 +11,7 @@ use crate::vocab::{BOS, Id};
 /// Most rows of a pass that several sessions share, so that what a pass needs in memory stays small.
 const MAX_ROWS: usize = 1024;
 
-/// Ids that one session is to read.
+/// Ids for one session to read.
 pub(crate) struct FeedRequest<'a> {
     session: &'a mut Session,
     /// Ids that have not been read.
@@ -208,7 +208,7 @@ impl<'a> FeedRequest<'a> {
     }
 }
 
-/// Reads the ids of all, every pass for all of them at once.
+/// Reads the ids of all requests; each pass serves all sessions at once.
 pub(crate) fn run_together(requests: &mut [FeedRequest<'_>]) {
     let Some(first) = requests.first() else {
         return;
@@ -242,7 +242,7 @@ pub(crate) fn run_together(requests: &mut [FeedRequest<'_>]) {
                     request.result = request.end_pass(output);
                 }
             }
-            // The others try again without it.
+            // The other sequences try again without this one.
             Err(Failure::Sequence(i, error)) => {
                 let to_blame = unfinished
                     .nth(i)
@@ -297,7 +297,7 @@ impl Session {
         FeedRequest::again(self, &ids).run()
     }
 
-    /// Ids that surely fit, as a byte closes at most one patch.
+    /// Number of ids that are certain to fit: a byte closes at most one patch.
     pub(super) fn room(&self) -> usize {
         let bytes_free = self.max_bytes.saturating_sub(self.len());
         let patches_free = (self.max_patches).saturating_sub(self.n_closed());

@@ -8,7 +8,7 @@ use super::{Position, Session};
 use crate::error::{Error, Result};
 use crate::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
-/// Surprise at the bytes of a text, in bits: what [`FlagScorer`] found.
+/// Surprise at the bytes of a text, in bits: the result of [`FlagScorer`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct FlagScore {
     /// Bytes that were predicted.
@@ -44,10 +44,10 @@ pub struct FlagScorer {
 }
 
 impl FlagScorer {
-    /// A scorer of what follows in a session.
+    /// A scorer for the bytes that follow in a session.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the model's bytes carry no flags: [`Session::score`] is for those. Errors of reading.
+    /// [`Error::Unsupported`] if the model's bytes carry no flags; use [`Session::score`] instead. Errors of reading.
     pub fn new(mut session: Session) -> Result<Self> {
         if !session.model().choices().has_flags() {
             return Err(Error::Unsupported(

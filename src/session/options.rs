@@ -123,7 +123,7 @@ impl SessionOptions {
 }
 
 impl SessionOptions {
-    /// Refuses what would have no meaning with the model.
+    /// Refuses options that have no meaning for the model.
     pub(super) fn check(&self, model: &Model) -> Result<()> {
         if model.config().bolmo.is_none() {
             return Ok(());

@@ -9,7 +9,7 @@ use crate::vocab::{Id, byte_to_id};
 pub struct Score {
     /// Bytes that were predicted.
     pub n_bytes: usize,
-    /// Sum of -log2 of the probabilities the model gave to them.
+    /// Sum of -log2 of their probabilities.
     pub bits: f64,
 }
 
@@ -61,7 +61,7 @@ impl Session {
 }
 
 impl Score {
-    /// Counts the surprise of `id` where `logits` (vocab) were given.
+    /// Adds the surprise at `id`, given `logits` (vocab).
     fn add(&mut self, logits: &[f32], id: Id) {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let exp = |&l: &f32| f64::from(l - max).exp();

@@ -14,7 +14,7 @@
 //! | 8 | checksum of everything before it |
 //!
 //! Sizes are not stored where they follow from the model and the number of ids. A state is data
-//! from strangers like a checkpoint: a hostile one gives an error or a session that writes nonsense.
+//! from an untrusted source, like a checkpoint: a hostile one gives an error, or a session that writes nonsense.
 
 use std::fs;
 use std::io::{self, Write};

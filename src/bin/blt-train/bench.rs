@@ -1,5 +1,5 @@
-//! `blt-train bench`: how fast training is here, beside the most that the CPU's multiply-adds allow,
-//! measured between the steps.
+//! `blt-train bench`: the speed of training on this machine, beside the CPU's peak of multiply-adds, measured between the
+//! steps.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::args::Args;
 use super::start;
 use blt::cli::args::Failure;
 
-/// Bytes of made-up text for each step's batch, so that no patches are known from before.
+/// Bytes of generated text for each step's batch, so that no patches are known in advance.
 const TEXT_PER_ID: usize = 2;
 
 /// Runs the stage.
@@ -84,7 +84,7 @@ fn median(mut x: Vec<f64>) -> f64 {
     x[x.len() / 2]
 }
 
-/// Lines of made-up words, `n` bytes.
+/// Lines of generated words, `n` bytes.
 fn text(n: usize, seed: u64) -> Vec<u8> {
     let mut rng = SplitMix64::mixed(seed);
     let mut text = Vec::with_capacity(n + 16);
@@ -96,7 +96,7 @@ fn text(n: usize, seed: u64) -> Vec<u8> {
     text
 }
 
-/// A folder that is removed with what is in it.
+/// A folder that is removed with its content.
 struct Folder(PathBuf);
 
 impl Folder {

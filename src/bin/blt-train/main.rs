@@ -1,5 +1,5 @@
-//! blt-train: trains the entropy model, then the rest; or continues from any checkpoint; or measures how
-//! fast that is here.
+//! blt-train: trains the entropy model, then the rest; or continues from any checkpoint; or measures the speed of
+//! training.
 
 mod args;
 mod bench;

@@ -1,4 +1,4 @@
-//! What a run starts from: new weights, a checkpoint, or the state of an earlier run.
+//! The start of a run: new weights, a checkpoint, or the state of an earlier run.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
     apply(&mut settings)?;
     if args.resume {
         let out = Path::new(&settings.out);
-        // Another program that is at work there comes before what it has not saved yet.
+        // A program that is running there is reported before files that it has not saved yet.
         lock_folder(out)?;
         let saved = Saved::open(&out.join(STATE))?;
         settings = Settings::default();
@@ -238,7 +238,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
             tensor.dtype()
         )));
     }
-    // What is one tensor in the checkpoint stays one.
+    // Tied weights of the checkpoint stay tied.
     if settings.tied.is_none() {
         settings.tied = Some(is_tied(&checkpoint)?);
     }

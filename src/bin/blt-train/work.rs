@@ -54,7 +54,7 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
     let mut log = Log::open(log_path, known, args.quiet)?;
     log.begin(&trainer);
     if args.stage == "finetune" && trainer.position.step == 0 {
-        // What the checkpoint is worth: the measure of everything after it.
+        // The loss of the checkpoint, to compare later ones with.
         validate(args, &mut trainer, &mut log, false)?;
     }
 
@@ -205,7 +205,7 @@ struct Log {
     path: PathBuf,
     file: std::fs::File,
     quiet: bool,
-    /// Whether people look on: a bar moves below the lines.
+    /// Whether standard error is a terminal: a bar moves below the lines.
     terminal: bool,
     start: Instant,
     /// Steps done before this program started.
