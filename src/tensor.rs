@@ -385,6 +385,9 @@ impl Tensor {
         )
     }
 
+    /// Elements that programs convert at a time: 4 MB in f32.
+    pub const PIECE: usize = 1 << 20;
+
     /// The tensor as a matrix in pieces of whole rows, in order, each with the number of its first row. A piece
     /// has about `n_elements` elements, and at least the rows that are stored together.
     pub fn row_pieces(&self, n_elements: usize) -> impl Iterator<Item = (usize, Tensor)> {

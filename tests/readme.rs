@@ -126,7 +126,10 @@ fn the_model_card_shows_what_blt_info_prints() {
     let args = ["models/default.safetensors".to_string()];
     let found = run(program("blt-info").unwrap(), &args, Path::new(ROOT)).stdout;
     let card = include_str!("../models/README.md");
-    let shown = card.split("<!-- output of blt-info -->\n```text\n").nth(1).unwrap();
+    let shown = card
+        .split("<!-- output of blt-info -->\n```text\n")
+        .nth(1)
+        .unwrap();
     let shown = shown.split("\n```").next().unwrap();
     assert_eq!(String::from_utf8_lossy(&found).trim_end(), shown);
 }

@@ -12,9 +12,6 @@ use blt::error::{Error, Result};
 use blt::output_file::OutputFile;
 use blt::tensor::{Tensor, encode};
 
-/// Weights that are added up at a time: 4 MB of singles.
-const PIECE: usize = 1 << 20;
-
 /// A byte model and the two subword models.
 #[derive(Debug)]
 pub struct Merge<'a> {
@@ -90,7 +87,7 @@ impl Merge<'_> {
                 Some(_) => merged.n_changed += 1,
                 None => merged.n_kept += 1,
             }
-            let step = (PIECE / tensor.cols().max(1)).max(1);
+            let step = (Tensor::PIECE / tensor.cols().max(1)).max(1);
             let whole = tensor.reshape(vec![tensor.rows(), tensor.cols()])?;
             for first in (0..tensor.rows()).step_by(step) {
                 let rows = first..tensor.rows().min(first + step);

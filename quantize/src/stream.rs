@@ -5,9 +5,6 @@ use std::ops::Range;
 use blt::error::{Error, Result};
 use blt::tensor::{DType, Tensor, encode};
 
-/// Weights that a thread converts at a time: 4 MB of singles.
-const PIECE: usize = 1 << 20;
-
 /// The error of a conversion.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Loss {
@@ -80,7 +77,9 @@ impl Conversion<'_> {
 
     /// Rows converted at a time: whole tiles of both types.
     fn step(&self, tensor: &Tensor) -> usize {
-        (PIECE / tensor.cols().max(1)).max(1).next_multiple_of(16)
+        (Tensor::PIECE / tensor.cols().max(1))
+            .max(1)
+            .next_multiple_of(16)
     }
 
     fn run_pieces(

@@ -45,11 +45,11 @@ impl WeightsInfo {
 
     /// See [`Model::preload`](super::Model::preload).
     pub fn preload(&self, progress: &mut dyn FnMut(usize) -> ControlFlow<()>) -> ControlFlow<()> {
-        const PIECE: usize = 8 << 20;
+        const STEP: usize = 8 << 20;
         const PAGE: usize = 4096;
         let mut n_read = 0;
         for (_, tensor) in &self.tensors {
-            for piece in tensor.bytes().chunks(PIECE) {
+            for piece in tensor.bytes().chunks(STEP) {
                 // One byte of each page: the system fetches the rest.
                 let touched = piece.iter().step_by(PAGE).fold(0u8, |sum, &b| sum ^ b);
                 std::hint::black_box(touched);

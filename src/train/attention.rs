@@ -14,9 +14,9 @@
 
 use std::ops::Range;
 
-use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, max_of, sum_of, vectorized};
 use super::matmul::{Accumulate, MatmulOptions, Precision, View, ViewMut, matmul};
+use super::pooled_vec::PooledVec;
 use crate::ops::Heads;
 
 /// Query rows per tile.
@@ -119,10 +119,10 @@ impl Causal<'_> {
     /// Attention of q (n, n_heads * head_dim) over k and v (n, n_kv_heads * head_dim). Returns the
     /// output (n, n_heads * shares * head_dim) and ln of the softmax denominators
     /// (n, n_heads * shares).
-    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Buffer<F>, Buffer<F>) {
+    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (PooledVec<F>, PooledVec<F>) {
         let n_softmaxes = self.heads.n_heads * self.shares;
-        let mut o = Buffer::any(q.len() * self.shares);
-        let mut lse = Buffer::any(self.visible_from.len() * n_softmaxes);
+        let mut o = PooledVec::any(q.len() * self.shares);
+        let mut lse = PooledVec::any(self.visible_from.len() * n_softmaxes);
         let mut p = Vec::new();
         let mut scales = [F::ZERO; TILE]; // of the tile's rows: 1 / denominator
         self.for_each_tile(|softmax, tile| {
@@ -174,11 +174,11 @@ impl Causal<'_> {
         o: &[F],
         lse: &[F],
         d_o: &[F],
-    ) -> (Buffer<F>, Buffer<F>, Buffer<F>) {
+    ) -> (PooledVec<F>, PooledVec<F>, PooledVec<F>) {
         let n_softmaxes = self.heads.n_heads * self.shares;
-        let mut dq = Buffer::any(q.len());
-        let mut dk = Buffer::zeros(k.len());
-        let mut dv = Buffer::zeros(v.len());
+        let mut dq = PooledVec::any(q.len());
+        let mut dk = PooledVec::zeros(k.len());
+        let mut dv = PooledVec::zeros(v.len());
         let (mut p, mut dp) = (Vec::new(), Vec::new());
         let scale = scale(self.heads.head_dim / self.shares);
         self.for_each_tile(|softmax, tile| {
@@ -281,7 +281,7 @@ pub struct Ranged<'a> {
 impl Ranged<'_> {
     /// Attention of q (n, n_heads * head_dim) over k and v (m, n_kv_heads * head_dim). Returns the
     /// output, shaped like q, and the probabilities: for each query and head, one per visible row.
-    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (Buffer<F>, Buffer<F>) {
+    pub fn forward<F: Float>(&self, q: &[F], k: &[F], v: &[F]) -> (PooledVec<F>, PooledVec<F>) {
         let Heads {
             n_heads,
             n_kv_heads,
@@ -290,8 +290,8 @@ impl Ranged<'_> {
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
         let scale = scale::<F>(head_dim);
         let n_seen: usize = self.visible.iter().map(|r| r.len()).sum();
-        let mut o = Buffer::zeros(q.len());
-        let mut probabilities = Buffer::any(n_seen * n_heads);
+        let mut o = PooledVec::zeros(q.len());
+        let mut probabilities = PooledVec::any(n_seen * n_heads);
         vectorized(
             #[inline(always)]
             || {
@@ -335,7 +335,7 @@ impl Ranged<'_> {
         d_o: &[F],
         dk: &mut [F],
         dv: &mut [F],
-    ) -> Buffer<F> {
+    ) -> PooledVec<F> {
         let Heads {
             n_heads,
             n_kv_heads,
@@ -343,7 +343,7 @@ impl Ranged<'_> {
         } = self.heads;
         let (q_dim, kv_dim) = (n_heads * head_dim, n_kv_heads * head_dim);
         let scale = scale::<F>(head_dim);
-        let mut dq = Buffer::zeros(q.len());
+        let mut dq = PooledVec::zeros(q.len());
         let mut dp = Vec::new();
         vectorized(
             #[inline(always)]

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::attention::Causal;
-use super::buffer::Buffer;
 use super::differential::{Differential, DifferentialTape};
 use super::float::{Float, add_assign};
 use super::grads::Grads;
@@ -11,6 +10,7 @@ use super::matmul::{Accumulate, MatmulOptions};
 use super::ops::{Angles, rms_norm, rms_norm_again, swiglu, swiglu_backward};
 use super::params::{ParamId, Params};
 use super::pass::Pass;
+use super::pooled_vec::PooledVec;
 use crate::config::TransformerConfig;
 use crate::ops::Heads;
 
@@ -88,18 +88,18 @@ pub struct Stack {
 /// Values of one layer that its backward pass needs. n rows.
 #[derive(Debug)]
 pub struct BlockTape<F: Float> {
-    x: Buffer<F>,    // (n, dim)
-    inv1: Buffer<F>, // (n)
-    q: Buffer<F>,    // (n, n_heads * head_dim), turned
-    k: Buffer<F>,    // (n, n_kv_heads * head_dim), turned
-    v: Buffer<F>,    // (n, n_kv_heads * head_dim)
-    o: Buffer<F>,    // (n, n_heads * head_dim), what goes into wo
-    lse: Buffer<F>,  // (n, softmaxes)
+    x: PooledVec<F>,    // (n, dim)
+    inv1: PooledVec<F>, // (n)
+    q: PooledVec<F>,    // (n, n_heads * head_dim), turned
+    k: PooledVec<F>,    // (n, n_kv_heads * head_dim), turned
+    v: PooledVec<F>,    // (n, n_kv_heads * head_dim)
+    o: PooledVec<F>,    // (n, n_heads * head_dim), what goes into wo
+    lse: PooledVec<F>,  // (n, softmaxes)
     differential: Option<DifferentialTape<F>>,
-    x2: Buffer<F>,   // (n, dim)
-    inv2: Buffer<F>, // (n)
-    gate: Buffer<F>, // (n, hidden_dim)
-    up: Buffer<F>,   // (n, hidden_dim)
+    x2: PooledVec<F>,   // (n, dim)
+    inv2: PooledVec<F>, // (n)
+    gate: PooledVec<F>, // (n, hidden_dim)
+    up: PooledVec<F>,   // (n, hidden_dim)
 }
 
 impl Stack {
@@ -163,8 +163,8 @@ impl Stack {
         pass: Pass<'_, F>,
         layer: usize,
         rows: &AttentionRows<F>,
-        x: Buffer<F>,
-    ) -> (Buffer<F>, BlockTape<F>) {
+        x: PooledVec<F>,
+    ) -> (PooledVec<F>, BlockTape<F>) {
         let b = &self.blocks[layer];
         let eps = self.config.norm_eps;
         let site = self.site + 2 * layer as u64;
@@ -228,7 +228,7 @@ impl Stack {
             pass.dropout
                 .filter(|dropout| dropout.p > 0.0)
                 .map(|dropout| {
-                    let mut d = Buffer::from(d);
+                    let mut d = PooledVec::from(d);
                     dropout.apply(site, &mut d);
                     d
                 })
@@ -239,13 +239,13 @@ impl Stack {
             mut gate, mut up, ..
         } = tape;
         let h = swiglu(&gate, &up);
-        let mut dh = Buffer::any(h.len());
+        let mut dh = PooledVec::any(h.len());
         let dropped = branch(d, site + 1);
         let dy = dropped.as_deref().unwrap_or(d);
         pass.linear_backward(b.w2, &h, dy, Some((Accumulate::Overwrite, &mut dh)), grads);
         swiglu_backward(&mut gate, &mut up, &dh);
         let f = rms_norm_again(&tape.x2, &norm(b.ffn_norm), &tape.inv2);
-        let mut df = Buffer::any(f.len());
+        let mut df = PooledVec::any(f.len());
         pass.linear_backward(
             b.w1,
             &f,
@@ -257,7 +257,7 @@ impl Stack {
         pass.norm_backward(b.ffn_norm, &tape.x2, &tape.inv2, &df, d, grads);
 
         // x + wo(attention(norm(x)))
-        let mut d_o = Buffer::any(tape.o.len());
+        let mut d_o = PooledVec::any(tape.o.len());
         let dropped = branch(d, site);
         let dy = dropped.as_deref().unwrap_or(d);
         pass.linear_backward(

@@ -2,7 +2,6 @@
 
 use super::batch::Batch;
 use super::block::Stack;
-use super::buffer::Buffer;
 use super::byte_model::add_embedding_grad;
 use super::cross::CrossAttention;
 use super::float::{Float, add_assign, vectorized};
@@ -11,6 +10,7 @@ use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
 use super::pass::Pass;
+use super::pooled_vec::PooledVec;
 use crate::config::Config;
 use crate::config::arch::EncoderCross;
 use crate::vocab::VOCAB_SIZE;
@@ -89,7 +89,7 @@ impl Blt {
         let n_patches = batch.patch_bytes.len();
 
         // Bytes: embeddings, then the local encoder.
-        let mut x = Buffer::zeros(n * dim); // (n, dim)
+        let mut x = PooledVec::zeros(n * dim); // (n, dim)
         let ids = batch.inputs.iter().map(|&id| usize::from(id));
         pass.params.add_rows(self.tok_embeddings, ids, None, &mut x);
         let shares = pass.dropout.and_then(|d| d.of_ngrams(2, n)); // (n)
@@ -99,7 +99,7 @@ impl Blt {
         }
         pass.dropout(1, &mut x);
         let mut encoder_tapes = Vec::new();
-        let mut states: Vec<Buffer<F>> = Vec::new(); // outputs of the layers read, (n, dim) each
+        let mut states: Vec<PooledVec<F>> = Vec::new(); // outputs of the layers read, (n, dim) each
         for layer in 0..self.encoder.n_layers() {
             let (y, tape) = self.encoder.forward(pass, layer, &batch.encoder_rows, x);
             x = y;
@@ -157,7 +157,7 @@ impl Blt {
         let Some(grads) = grads else { return score };
 
         // Backward, from the last layer to the first.
-        let mut dh = Buffer::any(h.len());
+        let mut dh = PooledVec::any(h.len());
         pass.linear_backward(
             self.output,
             &h,
@@ -166,9 +166,9 @@ impl Blt {
             grads,
         );
         drop(logits);
-        let mut d = Buffer::zeros(x.len()); // of the decoder's rows, (n, dim)
+        let mut d = PooledVec::zeros(x.len()); // of the decoder's rows, (n, dim)
         pass.norm_backward(self.norm, &x, &inv, &dh, &mut d, grads);
-        let mut du = Buffer::zeros(u.len());
+        let mut du = PooledVec::zeros(u.len());
         for (layer, tape) in decoder_tapes.into_iter().enumerate().rev() {
             self.decoder
                 .backward(pass, layer, &batch.decoder_rows, tape, &mut d, grads);
@@ -179,7 +179,7 @@ impl Blt {
             }
         }
 
-        let mut dy = Buffer::any(global_out.len());
+        let mut dy = PooledVec::any(global_out.len());
         let dx = Some((Accumulate::Overwrite, &mut dy[..]));
         pass.linear_backward(self.decoder_projection, &global_out, &du, dx, grads);
         for (layer, tape) in global_tapes.into_iter().enumerate().rev() {
@@ -188,7 +188,7 @@ impl Blt {
         }
         let mut dg = match self.input_projection {
             Some(projection) => {
-                let mut dg = Buffer::any(g.len());
+                let mut dg = PooledVec::any(g.len());
                 pass.linear_backward(
                     projection,
                     &g,
@@ -201,7 +201,8 @@ impl Blt {
             None => dy,
         };
 
-        let mut d_states: Vec<Buffer<F>> = states.iter().map(|s| Buffer::zeros(s.len())).collect();
+        let mut d_states: Vec<PooledVec<F>> =
+            states.iter().map(|s| PooledVec::zeros(s.len())).collect();
         for ((layer, cross), tape) in self.encoder_cross.iter().zip(cross_tapes).rev() {
             let s = self.state_of(*layer);
             let visible = &batch.encoder_visible;
@@ -215,7 +216,7 @@ impl Blt {
                 grads,
             );
         }
-        let mut d_pooled = Buffer::any(pooled.len());
+        let mut d_pooled = PooledVec::any(pooled.len());
         let dx = Some((Accumulate::Overwrite, &mut d_pooled[..]));
         pass.linear_backward(self.encoder_projection, &pooled, &dg, dx, grads);
         let d_state = &mut d_states[self.state_of(self.pool_layer)];
@@ -259,9 +260,9 @@ impl Blt {
 }
 
 /// The largest value of each column of each patch's rows, (m, dim), and the row it came from.
-fn pool<F: Float>(states: &[F], batch: &Batch<F>, dim: usize) -> (Buffer<F>, Vec<u32>) {
+fn pool<F: Float>(states: &[F], batch: &Batch<F>, dim: usize) -> (PooledVec<F>, Vec<u32>) {
     let n = batch.patch_bytes.len() * dim;
-    let mut pooled = Buffer::any(n);
+    let mut pooled = PooledVec::any(n);
     pooled.fill(F::NEG_INFINITY);
     let mut winners = vec![0u32; n];
     vectorized(

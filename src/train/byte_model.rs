@@ -2,13 +2,13 @@
 
 use super::batch::ByteBatch;
 use super::block::Stack;
-use super::buffer::Buffer;
 use super::float::{Float, max_of, sum_of, vectorized};
 use super::grads::Grads;
 use super::matmul::Accumulate;
 use super::ops::{Score, cross_entropy, rms_norm};
 use super::params::{ParamId, Params};
 use super::pass::Pass;
+use super::pooled_vec::PooledVec;
 use crate::config::TransformerConfig;
 use crate::vocab::VOCAB_SIZE;
 
@@ -56,9 +56,9 @@ impl ByteModel {
         logits.chunks_exact_mut(VOCAB_SIZE).map(entropy).collect()
     }
 
-    fn embed<F: Float>(&self, pass: Pass<'_, F>, batch: &ByteBatch<F>) -> Buffer<F> {
+    fn embed<F: Float>(&self, pass: Pass<'_, F>, batch: &ByteBatch<F>) -> PooledVec<F> {
         let dim = self.layers.config().dim;
-        let mut x = Buffer::zeros(batch.inputs.len() * dim);
+        let mut x = PooledVec::zeros(batch.inputs.len() * dim);
         let ids = batch.inputs.iter().map(|&id| usize::from(id));
         pass.params.add_rows(self.tok_embeddings, ids, None, &mut x);
         x
@@ -89,7 +89,7 @@ impl ByteModel {
         let score = cross_entropy(&mut logits, &batch.targets, weight);
         let Some(grads) = grads else { return score };
 
-        let mut dh = Buffer::any(h.len());
+        let mut dh = PooledVec::any(h.len());
         pass.linear_backward(
             self.output,
             &h,
@@ -97,7 +97,7 @@ impl ByteModel {
             Some((Accumulate::Overwrite, &mut dh)),
             grads,
         );
-        let mut d = Buffer::zeros(x.len());
+        let mut d = PooledVec::zeros(x.len());
         pass.norm_backward(self.norm, &x, &inv, &dh, &mut d, grads);
         for (layer, tape) in tapes.into_iter().enumerate().rev() {
             self.layers

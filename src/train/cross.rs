@@ -4,13 +4,13 @@
 use std::ops::Range;
 
 use super::attention::Ranged;
-use super::buffer::Buffer;
 use super::float::{Float, vectorized};
 use super::grads::Grads;
 use super::matmul::Accumulate;
 use super::ops::{rms_norm, rms_norm_again};
 use super::params::{ParamId, Params};
 use super::pass::Pass;
+use super::pooled_vec::PooledVec;
 use crate::config::CrossAttentionConfig;
 use crate::ops::Heads;
 
@@ -29,14 +29,14 @@ pub struct CrossAttention {
 /// Values that the backward pass needs. n queries, m attended rows.
 #[derive(Debug)]
 pub struct CrossTape<F: Float> {
-    x: Buffer<F>,      // (n, dim)
-    inv_q: Buffer<F>,  // (n)
-    inv_kv: Buffer<F>, // (m)
-    q: Buffer<F>,      // (n, n_heads * head_dim)
-    k: Buffer<F>,      // (m, n_kv_heads * head_dim)
-    v: Buffer<F>,      // (m, n_kv_heads * head_dim)
-    o: Buffer<F>,      // (n, n_heads * head_dim)
-    probabilities: Buffer<F>,
+    x: PooledVec<F>,      // (n, dim)
+    inv_q: PooledVec<F>,  // (n)
+    inv_kv: PooledVec<F>, // (m)
+    q: PooledVec<F>,      // (n, n_heads * head_dim)
+    k: PooledVec<F>,      // (m, n_kv_heads * head_dim)
+    v: PooledVec<F>,      // (m, n_kv_heads * head_dim)
+    o: PooledVec<F>,      // (n, n_heads * head_dim)
+    probabilities: PooledVec<F>,
 }
 
 impl CrossAttention {
@@ -69,10 +69,10 @@ impl CrossAttention {
     pub fn forward<F: Float>(
         &self,
         pass: Pass<'_, F>,
-        x: Buffer<F>,
+        x: PooledVec<F>,
         kv: &[F],
         visible: &[Range<usize>],
-    ) -> (Buffer<F>, CrossTape<F>) {
+    ) -> (PooledVec<F>, CrossTape<F>) {
         let eps = self.config.norm_eps;
         let norm = |id| pass.params.get(id).value.values();
         let (b, inv_kv) = rms_norm(kv, &norm(self.norm_kv), eps);
@@ -117,7 +117,7 @@ impl CrossAttention {
         grads: &mut Grads<F>,
     ) {
         let norm = |id| pass.params.get(id).value.values();
-        let mut d_o = Buffer::any(tape.o.len());
+        let mut d_o = PooledVec::any(tape.o.len());
         pass.linear_backward(
             self.wo,
             &tape.o,
@@ -125,8 +125,8 @@ impl CrossAttention {
             Some((Accumulate::Overwrite, &mut d_o)),
             grads,
         );
-        let mut dk = Buffer::zeros(tape.k.len());
-        let mut dv = Buffer::zeros(tape.v.len());
+        let mut dk = PooledVec::zeros(tape.k.len());
+        let mut dv = PooledVec::zeros(tape.v.len());
         let dq = self.ranged(visible).backward(
             &tape.q,
             &tape.k,
@@ -141,7 +141,7 @@ impl CrossAttention {
             || d.iter_mut().for_each(|d| *d += *d),
         );
         let a = rms_norm_again(&tape.x, &norm(self.norm_q), &tape.inv_q);
-        let mut da = Buffer::any(a.len());
+        let mut da = PooledVec::any(a.len());
         pass.linear_backward(
             self.wq,
             &a,
@@ -152,7 +152,7 @@ impl CrossAttention {
         pass.norm_backward(self.norm_q, &tape.x, &tape.inv_q, &da, d, grads);
 
         let b = rms_norm_again(kv, &norm(self.norm_kv), &tape.inv_kv);
-        let mut db = Buffer::any(b.len());
+        let mut db = PooledVec::any(b.len());
         pass.linear_backward(
             self.wk,
             &b,

@@ -6,12 +6,12 @@
 //! backward   dm = back through the norm   do1 = dm   do2 = -lambda dm   dlambda = -sum(dm o2)
 //! ```
 
-use super::buffer::Buffer;
 use super::float::{Float, axpy, dot, vectorized};
 use super::grads::Grads;
 use super::ops::rms_norm;
 use super::params::{ParamId, Params};
 use super::pass::Pass;
+use super::pooled_vec::PooledVec;
 use crate::config::{DifferentialConfig, TransformerConfig};
 
 /// Where the vectors of one layer are.
@@ -28,9 +28,9 @@ pub struct Differential {
 #[derive(Debug)]
 pub struct DifferentialTape<F: Float> {
     /// The outputs of both softmaxes.
-    pub both: Buffer<F>, // (n, n_heads, 2, head_dim)
-    mixed: Buffer<F>, // (n, n_heads, head_dim), if there is a norm
-    inv: Buffer<F>,   // (n, n_heads), if there is a norm
+    pub both: PooledVec<F>, // (n, n_heads, 2, head_dim)
+    mixed: PooledVec<F>, // (n, n_heads, head_dim), if there is a norm
+    inv: PooledVec<F>,   // (n, n_heads), if there is a norm
 }
 
 impl Differential {
@@ -75,10 +75,10 @@ impl Differential {
     pub fn forward<F: Float>(
         &self,
         pass: Pass<'_, F>,
-        both: Buffer<F>,
-    ) -> (Buffer<F>, DifferentialTape<F>) {
+        both: PooledVec<F>,
+    ) -> (PooledVec<F>, DifferentialTape<F>) {
         let (d, lambda) = (self.head_dim, self.lambda(pass.params));
-        let mut mixed = Buffer::any(both.len() / 2);
+        let mut mixed = PooledVec::any(both.len() / 2);
         vectorized(
             #[inline(always)]
             || {
@@ -96,7 +96,7 @@ impl Differential {
                 let (o, inv) = rms_norm(&mixed, &gain, self.norm_eps);
                 (o, mixed, inv)
             }
-            None => (mixed, Buffer::default(), Buffer::default()),
+            None => (mixed, PooledVec::default(), PooledVec::default()),
         };
         self.scale(&mut o);
         (o, DifferentialTape { both, mixed, inv })
@@ -108,17 +108,17 @@ impl Differential {
         &self,
         pass: Pass<'_, F>,
         tape: &DifferentialTape<F>,
-        mut d_o: Buffer<F>,
+        mut d_o: PooledVec<F>,
         grads: &mut Grads<F>,
-    ) -> Buffer<F> {
+    ) -> PooledVec<F> {
         self.scale(&mut d_o);
         if let Some(gain) = self.head_norm {
-            let mut d_mixed = Buffer::zeros(d_o.len());
+            let mut d_mixed = PooledVec::zeros(d_o.len());
             pass.norm_backward(gain, &tape.mixed, &tape.inv, &d_o, &mut d_mixed, grads);
             d_o = d_mixed;
         }
         let (d, lambda) = (self.head_dim, self.lambda(pass.params));
-        let mut d_both = Buffer::any(tape.both.len());
+        let mut d_both = PooledVec::any(tape.both.len());
         let mut d_lambda = 0.0;
         vectorized(
             #[inline(always)]

@@ -57,7 +57,7 @@ pub trait Float:
         a: View<'_, Self>,
         b: View<'_, Self>,
     );
-    /// The memory kept for [`Buffer`](super::buffer::Buffer).
+    /// The memory kept for [`PooledVec`](super::pooled_vec::PooledVec).
     fn kept() -> &'static Mutex<Vec<Vec<Self>>>;
     /// The larger of two numbers.
     #[inline(always)]

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
 use super::float::{Float, add_assign, axpy, sum_of, vectorized};
 use super::params::{Param, ParamId, Params};
+use super::pooled_vec::PooledVec;
 
 /// The gradient of one tensor.
 #[derive(Debug, Clone)]
@@ -12,7 +12,7 @@ pub enum Grad<F: Float> {
     /// Nothing has been added.
     None,
     /// Every element.
-    Dense(Buffer<F>),
+    Dense(PooledVec<F>),
     /// Some rows.
     Sparse(RowGrad<F>),
 }
@@ -23,7 +23,7 @@ pub struct RowGrad<F: Float> {
     /// Row numbers, ascending.
     pub rows: Vec<u32>,
     /// Their gradients, (rows, cols).
-    pub values: Buffer<F>,
+    pub values: PooledVec<F>,
 }
 
 /// Gradients of all tensors of a [`Params`].
@@ -44,7 +44,7 @@ impl<F: Float> Grads<F> {
     pub fn dense(&mut self, id: ParamId, param: &Param<F>) -> &mut [F] {
         let grad = &mut self.list[id.0];
         if let Grad::None = grad {
-            *grad = Grad::Dense(Buffer::zeros(param.n_elements()));
+            *grad = Grad::Dense(PooledVec::zeros(param.n_elements()));
         }
         match grad {
             Grad::Dense(values) => values,
@@ -60,7 +60,7 @@ impl<F: Float> Grads<F> {
         order.sort_unstable();
         let mut touched: Vec<u32> = order.iter().map(|&(row, _)| row).collect();
         touched.dedup();
-        let mut values = Buffer::zeros(touched.len() * cols);
+        let mut values = PooledVec::zeros(touched.len() * cols);
         let mut sums = values.chunks_exact_mut(cols);
         for same_row in order.chunk_by(|a, b| a.0 == b.0) {
             let sum = sums.next().expect("one per row");
@@ -133,7 +133,7 @@ fn merged<F: Float>(a: &RowGrad<F>, b: &RowGrad<F>, cols: usize) -> RowGrad<F> {
     let mut rows = [&a.rows[..], &b.rows[..]].concat();
     rows.sort_unstable();
     rows.dedup();
-    let mut values = Buffer::zeros(rows.len() * cols);
+    let mut values = PooledVec::zeros(rows.len() * cols);
     for part in [a, b] {
         let mut sums = rows.iter().zip(values.chunks_exact_mut(cols));
         for (row, x) in part.rows.iter().zip(part.values.chunks_exact(cols)) {

@@ -2,16 +2,16 @@
 //!
 //! Rows are flat: x (n, dim). Each function states which values its backward pass needs.
 
-use super::buffer::Buffer;
 use super::float::{Float, dot, max_of, sum_of, vectorized};
+use super::pooled_vec::PooledVec;
 use crate::random::mix;
 use crate::vocab::{Id, VOCAB_SIZE};
 
 /// `y = x * w / rms(x)` row by row. Returns y (n, dim) and the reciprocals 1 / rms (n).
-pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (Buffer<F>, Buffer<F>) {
+pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (PooledVec<F>, PooledVec<F>) {
     let dim = w.len();
-    let mut y = Buffer::any(x.len());
-    let mut inv = Buffer::any(x.len() / dim);
+    let mut y = PooledVec::any(x.len());
+    let mut inv = PooledVec::any(x.len() / dim);
     let eps = F::of(eps.into());
     vectorized(
         #[inline(always)]
@@ -30,9 +30,9 @@ pub fn rms_norm<F: Float>(x: &[F], w: &[F], eps: f32) -> (Buffer<F>, Buffer<F>) 
 }
 
 /// [`rms_norm`] from the reciprocals that it returned.
-pub fn rms_norm_again<F: Float>(x: &[F], w: &[F], inv: &[F]) -> Buffer<F> {
+pub fn rms_norm_again<F: Float>(x: &[F], w: &[F], inv: &[F]) -> PooledVec<F> {
     let dim = w.len();
-    let mut y = Buffer::any(x.len());
+    let mut y = PooledVec::any(x.len());
     vectorized(
         #[inline(always)]
         || {
@@ -146,8 +146,8 @@ impl<F: Float> Angles<F> {
 }
 
 /// `silu(gate) * up`, elementwise.
-pub fn swiglu<F: Float>(gate: &[F], up: &[F]) -> Buffer<F> {
-    let mut h = Buffer::any(gate.len());
+pub fn swiglu<F: Float>(gate: &[F], up: &[F]) -> PooledVec<F> {
+    let mut h = PooledVec::any(gate.len());
     vectorized(
         #[inline(always)]
         || {
@@ -215,11 +215,11 @@ impl Dropout {
     /// The factor of the n-gram embeddings of each of `n` positions, 0 or 1; `None`: 1 everywhere. What is kept is
     /// not enlarged: the sum with the byte embedding goes into a norm, and inference, which drops nothing, would
     /// see a scale that training never did.
-    pub fn of_ngrams<F: Float>(&self, site: u64, n: usize) -> Option<Buffer<F>> {
+    pub fn of_ngrams<F: Float>(&self, site: u64, n: usize) -> Option<PooledVec<F>> {
         if self.hash <= 0.0 {
             return None;
         }
-        let mut shares = Buffer::any(n);
+        let mut shares = PooledVec::any(n);
         shares.fill(F::ONE);
         self.drop(self.hash, F::ONE, site, &mut shares);
         Some(shares)

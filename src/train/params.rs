@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 
-use super::buffer::Buffer;
 use super::float::{Float, axpy};
 use super::matmul::{Accumulate, MatmulOptions, View, ViewMut, matmul};
+use super::pooled_vec::PooledVec;
 use crate::checkpoint::{ModelTensor, Role, expected_tensors};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -61,7 +61,7 @@ pub enum Values<'a, F: Float> {
     /// As they are held.
     Held(&'a [F]),
     /// Widened, or changed by an adapter.
-    Copied(Buffer<F>),
+    Copied(PooledVec<F>),
 }
 
 impl<F: Float> Deref for Values<'_, F> {
@@ -84,7 +84,7 @@ impl<F: Float> Value<F> {
             Value::Owned(values) => return Values::Held(values),
             Value::Frozen(tensor) => tensor,
         };
-        let mut wide = Buffer::any(tensor.n_elements());
+        let mut wide = PooledVec::any(tensor.n_elements());
         for (first, rows) in tensor.row_pieces(WIDENED) {
             let wide = &mut wide[first * rows.cols()..];
             for (wide, x) in wide.iter_mut().zip(rows.to_f32_vec()) {
@@ -246,7 +246,7 @@ impl<F: Float> Params<F> {
         let mut values = param.value.values();
         if let Some(adapter) = param.adapter {
             let mut merged = match values {
-                Values::Held(values) => Buffer::from(values),
+                Values::Held(values) => PooledVec::from(values),
                 Values::Copied(values) => values,
             };
             let cols = param.shape[1];

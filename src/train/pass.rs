@@ -1,11 +1,11 @@
 //! What every part of a forward or backward pass needs, and the linear layers, with or without an adapter.
 
-use super::buffer::Buffer;
 use super::float::Float;
 use super::grads::Grads;
 use super::matmul::{Accumulate, MatmulOptions, View, ViewMut, matmul};
 use super::ops::{Dropout, rms_norm_backward};
 use super::params::{ParamId, Params};
+use super::pooled_vec::PooledVec;
 
 /// What every part of a pass needs.
 #[derive(Debug, Clone, Copy)]
@@ -20,12 +20,12 @@ pub struct Pass<'a, F> {
 
 impl<F: Float> Pass<'_, F> {
     /// `y = x W^T`: x (n, in), y (n, out).
-    pub(super) fn linear(&self, w: ParamId, x: &[F]) -> Buffer<F> {
+    pub(super) fn linear(&self, w: ParamId, x: &[F]) -> PooledVec<F> {
         let (params, options) = (self.params, self.options);
         let param = params.get(w);
         let (rows, cols) = (param.shape[0], param.shape[1]);
         let n = x.len() / cols;
-        let mut y = Buffer::any(n * rows);
+        let mut y = PooledVec::any(n * rows);
         let weights = param.value.values();
         let (w, x) = (View::dense(&weights, cols).t(), View::dense(x, cols));
         matmul(
@@ -40,7 +40,7 @@ impl<F: Float> Pass<'_, F> {
             let a = params.get(adapter.a).value.values();
             let b = params.get(adapter.b).value.values();
             let rank = a.len() / cols;
-            let mut h = Buffer::any(n * rank);
+            let mut h = PooledVec::any(n * rank);
             let view = ViewMut::dense(&mut h, rank);
             matmul(
                 Accumulate::Overwrite,
@@ -81,12 +81,12 @@ impl<F: Float> Pass<'_, F> {
             let dw = ViewMut::dense(grads.dense(w, param), cols);
             matmul(Accumulate::Add, dw, F::ONE, dy.t(), x, options);
         }
-        let mut dh = Buffer::default(); // (n, rank)
+        let mut dh = PooledVec::default(); // (n, rank)
         if let Some(adapter) = param.adapter {
             let (a, b) = (params.get(adapter.a), params.get(adapter.b));
             let rank = a.shape[0];
             let scale = F::of(adapter.scale);
-            let mut h = Buffer::any(n * rank);
+            let mut h = PooledVec::any(n * rank);
             let a_values = a.value.values();
             let a_view = View::dense(&a_values, cols);
             matmul(

@@ -1,5 +1,7 @@
 //! Grammars: what they allow, that nothing they allow is a dead end, and that what comes out is valid.
 
+#[path = "../common/random.rs"]
+mod random;
 mod schemas;
 mod validate;
 
@@ -8,21 +10,10 @@ use std::time::Instant;
 use blt::grammar::{Grammar, Matcher};
 use blt::sampler::SamplerConfig;
 use blt::{FinishReason, GenerateOptions, Model, Session, SessionOptions};
+use random::Random;
 use schemas::SCHEMAS;
 use serde_json::Value;
 use validate::is_valid;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-}
 
 /// A text of the grammar, each byte drawn from those allowed.
 fn walk(mut matcher: Matcher, max_bytes: usize, random: &mut Random) -> Vec<u8> {

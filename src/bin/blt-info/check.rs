@@ -9,9 +9,6 @@ use blt::cli::args::Failure;
 use blt::cli::interrupt;
 use blt::cli::progress::Progress;
 
-/// Elements converted at once.
-const PIECE: usize = 1 << 20;
-
 /// How many weights there are, if all are finite.
 ///
 /// # Errors
@@ -25,7 +22,7 @@ pub fn all_finite(checkpoint: &Checkpoint, quiet: bool) -> std::result::Result<u
     let mut n_bytes = 0;
     let mut n_weights = 0;
     for (name, tensor) in checkpoint.tensors() {
-        for (first, piece) in tensor.row_pieces(PIECE) {
+        for (first, piece) in tensor.row_pieces(Tensor::PIECE) {
             check_piece(checkpoint, name, first, &piece)?;
             n_bytes += piece.bytes().len() as u64;
             progress.set(n_bytes);

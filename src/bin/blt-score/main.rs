@@ -1,14 +1,14 @@
 //! Measures how well a model predicts a text.
 //!
-//! This file: arguments, the loop, the figures. `scorer` does the measuring; `table`, `page` and
+//! This file: arguments, the loop, the figures. `scorer` does the measuring; `csv`, `page` and
 //! `dump` are the files it can leave behind.
 
+mod csv;
 mod dump;
 mod flags;
 mod input;
 mod page;
 mod scorer;
-mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,10 +26,10 @@ use blt::cli::model::{self, patcher_config};
 use blt::cli::output::{self, Inputs};
 use blt::cli::progress::Progress;
 use blt::cli::{interrupt, memory, units};
+use csv::CsvWriter;
 use input::Input;
 use page::Page;
 use scorer::{Edge, Scorer, Totals};
-use table::Table;
 
 program_args! {
     /// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte, accuracy, mean
@@ -136,7 +136,11 @@ fn run(args: Args) -> Result<(), Failure> {
         return flags::run(&args, &model, input);
     }
     let mut scorer = scorer(&args, &model)?;
-    let mut table = args.per_byte.as_deref().map(Table::create).transpose()?;
+    let mut csv_file = args
+        .per_byte
+        .as_deref()
+        .map(CsvWriter::create)
+        .transpose()?;
     let mut page = (args.html.is_some()).then(|| Page::new(input.name(), scorer.session()));
 
     let start = Instant::now();
@@ -152,15 +156,15 @@ fn run(args: Args) -> Result<(), Failure> {
             scorer.next_document()?;
         }
         scorer.push(&ids, |scored| {
-            if let Some(table) = &mut table {
-                table.add(scored);
+            if let Some(csv_file) = &mut csv_file {
+                csv_file.add(scored);
             }
             if let Some(page) = &mut page {
                 page.add(scored);
             }
         })?;
-        if let Some(table) = &mut table {
-            table.check()?;
+        if let Some(csv_file) = &mut csv_file {
+            csv_file.check()?;
         }
         done += ids.len() as u64;
         progress.set(done);
@@ -173,8 +177,8 @@ fn run(args: Args) -> Result<(), Failure> {
     let time = start.elapsed();
 
     let totals = scorer.totals();
-    if let Some(table) = table {
-        table.finish()?;
+    if let Some(csv_file) = csv_file {
+        csv_file.finish()?;
     }
     if let (Some(page), Some(path)) = (page, &args.html) {
         output::write(path, page.render(&totals).as_bytes())?;

@@ -8,8 +8,8 @@ use blt::Session;
 use blt::config::PatchingMode;
 use blt::vocab::id_to_byte;
 
+use super::csv::SPECIAL;
 use super::scorer::{ScoredId, Totals};
-use super::table::SPECIAL;
 use blt::cli::units;
 
 /// Bytes of text shown. Browsers are slow beyond.

@@ -10,7 +10,7 @@ use super::float::Float;
 
 /// Numbers whose memory is kept for reuse.
 #[derive(Debug, Default)]
-pub struct Buffer<F: Float>(Vec<F>);
+pub struct PooledVec<F: Float>(Vec<F>);
 
 /// Shorter ones are left to the allocator.
 const KEPT_FROM: usize = 1 << 12;
@@ -20,7 +20,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<F: Float> Buffer<F> {
+impl<F: Float> PooledVec<F> {
     /// `n` zeros.
     pub fn zeros(n: usize) -> Self {
         let mut buffer = Self::take(n);
@@ -39,7 +39,7 @@ impl<F: Float> Buffer<F> {
 
     fn take(n: usize) -> Self {
         if n < KEPT_FROM {
-            return Buffer(vec![F::ZERO; n]);
+            return PooledVec(vec![F::ZERO; n]);
         }
         let kept = {
             let mut kept = lock(F::kept());
@@ -51,11 +51,11 @@ impl<F: Float> Buffer<F> {
         // Lengths vary a little from step to step.
         let mut v = kept.unwrap_or_else(|| Vec::with_capacity(n + n / 8));
         v.resize(n, F::ZERO);
-        Buffer(v)
+        PooledVec(v)
     }
 }
 
-impl<F: Float> From<&[F]> for Buffer<F> {
+impl<F: Float> From<&[F]> for PooledVec<F> {
     fn from(x: &[F]) -> Self {
         let mut buffer = Self::take(x.len());
         buffer.copy_from_slice(x);
@@ -63,13 +63,13 @@ impl<F: Float> From<&[F]> for Buffer<F> {
     }
 }
 
-impl<F: Float> Clone for Buffer<F> {
+impl<F: Float> Clone for PooledVec<F> {
     fn clone(&self) -> Self {
-        Buffer::from(&self[..])
+        PooledVec::from(&self[..])
     }
 }
 
-impl<F: Float> Drop for Buffer<F> {
+impl<F: Float> Drop for PooledVec<F> {
     fn drop(&mut self) {
         if self.0.capacity() >= KEPT_FROM {
             lock(F::kept()).push(std::mem::take(&mut self.0));
@@ -77,14 +77,14 @@ impl<F: Float> Drop for Buffer<F> {
     }
 }
 
-impl<F: Float> Deref for Buffer<F> {
+impl<F: Float> Deref for PooledVec<F> {
     type Target = [F];
     fn deref(&self) -> &[F] {
         &self.0
     }
 }
 
-impl<F: Float> DerefMut for Buffer<F> {
+impl<F: Float> DerefMut for PooledVec<F> {
     fn deref_mut(&mut self) -> &mut [F] {
         &mut self.0
     }

@@ -19,25 +19,25 @@ use blt::cli::output;
 pub const SPECIAL: [&str; 4] = ["boe", "bos", "eos", "bpe"];
 
 /// A CSV file in the making.
-pub struct Table {
+pub struct CsvWriter {
     out: OutputFile,
     position: u64,
     error: Option<std::io::Error>,
 }
 
-impl Table {
+impl CsvWriter {
     /// Begins the file.
     pub fn create(path: &Path) -> Result<Self> {
         let mut out = output::create(path)?;
         out.put(b"position,byte,entropy,surprisal,patch_start\n")?;
-        Ok(Table {
+        Ok(CsvWriter {
             out,
             position: 0,
             error: None,
         })
     }
 
-    /// Adds a line. An error is reported by [`Table::check`].
+    /// Adds a line. An error is reported by [`CsvWriter::check`].
     pub fn add(&mut self, scored: ScoredId) {
         if self.error.is_none() {
             self.error = self.write(scored).err();
