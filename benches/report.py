@@ -97,7 +97,7 @@ def memory(args) -> Table:
         rows.append([name, *map(mb, (dense, caches, touched, expected, found)), f"{100 * (found / expected - 1):+.1f} %"])
     return Table(
         "Memory of a prompt of 512 bytes, MB: blt-1b shape",
-        ["weights", "weights but for hash tables", "caches", "pages of hash rows", "sum", "peak resident", ""],
+        ["weights", "weights without hash tables", "caches", "pages of hash rows", "sum", "peak resident", ""],
         rows,
         "blt-bench MODEL -p 512 -n 0 -r 1 --patch-length 4",
     )

@@ -43,7 +43,7 @@ if [ ! -e "$run/main/cool" ]; then
     touch "$run/main/cool"
 fi
 
-# ... and once more up and, slowly, down.
+# ... and then up again, falling slowly.
 $main --lr 2.5e-3 --lr-floor 0.01 --weight-decay 0.15 --steps 25500 --decay trapezoid --cooldown 0.6078 \
     --dropout 0.1 --hash-dropout 0.3 --plot "$run/curve.svg" --resume
 

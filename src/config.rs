@@ -40,7 +40,7 @@ pub struct TransformerConfig {
     pub eos_segments: bool,
     /// Differential attention instead of plain softmax attention; no published layout has it.
     pub differential: Option<DifferentialConfig>,
-    /// What sets its layers apart from Llama's.
+    /// How the layers differ from Llama's.
     pub variant: Option<Box<LayerVariant>>,
 }
 

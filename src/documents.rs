@@ -117,7 +117,7 @@ impl TextFile {
 /// for standard input.
 ///
 /// # Errors
-/// [`Error::Io`] for a path that does not exist, [`Error::Format`] for one that is no text.
+/// [`Error::Io`] for a path that does not exist, [`Error::Format`] for one that is not text.
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {

@@ -127,7 +127,7 @@ impl Error {
 }
 
 /// Writes control characters, and those that change the direction of text, as escapes: paths, names of tensors and keys come
-/// from files, and a message of ours must not be able to drive a terminal.
+/// from files, and our messages must not be able to drive a terminal.
 struct Escaped<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 impl fmt::Write for Escaped<'_, '_> {

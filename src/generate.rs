@@ -45,8 +45,8 @@ pub enum FinishReason {
 
 /// The bytes with which a model continues a text, one at a time.
 ///
-/// A byte is read by the session when the next one is asked for, so that no work is done for a byte
-/// nobody wants; [`Generator::finish`] reads the last one too.
+/// The session reads a byte when the next one is requested, so that no work is done for a byte that
+/// nobody needs; [`Generator::finish`] reads the last one too.
 #[derive(Debug)]
 pub struct Generator<'a> {
     session: &'a mut Session,

@@ -451,7 +451,7 @@ fn is_temporary(name: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// A folder that is removed with what is in it.
+    /// A folder that is removed with its content.
     struct Folder(PathBuf);
 
     impl Folder {

@@ -51,7 +51,7 @@ impl Clone for Sampler {
 }
 
 /// A grammar that the chosen bytes obey. Some of them may have been chosen elsewhere (see
-/// [`Sampler::skip`]), so the matcher takes them from the history when it is asked next.
+/// [`Sampler::skip`]), so the matcher takes them from the history at its next use.
 #[derive(Debug, Clone)]
 struct Constraint {
     matcher: Matcher,

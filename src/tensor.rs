@@ -101,7 +101,7 @@ impl MappedFile {
         }
         let mapped = match load {
             // SAFETY: the mapping is private and read-only, and this value unmaps it when dropped: nothing here changes
-            // the bytes. That nobody else changes the file is asked of the user, in the documentation above.
+            // the bytes. The documentation above asks the user that nobody else changes the file.
             Load::Map => unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.ok(),
             Load::Read => None,
         };

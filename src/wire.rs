@@ -1,6 +1,6 @@
 //! Numbers as little-endian bytes, out and in, with a checksum; knows nothing of what they mean.
 //!
-//! [`Reader`] believes no length: what is asked for is compared with what is left before anything
+//! [`Reader`] trusts no length: it compares the size with the remaining bytes before anything
 //! is allocated.
 
 use std::io::{self, Write};

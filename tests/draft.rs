@@ -303,8 +303,8 @@ fn batches_draft_if_told_to() {
     }
 }
 
-/// Bytes that were drafted and are fed by hand move the draft on, and its sampler with it: what the draft has stored
-/// is not what an earlier sampler would choose there.
+/// Feeding drafted bytes by hand advances the draft and its sampler: an earlier sampler must not get the choices that the
+/// draft has stored.
 #[test]
 fn drafted_bytes_fed_by_hand_do_not_choose_for_an_earlier_sampler() {
     let model = common::model(&trained());

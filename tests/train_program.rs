@@ -647,7 +647,7 @@ fn a_run_continues_on_its_own_data() {
     ));
 }
 
-/// A reader of standard error that goes away is no reason to lose a run.
+/// A run survives a reader of standard error that goes away.
 #[test]
 fn nobody_needs_to_read_along() {
     let temp = Temp::new("closed");

@@ -197,7 +197,7 @@ private:
 
 class Session;
 
-// The bytes a model goes on with; made by Session::bytes. Each is chosen when it is asked for.
+// The bytes with which a model continues; made by Session::bytes. Each is chosen when it is needed.
 class Bytes {
 public:
     class iterator {
@@ -241,7 +241,7 @@ private:
     std::size_t left_;
 };
 
-// One conversation. Used by one thread at a time, but for cancel().
+// One conversation. Used by one thread at a time; only cancel() may be called from others.
 class Session {
 public:
     explicit Session(const Model &model, const Options &options = Options())

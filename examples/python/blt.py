@@ -306,7 +306,7 @@ class Session(_Handle):
         return None if byte.value == _END else bytes([byte.value])
 
     def stream(self, max_bytes: int) -> Iterator[bytes]:
-        """At most max_bytes bytes, each chosen when it is asked for. Stop texts are ignored."""
+        """At most max_bytes bytes, each chosen when it is needed. Stop texts are ignored."""
         for _ in range(max_bytes):
             byte = self.next_byte()
             if byte is None:

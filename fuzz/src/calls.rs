@@ -1,5 +1,5 @@
 //! Any calls of the C functions in any order, with handles that are NULL or live and buffers that
-//! are NULL or as long as said: what a C program may do, but no more.
+//! are NULL or have the length that is passed with them: what a C program may do, and nothing else.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -284,7 +284,7 @@ pub fn capi(input: &[u8]) -> bool {
 
 /// A status is a known one, never "panicked", and has a text if it is a failure.
 fn check(status: c_int, outputs_kept: bool) {
-    // SAFETY: both give out NUL-terminated texts.
+    // SAFETY: both return NUL-terminated texts.
     let (name, text) = unsafe {
         let text = |t| std::ffi::CStr::from_ptr(t).to_string_lossy().into_owned();
         (text(blt_status_name(status)), text(blt_last_error()))

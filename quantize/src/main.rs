@@ -22,10 +22,10 @@ use blt::cli::model;
 use blt::cli::output::{self, Inputs};
 use blt::cli::progress::Progress;
 
-/// Bytes of the calibration text that are read unless said otherwise.
+/// Bytes of the calibration text that are read by default.
 const CALIBRATE_BYTES: usize = 1 << 15;
 
-/// Bytes of the evaluation text that are read unless said otherwise.
+/// Bytes of the evaluation text that are read by default.
 const EVAL_BYTES: usize = 1 << 16;
 
 program_args! {

@@ -18,7 +18,7 @@ use blt_quantize::convert::{Importance, Job};
 use blt_quantize::policy::{Policy, Target};
 use blt_quantize::{calibrate, evaluate, export};
 
-/// A folder that is removed with what is in it.
+/// A folder that is removed with its content.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -191,7 +191,7 @@ fn native_to_hf_and_back_is_lossless() {
     };
     assert_eq!(names(&ours), names(&theirs));
     assert!(ours == theirs);
-    // And no configuration value of theirs that we say otherwise.
+    // And no configuration value differs from theirs.
     let config = |folder: &Path| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap()
     };

@@ -339,7 +339,7 @@ fn tokenizer<'a>(root: &Object<'a>) -> Result<TokenizerKeys<'a>> {
 /// The ids that end a generation as `generation_config.json` names them.
 ///
 /// # Errors
-/// [`Error::Config`] if they are no numbers.
+/// [`Error::Config`] if they are not numbers.
 pub(super) fn more_stops(generation: &Value) -> Result<Vec<usize>> {
     const KEY: &str = "eos_token_id";
     let root = Object::root(generation)?;
@@ -388,7 +388,7 @@ fn expect_text<'a>(o: &Object<'a>, key: &str, default: &'a str, known: &[&str]) 
     Ok(name)
 }
 
-/// The name table: where a tensor of ours is in the file.
+/// The name table: where the file has the tensor that we call `name`.
 pub(super) fn source(name: &str, config: &Config, tied: bool) -> Source {
     const EMBEDDINGS: &str = "model.local_encoder.byte_embedding.weight";
     let norm_after = (config.global.variant.as_ref()).is_some_and(|variant| variant.norm_after);

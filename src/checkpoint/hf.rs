@@ -250,7 +250,7 @@ pub(super) fn tied(value: &Value) -> Result<bool> {
         .unwrap_or(false))
 }
 
-/// The name table: where a tensor of ours is in the file.
+/// The name table: where the file has the tensor that we call `name`.
 pub(super) fn source(name: &str, config: &Config, tied: bool) -> Source {
     const EMBEDDINGS: &str = "model.local_encoder.embed_tokens.weight";
     const HEAD: &str = "lm_head.weight";

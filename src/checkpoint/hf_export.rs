@@ -1,5 +1,5 @@
 //! Writing the Hugging Face layout: our configuration as `config.json`, our tensors
-//! under transformers' names. Published names only; nothing of ours is added.
+//! under transformers' names. Only published names are used.
 
 use serde_json::{Map, Value, json};
 

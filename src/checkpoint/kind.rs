@@ -15,7 +15,7 @@ pub(super) enum NameTable {
 }
 
 impl NameTable {
-    /// Where the tensor `name` of ours is.
+    /// Where the files have the tensor that we call `name`.
     pub fn source(&self, name: &str, config: &Config) -> Source {
         match self {
             NameTable::Native => native::source(name),

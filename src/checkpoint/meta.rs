@@ -335,7 +335,7 @@ pub(super) const TOKEN_PROJECTIONS: [&str; 2] = [
     "local_decoder.token_embedding_projection.weight",
 ];
 
-/// The name table: where a tensor of ours is in the file. The entropy model is a file of its own.
+/// The name table: where the file has the tensor that we call `name`. The entropy model is a file of its own.
 ///
 /// `tied_entropy`: the entropy model may have one tensor for input and output embeddings.
 pub(super) fn source(name: &str, tied_entropy: bool) -> Source {

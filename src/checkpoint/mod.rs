@@ -165,7 +165,7 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Whether the model has a tensor of that name (one of ours).
+    /// Whether the model has a tensor of that name (our name).
     pub fn has(&self, name: &str) -> bool {
         self.number_of.contains_key(name)
     }
@@ -185,7 +185,7 @@ impl Checkpoint {
         self.entries.iter().map(|e| (&e.of, &e.tensor))
     }
 
-    /// The name in the file of a tensor of ours, and the file.
+    /// The name that the file has for the tensor that we call `name`, and the file.
     pub fn source(&self, name: &str) -> Option<(&str, &Path)> {
         let entry = &self.entries[*self.number_of.get(name)?];
         Some((&entry.foreign, &entry.path))
@@ -209,7 +209,7 @@ impl Checkpoint {
         Ok(n)
     }
 
-    /// The tensor of that name (one of ours); shares the checkpoint's bytes.
+    /// The tensor of that name (our name); shares the checkpoint's bytes.
     ///
     /// # Errors
     /// [`Error::Tensor`] if the model has no such tensor or it is of another shape; the message has
@@ -613,7 +613,7 @@ fn not_a_model(path: &Path, entropy_model: bool) -> Error {
     )
 }
 
-/// The name that a tensor of ours has in the published files of a Bolmo model; of its global layers, also in those of the
+/// The name of a tensor in the published files of a Bolmo model, from our name. Global layers have the same name in the
 /// subword model that it was made from.
 pub fn bolmo_tensor_name(name: &str, config: &Config) -> String {
     bolmo::source(name, config, false).names.swap_remove(0)

@@ -161,7 +161,7 @@ pub fn expected_tensors(config: &Config) -> Vec<ModelTensor> {
     list.0
 }
 
-/// The list in the making.
+/// Collects the list.
 #[derive(Default)]
 struct List(Vec<ModelTensor>);
 

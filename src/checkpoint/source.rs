@@ -1,6 +1,6 @@
 //! Where a tensor is in a file of another layout.
 
-/// Where a tensor of ours is: the first of these names that the file has, all of it or a slice.
+/// Where a tensor is: under the first of these names that the file has, all of it or a slice.
 pub(super) struct Source {
     pub names: Vec<String>,
     pub slice: Option<(usize, usize)>, // (number, of how many equal runs of rows)

@@ -19,7 +19,7 @@ use super::spec::{ALIGNMENT, TensorSpec};
 use crate::error::{Error, Result};
 use crate::output_file::OutputFile;
 
-/// A safetensors file in the making.
+/// Writes a safetensors file.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     out: OutputFile,
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use std::path::PathBuf;
 
-    /// A folder that is removed with what is in it.
+    /// A folder that is removed with its content.
     struct Folder(PathBuf);
 
     impl Folder {

@@ -32,7 +32,7 @@ pub struct Subwords {
     pub table: Arc<SubwordTable>,
 }
 
-/// What sets a transformer layer apart from Llama's. Rotary pairs then are halves of a head, not neighbours.
+/// How a transformer layer differs from Llama's. The rotary pairs are halves of a head, not neighbours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerVariant {
     /// Whether the two norms of a layer are applied to what attention and feed-forward give (OLMo 2), instead of to

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn name(status: c_int) -> &'static str {
-        // SAFETY: the function gives out literals.
+        // SAFETY: the function returns literals.
         unsafe { CStr::from_ptr(blt_status_name(status)) }
             .to_str()
             .unwrap()

@@ -33,7 +33,7 @@ pub struct RuleState {
     pub accepts: bool,
 }
 
-/// Why rules make no grammar.
+/// Why rules are not a grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     /// No text matches.

@@ -122,7 +122,7 @@ impl NgramHasher {
 
     /// Writes into `out` (n_tables) the row in each table for the n-grams that end at `position`.
     ///
-    /// Reads `ids[..=position]`, of which only the last n-gram's worth matters. Allocates nothing.
+    /// Reads `ids[..=position]`, of which only the ids of the last n-gram matter. Allocates nothing.
     ///
     /// # Panics
     /// If `position` is not inside `ids` or `out` has not one place per table.

@@ -177,7 +177,7 @@ impl Patcher {
     }
 
     /// Number of ids taken so far: the position the next one will have.
-    #[allow(clippy::len_without_is_empty)] // a patcher is no container
+    #[allow(clippy::len_without_is_empty)] // a patcher is not a container
     pub fn len(&self) -> usize {
         self.n_ids
     }

@@ -85,7 +85,7 @@ impl Task<'_> {
     }
 }
 
-/// Runs the cell over the rows of some sequences: a number of rows of each, in order, with what it carries from step to step
+/// Runs the cell over the rows of some sequences: a number of rows of each, in order, with the state that it carries
 /// ([`MlstmHeads::state_len`] values). Writes what the heads read from their memories to out (n, n_heads * value_dim).
 pub fn mlstm(
     compute: &Compute,

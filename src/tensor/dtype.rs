@@ -4,7 +4,7 @@ use blt_kernels::{Bf12, BlockFormat};
 
 /// How the elements of a tensor are stored.
 ///
-/// Sizes are asked per row, not per element, because quantised formats store blocks of a row.
+/// Sizes are given per row, not per element, because quantised formats store blocks of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {

@@ -19,7 +19,7 @@ impl Number for f16 {}
 ///
 /// From [`HUGE`] bytes on, whole huge pages of them are mapped as such: keys and values that no cache holds
 /// are read 1.1 to 1.3 times as fast. The rest is mapped in small pages, so that no more memory is held than
-/// the values need. New pages are cleared by the system, where memory from the heap may have been at hand: reading
+/// the values need. New pages are cleared by the system, where memory from the heap may have been available: reading
 /// 512 bytes with a new session takes 3 to 6 % longer.
 pub struct Values<T>(Held<T>);
 

@@ -103,7 +103,7 @@ pub struct BlockTape<F: Float> {
 }
 
 impl Stack {
-    /// The layers `{part}.layers.*`. `site` sets its dropout apart from other stacks'.
+    /// The layers `{part}.layers.*`. `site` identifies its dropout among the stacks.
     pub fn new<F: Float>(
         params: &Params<F>,
         part: &str,

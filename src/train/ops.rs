@@ -226,7 +226,7 @@ impl Dropout {
     }
 }
 
-/// What the predictions of some positions were worth, summed.
+/// The quality of the predictions at some positions, summed.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Score {
     /// Sum of -ln p(target), in nats.

@@ -94,7 +94,7 @@ pub fn save(
         "epoch": position.epoch,
         "cursor": position.cursor,
         "surplus": position.surplus,
-        // As bits: infinity is no JSON, and resuming is exact.
+        // As bits: JSON has no infinity, and resuming is exact.
         "best": position.best.to_bits(),
         "stale": position.stale,
         "seconds": position.seconds,

@@ -64,7 +64,7 @@ pub enum Stage {
 /// One step's numbers.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
-    /// What the predictions were worth.
+    /// The quality of the predictions.
     pub score: Score,
     /// Norm of the gradient before clipping.
     pub norm: f64,

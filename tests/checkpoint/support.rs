@@ -28,7 +28,7 @@ fn opened(cases: Vec<common::Case>) -> Vec<(String, PathBuf, OpenOptions)> {
         .collect()
 }
 
-/// A folder that is removed with what is in it.
+/// A folder that is removed with its content.
 pub struct Folder(pub PathBuf);
 
 impl Folder {

@@ -99,7 +99,7 @@ fn has_type(value: &Value, name: &str) -> bool {
     }
 }
 
-/// The patterns of the schemas, by hand.
+/// The patterns of the schemas, checked without the grammar.
 fn matches_pattern(pattern: &str, text: &str) -> bool {
     match pattern {
         r"^[a-z]+@[a-z]+\.(org|net)$" => {

@@ -18,7 +18,7 @@ use blt::cli::output;
 /// Names of the special ids.
 pub const SPECIAL: [&str; 4] = ["boe", "bos", "eos", "bpe"];
 
-/// A CSV file in the making.
+/// Writes a CSV file.
 pub struct CsvWriter {
     out: OutputFile,
     position: u64,

@@ -19,7 +19,7 @@ const MAX_CURVE: usize = 2000;
 /// Shades between no doubt and the largest.
 const SHADES: usize = 10;
 
-/// A page in the making.
+/// Writes a page.
 #[derive(Debug)]
 pub struct Page {
     source: String,

@@ -4,7 +4,7 @@ use argh::{EarlyExit, FromArgs};
 use blt::cli::bytes::is_binary;
 use blt::train::settings::Settings;
 
-/// What the program is asked to do.
+/// The work to do.
 #[derive(Debug)]
 pub struct Args {
     pub stage: String,

@@ -1,4 +1,4 @@
-//! Bytes that a session has computed before it is asked to read them.
+//! Bytes whose logits a session has computed before reading them.
 
 use super::policy::{AcceptanceRate, DraftCounts};
 use crate::sampler::Sampler;

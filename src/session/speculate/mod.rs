@@ -68,7 +68,7 @@ pub(crate) fn read(steps: &mut [GenerationStep<'_>]) -> SmallVec<[Result<Option<
     requests.into_iter().map(FeedRequest::finish).collect()
 }
 
-/// A draft in the making.
+/// A draft while it is made.
 struct Draft<'a> {
     session: &'a mut Session,
     sampler: &'a Sampler,
