@@ -89,6 +89,9 @@ fn the_commands_run() {
     for name in ["notes.txt", "book.txt", "page.txt"] {
         std::fs::write(folder.join(name), "One day, Tom went to the park.\n").unwrap();
     }
+    std::fs::create_dir(folder.join("stories")).unwrap();
+    std::fs::write(folder.join("stories/one.txt"), "Tom was happy.\n").unwrap();
+    std::fs::write(folder.join("web.jsonl"), "{\"text\": \"Tom ran home.\"}\n").unwrap();
     let text = "One day, Tom went to the park. He was happy.\n<|endoftext|>\n".repeat(200);
     std::fs::write(folder.join("my.txt"), text).unwrap();
 
