@@ -88,8 +88,8 @@ pub struct PartWeights {
 /// The parts of a checkpoint that it has, with their weights.
 pub fn by_part(checkpoint: &Checkpoint) -> Vec<(Part, PartWeights)> {
     let mut parts = Part::ALL.map(|part| (part, PartWeights::default()));
-    for (of, tensor) in checkpoint.model_tensors() {
-        let part = Part::of(of);
+    for (facts, tensor) in checkpoint.model_tensors() {
+        let part = Part::of(facts);
         for (_, weights) in parts.iter_mut().filter(|(p, _)| *p == part) {
             weights.tensors += 1;
             weights.parameters += tensor.n_elements() as u64;
@@ -146,28 +146,28 @@ impl Traffic {
     /// The weights that generation with this model reads. The entropy model counts only if it `runs_entropy`.
     pub fn of(checkpoint: &Checkpoint, runs_entropy: bool) -> Self {
         let mut traffic = Traffic::default();
-        for (of, tensor) in checkpoint.model_tensors() {
-            let unused = of.component == Component::Entropy && !runs_entropy;
-            if unused || of.pace == Pace::Reading {
+        for (facts, tensor) in checkpoint.model_tensors() {
+            let unused = facts.component == Component::Entropy && !runs_entropy;
+            if unused || facts.pace == Pace::Reading {
                 continue;
             }
             // Rows of tables are looked up, and vectors cost next to nothing.
-            let operations = match of.role.is_multiplied() {
+            let operations = match facts.role.is_multiplied() {
                 true => 2 * tensor.n_elements() as u64,
                 false => 0,
             };
-            let bytes = match of.role.is_table() {
+            let bytes = match facts.role.is_table() {
                 true => tensor.row_bytes(),
                 false => tensor.bytes().len(),
             };
-            let path = match (of.pace, of.component) {
+            let path = match (facts.pace, facts.component) {
                 (Pace::Patch, _) => &mut traffic.weights.patch,
                 (Pace::Byte, Component::Entropy) => &mut traffic.weights.entropy,
                 (Pace::Byte, Component::Decoder) => &mut traffic.weights.decoder,
                 (_, _) => &mut traffic.weights.encoder,
             };
             *path += bytes as f64;
-            match of.pace {
+            match facts.pace {
                 Pace::Patch => traffic.operations_per_patch += operations,
                 _ => traffic.operations_per_byte += operations,
             }
@@ -199,15 +199,18 @@ pub fn cache_traffic(config: &Config, kv: KvType, context: f64, patches_per_byte
             patch: seen * (2 * global.n_kv_heads * global.head_dim * kv.n_bytes()) as f64,
         };
     }
-    let of = |stack: &TransformerConfig, positions: f64| {
+    let kv_bytes = |stack: &TransformerConfig, positions: f64| {
         let seen = positions.min(stack.window.map_or(f64::INFINITY, |w| w as f64));
         let values = 2 * stack.n_layers * stack.n_kv_heads * stack.head_dim;
         seen * (values * kv.n_bytes()) as f64
     };
     Paths {
-        entropy: config.entropy.as_ref().map_or(0.0, |e| of(e, context)),
-        encoder: of(&config.encoder, context),
-        decoder: of(&config.decoder, context),
-        patch: of(&config.global, context * patches_per_byte),
+        entropy: config
+            .entropy
+            .as_ref()
+            .map_or(0.0, |e| kv_bytes(e, context)),
+        encoder: kv_bytes(&config.encoder, context),
+        decoder: kv_bytes(&config.decoder, context),
+        patch: kv_bytes(&config.global, context * patches_per_byte),
     }
 }

@@ -48,14 +48,14 @@ pub struct Matcher {
     automaton: Arc<Automaton>,
     stacks: Vec<Stack>,
     /// Bytes that the text may still have.
-    left: Option<usize>,
+    budget: Option<usize>,
 }
 
 impl fmt::Debug for Matcher {
     /// Where it stands; the tables are long.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (f.debug_struct("Matcher").field("stacks", &self.stacks))
-            .field("left", &self.left)
+            .field("budget", &self.budget)
             .finish()
     }
 }
@@ -96,7 +96,7 @@ impl PartialEq for Matcher {
     /// Whether both stand at the same position of the same grammar.
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.automaton, &other.automaton)
-            && self.left == other.left
+            && self.budget == other.budget
             && self.stacks == other.stacks
     }
 }
@@ -106,7 +106,7 @@ impl Matcher {
         let mut matcher = Matcher {
             automaton: Arc::clone(automaton),
             stacks: Vec::new(),
-            left: max_bytes,
+            budget: max_bytes,
         };
         let start = Stack {
             state: 0,
@@ -165,7 +165,7 @@ impl Matcher {
             {
                 self.stacks = stacks;
                 self.stacks[0].state = next;
-                self.left = self.left.map(|left| left.saturating_sub(1));
+                self.budget = self.budget.map(|budget| budget.saturating_sub(1));
                 return true;
             }
         }
@@ -181,7 +181,7 @@ impl Matcher {
                 );
             }
         }
-        self.left = self.left.map(|left| left.saturating_sub(1));
+        self.budget = self.budget.map(|budget| budget.saturating_sub(1));
         !self.stacks.is_empty()
     }
 
@@ -191,9 +191,9 @@ impl Matcher {
         let (shortest, farthest) = (distances.clone().min()?, distances.max()?);
         let is_deep = self.stacks.iter().any(|stack| stack.depth() > MAX_DEPTH);
         let by_depth = is_deep.then_some(shortest); // from here it only falls
-        let left = self.left.and_then(|left| u32::try_from(left).ok());
+        let budget = self.budget.and_then(|budget| u32::try_from(budget).ok());
         let reach = farthest.saturating_add(self.automaton.max_detour());
-        let by_bytes = left.filter(|&left| left <= reach);
+        let by_bytes = budget.filter(|&budget| budget <= reach);
         by_depth.into_iter().chain(by_bytes).min()
     }
 

@@ -114,7 +114,7 @@ impl Stack {
 
     /// Multiplies activations of 15 bits with quantised weights: [`Matrix::with_two_terms`].
     pub fn with_two_terms(self) -> Self {
-        let of = |b: Block| Block {
+        let with_terms = |b: Block| Block {
             wq: b.wq.with_two_terms(),
             wk: b.wk.with_two_terms(),
             wv: b.wv.with_two_terms(),
@@ -124,7 +124,7 @@ impl Stack {
             w3: b.w3.with_two_terms(),
             ..b
         };
-        let blocks = self.blocks.into_iter().map(of).collect();
+        let blocks = self.blocks.into_iter().map(with_terms).collect();
         Stack { blocks, ..self }
     }
 

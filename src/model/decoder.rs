@@ -42,8 +42,8 @@ impl Decoder {
     pub fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
         let dim = config.decoder.dim;
         let load_cross = |l| {
-            let at = format!("decoder.cross.{l}");
-            CrossAttention::load(checkpoint, &at, dim, &config.decoder_cross)
+            let prefix = format!("decoder.cross.{l}");
+            CrossAttention::load(checkpoint, &prefix, dim, &config.decoder_cross)
         };
         Ok(Decoder {
             patch_projection: matrix(

@@ -57,8 +57,8 @@ impl Encoder {
     pub fn load(checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
         let dim = config.encoder.dim;
         let load_cross = |EncoderCross { layer, index }: EncoderCross| {
-            let at = format!("encoder.cross.{index}");
-            let cross = CrossAttention::load(checkpoint, &at, dim, &config.encoder_cross)?;
+            let prefix = format!("encoder.cross.{index}");
+            let cross = CrossAttention::load(checkpoint, &prefix, dim, &config.encoder_cross)?;
             Ok((layer, cross))
         };
         let load_table = |number| {
@@ -130,9 +130,13 @@ impl Encoder {
         if self.stay_on_disk {
             // The first access to a page takes a few microseconds even if the system has it, so all
             // threads touch the rows, after all of them are prefetched.
-            let tensor = |at: usize| self.hash_embeddings[at % n_tables].tensor();
-            compute.each(&mut rows, 1 << 15, |at, row| tensor(at).prefetch_row(*row));
-            compute.each(&mut rows, 1 << 16, |at, row| tensor(at).touch_row(*row));
+            let tensor = |prefix: usize| self.hash_embeddings[prefix % n_tables].tensor();
+            compute.each(&mut rows, 1 << 15, |prefix, row| {
+                tensor(prefix).prefetch_row(*row)
+            });
+            compute.each(&mut rows, 1 << 16, |prefix, row| {
+                tensor(prefix).touch_row(*row)
+            });
         }
         let mut x = compute.buffer(n * dim);
         x.fill(0.0);

@@ -156,10 +156,10 @@ fn update<F: Float>(
             #[inline(always)]
             || {
                 for (&row, g) in grad.rows.iter().zip(grad.values.chunks_exact(cols)) {
-                    let at = row as usize * cols..(row as usize + 1) * cols;
-                    let p = &mut values[at.clone()];
-                    let m = &mut moments.mean[at.clone()];
-                    rule.apply(p, m, &mut moments.square[at], g);
+                    let range = row as usize * cols..(row as usize + 1) * cols;
+                    let p = &mut values[range.clone()];
+                    let m = &mut moments.mean[range.clone()];
+                    rule.apply(p, m, &mut moments.square[range], g);
                 }
             },
         ),

@@ -141,8 +141,8 @@ impl Causal<'_> {
                         row.iter_mut().for_each(|s| *s = (*s - max).exp());
                         let sum = sum_of(row.len(), |j| row[j]);
                         scales[i] = F::ONE / sum;
-                        let at = (tile.queries.start + i) * n_softmaxes + softmax;
-                        lse[at] = max + F::of(sum.f64().ln());
+                        let index = (tile.queries.start + i) * n_softmaxes + softmax;
+                        lse[index] = max + F::of(sum.f64().ln());
                     }
                 },
             );
@@ -206,8 +206,8 @@ impl Causal<'_> {
                         p[seen.end..].fill(F::ZERO);
                         dp[seen.end..].fill(F::ZERO);
                         let lse = lse[(tile.queries.start + i) * n_softmaxes + softmax];
-                        let at = tile.o.at + i * tile.o.dim;
-                        let mean = dot(&d_o[at..][..tile.o.n], &o[at..][..tile.o.n]);
+                        let start = tile.o.at + i * tile.o.dim;
+                        let mean = dot(&d_o[start..][..tile.o.n], &o[start..][..tile.o.n]);
                         let both = p[seen.clone()].iter_mut().zip(&mut dp[seen]);
                         for (p, dp) in both {
                             *p = (*p - lse).exp();
@@ -302,10 +302,10 @@ impl Ranged<'_> {
                     for (head, (q, o)) in heads.enumerate() {
                         let (p, later) = std::mem::take(&mut rest).split_at_mut(visible.len());
                         rest = later;
-                        let at = head / (n_heads / n_kv_heads) * head_dim;
+                        let column = head / (n_heads / n_kv_heads) * head_dim;
                         let mut max = F::NEG_INFINITY;
                         for (p, j) in p.iter_mut().zip(visible.clone()) {
-                            *p = scale * dot(q, &k[j * kv_dim + at..][..head_dim]);
+                            *p = scale * dot(q, &k[j * kv_dim + column..][..head_dim]);
                             max = max.larger(*p);
                         }
                         let mut sum = F::ZERO;
@@ -315,7 +315,7 @@ impl Ranged<'_> {
                         }
                         for (p, j) in p.iter_mut().zip(visible.clone()) {
                             *p *= F::ONE / sum;
-                            axpy(*p, &v[j * kv_dim + at..][..head_dim], o);
+                            axpy(*p, &v[j * kv_dim + column..][..head_dim], o);
                         }
                     }
                 }
@@ -356,20 +356,20 @@ impl Ranged<'_> {
                     for head in 0..n_heads {
                         let (p, later) = rest.split_at(visible.len());
                         rest = later;
-                        let at = head / (n_heads / n_kv_heads) * head_dim;
+                        let column = head / (n_heads / n_kv_heads) * head_dim;
                         let own = head * head_dim..(head + 1) * head_dim;
                         let (q, d_o, dq) = (&q[own.clone()], &d_o[own.clone()], &mut dq[own]);
                         dp.clear();
                         let mut mean = F::ZERO;
                         for (&p, j) in p.iter().zip(visible.clone()) {
-                            let row = j * kv_dim + at;
+                            let row = j * kv_dim + column;
                             let d = dot(d_o, &v[row..][..head_dim]);
                             mean += p * d;
                             dp.push(d);
                             axpy(p, d_o, &mut dv[row..][..head_dim]);
                         }
                         for ((&p, &d), j) in p.iter().zip(&dp).zip(visible.clone()) {
-                            let row = j * kv_dim + at;
+                            let row = j * kv_dim + column;
                             let ds = p * (d - mean) * scale;
                             axpy(ds, &k[row..][..head_dim], dq);
                             axpy(ds, q, &mut dk[row..][..head_dim]);

@@ -150,15 +150,15 @@ impl<F: Float> Batch<F> {
             encoder_visible: Vec::new(),
             decoder_visible: Vec::with_capacity(n),
         };
-        let mut at = vec![0; config.hash.n_tables()];
+        let mut table_rows = vec![0; config.hash.n_tables()];
         let (mut first, mut first_patch) = (0, 0); // of the sequence
         for s in sequences {
             let (n, starts) = (s.n(), &s.starts);
             batch.inputs.extend_from_slice(&s.ids[..n]);
             batch.targets.extend_from_slice(&s.ids[1..]);
             for i in 0..n {
-                hasher.rows(&s.ids, i, &mut at);
-                for (rows, &row) in batch.hash_rows.iter_mut().zip(&at) {
+                hasher.rows(&s.ids, i, &mut table_rows);
+                for (rows, &row) in batch.hash_rows.iter_mut().zip(&table_rows) {
                     rows.push(row);
                 }
                 let seen = config

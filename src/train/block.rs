@@ -111,10 +111,10 @@ impl Stack {
         site: u64,
     ) -> Self {
         let block = |l: usize| {
-            let at = format!("{part}.layers.{l}");
-            let id = |name: &str| params.id(&format!("{at}.{name}"));
+            let prefix = format!("{part}.layers.{l}");
+            let id = |name: &str| params.id(&format!("{prefix}.{name}"));
             Block {
-                differential: Differential::new(params, &at, l, config),
+                differential: Differential::new(params, &prefix, l, config),
                 attention_norm: id("attention_norm"),
                 wq: id("wq"),
                 wk: id("wk"),

@@ -40,15 +40,15 @@ impl Blt {
     /// The tensors `encoder.*`, `global.*` and `decoder.*`.
     pub fn new<F: Float>(params: &Params<F>, config: &Config) -> Self {
         let encoder_cross = |EncoderCross { layer, index }| {
-            let at = format!("encoder.cross.{index}");
+            let prefix = format!("encoder.cross.{index}");
             (
                 layer,
-                CrossAttention::new(params, &at, &config.encoder_cross),
+                CrossAttention::new(params, &prefix, &config.encoder_cross),
             )
         };
         let decoder_cross = |l| {
-            let at = format!("decoder.cross.{l}");
-            CrossAttention::new(params, &at, &config.decoder_cross)
+            let prefix = format!("decoder.cross.{l}");
+            CrossAttention::new(params, &prefix, &config.decoder_cross)
         };
         Blt {
             tok_embeddings: params.id("encoder.tok_embeddings"),

@@ -88,24 +88,24 @@ impl Corpus {
     }
 
     fn add(&mut self, source: u32, Range { start, end }: Range<usize>, max_ids: usize) {
-        let mut at = start;
-        while at < end {
-            let bos = at == start;
+        let mut position = start;
+        while position < end {
+            let bos = position == start;
             // BOS, bytes, EOS. A piece that is not the last has one more byte: the next piece's
             // first, as the target of its last position.
             let room = max_ids - usize::from(bos);
-            let eos = end - at < room;
-            let to = if eos { end } else { at + room };
+            let eos = end - position < room;
+            let to = if eos { end } else { position + room };
             self.pieces.push(Piece {
                 source,
                 document: start,
-                start: at,
+                start: position,
                 end: to,
                 bos,
                 eos,
             });
-            self.n_bytes += to - at;
-            at = if eos { end } else { to - 1 };
+            self.n_bytes += to - position;
+            position = if eos { end } else { to - 1 };
         }
     }
 

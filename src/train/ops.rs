@@ -130,8 +130,11 @@ impl<F: Float> Angles<F> {
             #[inline(always)]
             || {
                 for (row, &p) in x.chunks_exact_mut(dim).zip(positions) {
-                    let at = p as usize * self.half;
-                    let (cos, sin) = (&self.cos[at..][..self.half], &self.sin[at..][..self.half]);
+                    let start = p as usize * self.half;
+                    let (cos, sin) = (
+                        &self.cos[start..][..self.half],
+                        &self.sin[start..][..self.half],
+                    );
                     for head in row.chunks_exact_mut(2 * self.half) {
                         for ((pair, &c), &s) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
                             let (a, b, s) = (pair[0], pair[1], s * sign);

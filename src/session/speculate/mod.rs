@@ -44,11 +44,11 @@ pub(crate) fn next_ids(steps: &mut [GenerationStep<'_>]) -> SmallVec<[Result<Id>
     let results = read(steps);
     let chosen = steps.iter_mut().zip(results).map(|(step, result)| {
         let (session, sampler) = (&*step.session, &mut *step.sampler);
-        let known = result?.or_else(|| session.lookahead.choice(sampler));
-        if known.is_some() {
+        let chosen = result?.or_else(|| session.lookahead.choice(sampler));
+        if chosen.is_some() {
             sampler.skip();
         }
-        Ok(known.unwrap_or_else(|| sampler.sample(session.logits(), session.ids())))
+        Ok(chosen.unwrap_or_else(|| sampler.sample(session.logits(), session.ids())))
     });
     chosen.collect()
 }
