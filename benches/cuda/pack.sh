@@ -4,16 +4,13 @@
 #
 #     benches/cuda/pack.sh OUT.tar.gz [FIXTURES]
 #
-# FIXTURES: reference cases, by default all of them where they lie beside the project, else the subset that
-# comes with it.
+# FIXTURES: reference cases, by default BLT_FIXTURES, else the subset in tests/data.
 set -eu
 out=$(realpath -m "${1:?usage: benches/cuda/pack.sh OUT.tar.gz [FIXTURES]}")
-fixtures=${2:+$(realpath "$2")}
+fixtures=${2:-${BLT_FIXTURES:-}}
+fixtures=${fixtures:+$(realpath "$fixtures")}
 cd "$(dirname "$0")/../.."
-if [ -z "$fixtures" ]; then
-    fixtures=tests/data
-    [ ! -d ../shared/fixtures ] || fixtures=../shared/fixtures
-fi
+fixtures=${fixtures:-tests/data}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
