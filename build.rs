@@ -1,4 +1,5 @@
-//! Gives the shared library its soname, which changes with the C interface's version.
+//! Gives the shared library its soname, which changes with the C interface's version, if `install-libblt` builds it. What
+//! cargo builds otherwise is called libblt.so and has none: it can be loaded as it is.
 
 /// `BLT_ABI_VERSION` of `src/ffi/status.rs`; `.ci/steps/c` checks that both are the same.
 const ABI_VERSION: u32 = 0;
@@ -6,7 +7,8 @@ const ABI_VERSION: u32 = 0;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let var = |name| std::env::var(name).unwrap_or_default();
-    if var("CARGO_FEATURE_CAPI").is_empty() {
+    println!("cargo:rerun-if-env-changed=BLT_SONAME");
+    if var("CARGO_FEATURE_CAPI").is_empty() || var("BLT_SONAME").is_empty() {
         return;
     }
     let name = match var("CARGO_CFG_TARGET_OS").as_str() {

@@ -64,6 +64,11 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
+    /// The system gives no more memory; the call has no effect.
+    Memory {
+        /// Bytes that the call needs at most.
+        needed: usize,
+    },
     /// The requested GPU is missing, cannot run the kernels, is out of memory or was lost.
     Device(String),
     /// The file is valid but needs something that this engine does not support.
@@ -188,6 +193,11 @@ impl Error {
                  raise the limit or use a sliding context"
             ),
             Error::Argument { name, what } => write!(f, "{name}: {what}"),
+            Error::Memory { needed } => write!(
+                f,
+                "memory: expected up to {} MB more for this call, found less; the call has no effect",
+                needed.div_ceil(1_000_000)
+            ),
             Error::Device(what) | Error::Unsupported(what) => write!(f, "{what}"),
             Error::Cancelled => write!(f, "cancelled by the caller; this call has no effect"),
         }

@@ -8,6 +8,7 @@
 mod cancel;
 mod feed;
 mod flag_score;
+pub(crate) mod memory;
 mod options;
 mod score;
 mod speculate;
@@ -217,8 +218,16 @@ impl Session {
     /// As [`Session::feed_ids`].
     pub fn feed(&mut self, bytes: &[u8]) -> Result<()> {
         let bos = self.is_empty() && !self.options.no_bos;
-        let ids = bytes.iter().map(|&byte| vocab::byte_to_id(byte));
-        let ids: SmallVec<[Id; 1]> = bos.then_some(BOS).into_iter().chain(ids).collect();
+        let n_ids = bytes.len().saturating_add(bos.into());
+        // Before a copy is made of more than can be read.
+        if matches!(self.options.overflow, Overflow::Error) {
+            self.check_bytes(self.len().saturating_add(n_ids))?;
+        }
+        let mut ids: SmallVec<[Id; 1]> = SmallVec::new();
+        let needed = n_ids.saturating_mul(size_of::<Id>());
+        (ids.try_reserve(n_ids)).map_err(|_| Error::Memory { needed })?;
+        ids.extend(bos.then_some(BOS));
+        ids.extend(bytes.iter().map(|&byte| vocab::byte_to_id(byte)));
         self.feed_ids(&ids)
     }
 

@@ -17,7 +17,7 @@
  * blt_last_error() returns the message of the thread's last failure. NULL where a value is required, and
  * numbers out of range, give BLT_ERROR_ARGUMENT. After a failure handles are unchanged and can still be
  * used. The exception is BLT_ERROR_PANICKED: a bug of the library was caught, and the handle can only be
- * freed.
+ * freed. A call that needs more memory than the system gives returns BLT_ERROR_MEMORY.
  *
  * Ownership. What a function writes to `out` belongs to you: pass it once to the blt_..._free of its kind.
  * These accept NULL. Handles may be freed in any order; a session keeps its model alive. What you pass in
@@ -99,6 +99,8 @@ typedef enum blt_status {
     BLT_ERROR_PANICKED = 11,
     // The output does not fit into the buffer.
     BLT_ERROR_BUFFER = 12,
+    // The system gives no more memory. The call had no effect.
+    BLT_ERROR_MEMORY = 13,
 } blt_status;
 
 // Why a generation ended. Numbers are never reused; new ones may be added.

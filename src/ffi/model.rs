@@ -6,8 +6,13 @@ use std::ops::ControlFlow;
 use super::guard::{Out, Result, bytes, free, guard, handle, optional, path};
 use super::options::{Settings, blt_options};
 use super::status::{Failure, blt_status};
+use crate::error::Error;
 use crate::model::Model;
+use crate::session::memory::check;
 use crate::tensor::Storage;
+
+/// Memory that opening a model needs beside its file: headers, tables, threads.
+const OPENING: usize = 16 << 20;
 
 /// A model: its weights, which never change, and its threads.
 pub struct blt_model(pub(super) Model);
@@ -58,6 +63,7 @@ pub unsafe extern "C" fn blt_model_open(
                 Out::new("out", out)?,
             )
         };
+        check(OPENING)?;
         let progress = |n_done, n_total| tell(progress, user, n_done, n_total);
         let model = options.model.open_with(path, progress)?;
         out.set(Box::into_raw(Box::new(blt_model(model))));
@@ -89,9 +95,16 @@ pub unsafe extern "C" fn blt_model_open_memory(
             )
         };
         let storage = match options.copy {
-            true => Storage::from(bytes.to_vec()),
+            true => {
+                let mut copy = Vec::new();
+                let needed = bytes.len();
+                (copy.try_reserve_exact(needed)).map_err(|_| Error::Memory { needed })?;
+                copy.extend_from_slice(bytes);
+                Storage::from(copy)
+            }
             false => Storage::Static(bytes),
         };
+        check(OPENING)?;
         let progress = |n_done, n_total| tell(progress, user, n_done, n_total);
         let model = options.model.open_bytes(storage, progress)?;
         out.set(Box::into_raw(Box::new(blt_model(model))));

@@ -135,6 +135,7 @@ pub unsafe extern "C" fn blt_session_clone(
     guard(|| {
         // SAFETY: the header's rules.
         let (talk, out) = unsafe { (talk(session)?, Out::new("out", out)?) };
+        talk.session.check_memory_of_clone()?;
         out.set(talk.clone().into_handle());
         Ok(())
     })

@@ -35,6 +35,8 @@ pub enum blt_status {
     BLT_ERROR_PANICKED = 11,
     /// The output does not fit into the buffer.
     BLT_ERROR_BUFFER = 12,
+    /// The system gives no more memory. The call had no effect.
+    BLT_ERROR_MEMORY = 13,
 }
 
 use blt_status::*;
@@ -66,6 +68,7 @@ impl From<Error> for Failure {
             Error::ContextFull { .. } => BLT_ERROR_CONTEXT_FULL,
             Error::Argument { .. } => BLT_ERROR_ARGUMENT,
             Error::Unsupported(_) | Error::Device(_) => BLT_ERROR_UNSUPPORTED,
+            Error::Memory { .. } => BLT_ERROR_MEMORY,
             Error::Cancelled => BLT_ERROR_CANCELLED,
         };
         Failure {
@@ -127,6 +130,7 @@ pub extern "C" fn blt_status_name(status: c_int) -> *const c_char {
         10 => c"BLT_ERROR_BUSY",
         11 => c"BLT_ERROR_PANICKED",
         12 => c"BLT_ERROR_BUFFER",
+        13 => c"BLT_ERROR_MEMORY",
         _ => c"unknown status",
     };
     name.as_ptr()
@@ -154,12 +158,12 @@ mod tests {
 
     #[test]
     fn every_status_has_its_own_name() {
-        for status in 0..=BLT_ERROR_BUFFER as c_int {
+        for status in 0..=BLT_ERROR_MEMORY as c_int {
             // SAFETY: the numbers are those of the enumeration, without gaps.
             let value: blt_status = unsafe { std::mem::transmute(status) };
             assert_eq!(name(status), format!("{value:?}"));
         }
-        for status in [-1, BLT_ERROR_BUFFER as c_int + 1, c_int::MAX] {
+        for status in [-1, BLT_ERROR_MEMORY as c_int + 1, c_int::MAX] {
             assert_eq!(name(status), "unknown status");
         }
     }

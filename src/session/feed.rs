@@ -134,7 +134,7 @@ impl<'a> FeedRequest<'a> {
         if self.bounded && matches!(session.options.overflow, Overflow::Slide { .. }) {
             self.n_now = self.n_now.min(session.room());
         }
-        Ok(())
+        session.check_memory(self.n_now)
     }
 
     /// Makes room in the context if that can slide.
@@ -304,7 +304,7 @@ impl Session {
         bytes_free.min(patches_free)
     }
 
-    fn check_bytes(&self, needed: usize) -> Result<()> {
+    pub(super) fn check_bytes(&self, needed: usize) -> Result<()> {
         if needed <= self.max_bytes {
             return Ok(());
         }
