@@ -108,7 +108,7 @@ fn the_commands_run() {
             _ => word.clone(),
         };
         let mut args: Vec<String> = words[1..].iter().map(model).collect();
-        if words[1] == "finetune" {
+        if words.get(1).is_some_and(|word| word == "finetune") {
             // A thousand steps take an hour.
             args.extend(["--steps", "2", "--batch", "512"].map(String::from));
         }

@@ -42,13 +42,21 @@ impl Drop for Temp {
 
 fn program(temp: &Temp, stage: &[&str], out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
-    command.args(stage).current_dir(&temp.0);
-    command.args(["--data", "text.txt", "--patching", "space", "--out", out]);
-    command.args(["--seq-len", "256", "--batch", "512", "--threads", "2"]);
-    if stage[0] != "finetune" {
-        command.args(["--preset", "toy"]);
+    command.args(stage).current_dir(&temp.0).args(more);
+    for (flag, value) in [
+        ("--out", out),
+        ("--data", "text.txt"),
+        ("--patching", "space"),
+        ("--seq-len", "256"),
+        ("--batch", "512"),
+        ("--threads", "2"),
+        ("--preset", "toy"),
+    ] {
+        let is_size = flag == "--preset" && stage[0] == "finetune";
+        if !more.contains(&flag) && !is_size {
+            command.args([flag, value]);
+        }
     }
-    command.args(more);
     command
 }
 
@@ -60,10 +68,15 @@ fn succeed(mut command: Command) -> Output {
 }
 
 /// The message of a program that must fail: one line, exit code 1.
-fn fail(mut command: Command) -> String {
+fn fail(command: Command) -> String {
+    fail_with(1, command)
+}
+
+/// The same with another exit code.
+fn fail_with(code: i32, mut command: Command) -> String {
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert_eq!(output.status.code(), Some(code), "{errors}");
     let last = errors.lines().last().unwrap_or_default().to_string();
     assert!(last.starts_with("blt-train: "), "{errors}");
     last
@@ -288,7 +301,7 @@ fn patches_are_cut_every_way_there_is() {
         .concat();
         let out = format!("main-{mode}");
         succeed(program(&temp, &["main"], &out, &all));
-        let length = logged(&temp, &out, "patch_length")[2];
+        let length = logged(&temp, &out, "mean_patch_length")[2];
         let expected = match mode {
             "byte" => 0.9..1.1,
             "static" => 2.9..3.1,
@@ -517,24 +530,30 @@ fn data_that_cannot_be_read_is_named() {
     std::fs::write(temp.path("text.txt.gz"), b"\x1f\x8b\x08\0").unwrap();
     std::fs::write(temp.path("table.parquet"), b"PAR1").unwrap();
     std::os::unix::fs::symlink("nowhere", temp.path("dangling")).unwrap();
-    for (data, expected) in [
-        ("missing", "No such file"),
-        ("dangling", "No such file"),
-        ("empty", "expected text, found none in empty"),
-        ("nothing.txt", "expected text, found none in nothing.txt"),
-        ("/dev/zero", "/dev/zero: expected text, found a device"),
+    for (data, code, expected) in [
+        ("missing", 1, "No such file"),
+        ("dangling", 1, "No such file"),
+        ("empty", 2, "--data: expected text, found none in empty"),
+        (
+            "nothing.txt",
+            2,
+            "--data: expected text, found none in nothing.txt",
+        ),
+        ("/dev/zero", 1, "/dev/zero: expected text, found a device"),
         (
             "text.txt.gz",
+            1,
             "gzip data; unpack it first: gzip -dk text.txt.gz",
         ),
-        ("table.parquet", "a Parquet table"),
+        ("table.parquet", 1, "a Parquet table"),
         (
             "bad.jsonl",
+            1,
             "line 2: expected an object with a string \"text\"",
         ),
     ] {
         let more = ["--steps", "2", "--data", data];
-        let message = fail(program(&temp, &["main"], "run", &more));
+        let message = fail_with(code, program(&temp, &["main"], "run", &more));
         assert!(message.contains(expected), "{data}: {message}");
         assert!(!temp.path("run/state.safetensors").exists(), "{data}");
     }
@@ -625,7 +644,8 @@ fn a_run_continues_on_its_own_data() {
     let resume = ["--resume", "--steps", "6"];
     for other in [half, &more, &text.replace('7', "8")] {
         std::fs::write(temp.path("text.txt"), other).unwrap();
-        let message = fail(program(&temp, &["main"], "run", &resume));
+        let message = fail_with(2, program(&temp, &["main"], "run", &resume));
+        assert!(message.starts_with("blt-train: --data: "), "{message}");
         assert!(message.contains("--new-data"), "{message}");
     }
     // The same text elsewhere is the same.
@@ -657,6 +677,30 @@ fn nobody_needs_to_read_along() {
     drop(child.stderr.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(temp.path("run/model.safetensors").exists());
+}
+
+#[test]
+fn the_log_and_the_curves_can_go_to_standard_output() {
+    let temp = Temp::new("stdout");
+    let more = ["--steps", "3", "--log-every", "1", "--quiet"];
+    let log = [&more[..], &["--log", "-"]].concat();
+    let output = succeed(program(&temp, &["main"], "log", &log)).stdout;
+    let lines = String::from_utf8(output).unwrap();
+    let steps = lines.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["step"].as_u64().unwrap()
+    });
+    assert_eq!(steps.collect::<Vec<_>>()[..2], [1, 2]);
+    assert!(!temp.path("-").exists() && !temp.path("log/log.jsonl").exists());
+    let plot = [&more[..], &["--plot", "-"]].concat();
+    let output = succeed(program(&temp, &["main"], "plot", &plot)).stdout;
+    assert!(output.starts_with(b"<svg") && !temp.path("-").exists());
+    // A reader that goes away loses nothing of the run.
+    let mut command = program(&temp, &["main"], "closed", &log);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert!(temp.path("closed/model.safetensors").exists());
 }
 
 #[test]
@@ -770,18 +814,80 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
     for (args, expected) in [
         (&["dance"][..], "entropy, main, finetune"),
         (&["finetune"], "checkpoint"),
-        (&["main", "--dance", "1"], "dance"),
-        (&["main", "--steps"], "after --steps"),
+        (&["main", "--dance", "1"], "--dance: unknown flag"),
+        (&["main", "--stps=1"], "did you mean --steps?"),
+        (&["main", "--lr", "11"], "--lr: expected 0 to 10"),
+        (&["main", "--steps"], "--steps: expected a value"),
+        (
+            &["main", "--steps=1", "--steps=2"],
+            "--steps: expected once",
+        ),
+        (&["main", "x"], "no further argument"),
+        (&["main"], "--data: expected at least one"),
+        (&["main", "--data=x", "--preset=huge"], "--preset: expected"),
+        // Flags without effect.
+        (
+            &["main", "--dequantize"],
+            "--dequantize: expected the stage finetune",
+        ),
+        (&["entropy", "--hf", "x"], "--hf: expected the stage main"),
+        (
+            &["entropy", "--local-dim", "64"],
+            "--local-dim: expected the stage main",
+        ),
+        (
+            &["main", "--entropy-dim", "64"],
+            "--entropy-dim: expected the stage entropy",
+        ),
+        (
+            &["main", "--patch-length", "3"],
+            "--patch-length: expected the stage entropy",
+        ),
+        (
+            &["main", "--valid=x", "--valid-share=0.1"],
+            "--valid-share: expected no --valid",
+        ),
+        (
+            &["main", "--cooldown", "0.2"],
+            "--cooldown: expected --decay trapezoid",
+        ),
+        (
+            &["main", "--lora-alpha", "4"],
+            "--lora-alpha: expected --lora-rank",
+        ),
+        (
+            &["bench", "--save-every", "4"],
+            "--save-every: expected another stage",
+        ),
+        (&["bench", "--resume"], "--resume: expected another stage"),
+        (
+            &["main", "--data=x", "--patching=space", "--patch-size=4"],
+            "--patch-size: expected --patching static",
+        ),
+        (
+            &["main", "--data=x", "--patching=space", "--entropy-model=x"],
+            "--entropy-model: expected --patching entropy",
+        ),
+        (
+            &["main", "--data=x", "--log=-", "--plot=x.svg"],
+            "--plot: expected --log to be a file",
+        ),
         (&["main", "--resume", "--overwrite"], "found both"),
         (&["main", "--new-data"], "--resume"),
         (&["main", "--plot", "x.png"], ".svg or .html"),
         (&["main", "--save-every", "0s"], "as in 10m"),
-        (&["main", "--steps", "x"], "steps"),
         (
-            &["finetune", "model", "--diff-attention", "all"],
+            &["main", "--steps", "x"],
+            "--steps: expected a whole number",
+        ),
+        (
+            &["finetune", "model", "--data=x", "--diff-attention", "all"],
             "--diff-attention: finetune takes the sizes from the checkpoint",
         ),
-        (&["finetune", "model", "--preset", "tiny"], "--preset: "),
+        (
+            &["finetune", "model", "--data=x", "--preset", "tiny"],
+            "--preset: ",
+        ),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
         let output = command.args(args).current_dir(&temp.0).output().unwrap();
@@ -796,5 +902,13 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         .arg("--help")
         .output()
         .unwrap();
-    assert!(String::from_utf8_lossy(&help.stdout).contains("--lora-rank"));
+    let help = String::from_utf8_lossy(&help.stdout);
+    for part in [
+        "\nData:\n",
+        "\nOptimiser:\n",
+        "\nSizes:\n",
+        "--lora-rank <value>   rank of the",
+    ] {
+        assert!(help.contains(part), "{part} in {help}");
+    }
 }

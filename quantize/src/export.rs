@@ -28,7 +28,7 @@ pub fn plan(checkpoint: &Checkpoint, to: Option<DType>) -> Result<(HfLayout, Vec
                 if found.is_quantized() || dtype.is_some_and(|d| d != found) {
                     return Err(Error::tensor(
                         part,
-                        format!("expected one of F32, F16 and BF16 for all of it, found {found}"),
+                        format!("expected one of f32, f16 and bf16 for all of it, found {found}"),
                     ));
                 }
                 dtype = Some(found);

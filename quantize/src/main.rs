@@ -25,6 +25,9 @@ use blt::cli::progress::Progress;
 /// Bytes of the calibration text that are read by default.
 const CALIBRATE_BYTES: usize = 1 << 15;
 
+/// Bytes per window of the comparison by default.
+const WINDOW: usize = 512;
+
 /// Bytes of the evaluation text that are read by default.
 const EVAL_BYTES: usize = 1 << 16;
 
@@ -42,14 +45,15 @@ program_args! {
                 q6_k, bf12, bf16, f16, f32 or keep. The last matching pattern wins.\n\
                 --patching is stored in the output.",
         error_code(1, "Failed; standard error says why, and there is no output."),
-        error_code(2, "Wrong usage.")
+        error_code(2, "Wrong usage."),
+        error_code(130, "Ended by Ctrl-C; 143 by SIGTERM.")
     )]
     struct Args [checkpoint] {
         /// the checkpoint: a file or a folder in any layout
         #[argh(positional, arg_name = "IN", from_str_fn(blt::cli::bytes::path))]
         input: PathBuf,
 
-        /// the file to write, or with --to hf the folder, which must be new or empty; not
+        /// the file to write, - for standard output, or with --to hf the folder, which must be new or empty; not
         /// needed with --dry-run
         #[argh(positional, arg_name = "OUT", from_str_fn(blt::cli::bytes::path))]
         output: Option<PathBuf>,
@@ -72,20 +76,20 @@ program_args! {
         calibrate: Option<PathBuf>,
 
         /// bytes of that text to read (default: 32768)
-        #[argh(option, arg_name = "n", default = "CALIBRATE_BYTES")]
-        calibrate_bytes: usize,
+        #[argh(option, arg_name = "n")]
+        calibrate_bytes: Option<usize>,
 
         /// a text on which to compare the result with the input
         #[argh(option, arg_name = "text", from_str_fn(blt::cli::bytes::path))]
         eval: Option<PathBuf>,
 
         /// bytes of that text to read (default: 65536)
-        #[argh(option, arg_name = "n", default = "EVAL_BYTES")]
-        eval_bytes: usize,
+        #[argh(option, arg_name = "n")]
+        eval_bytes: Option<usize>,
 
         /// bytes per window of the comparison (default: 512)
-        #[argh(option, arg_name = "n", default = "512")]
-        window: usize,
+        #[argh(option, arg_name = "n")]
+        window: Option<usize>,
 
         /// write nothing; print sizes, and errors estimated from a sample of the weights
         #[argh(switch)]
@@ -100,7 +104,7 @@ program_args! {
         allow_loss: bool,
 
         /// number of threads (default: all)
-        #[argh(option, arg_name = "n")]
+        #[argh(option, short = 't', arg_name = "n")]
         threads: Option<usize>,
 
         /// show no progress
@@ -187,9 +191,24 @@ fn product(args: &Args) -> Result<Product, Failure> {
         (args.dry_run, "--dry-run: not with --to hf", !hf),
         (args.allow_loss, "--allow-loss: only with --to hf", hf),
         (
-            args.window == 0,
+            args.window == Some(0),
             "--window: expected at least 1, found 0",
             false,
+        ),
+        (
+            args.calibrate_bytes.is_some(),
+            "--calibrate-bytes: expected --calibrate with it",
+            args.calibrate.is_some(),
+        ),
+        (
+            args.eval_bytes.is_some(),
+            "--eval-bytes: expected --eval with it",
+            args.eval.is_some(),
+        ),
+        (
+            args.window.is_some(),
+            "--window: expected --eval with it",
+            args.eval.is_some(),
         ),
     ] {
         if given && !fits {
@@ -239,7 +258,7 @@ fn step(progress: &mut Progress) -> impl FnMut(u64) -> blt::Result<()> + '_ {
         progress.set(done);
         match interrupt::requested() {
             false => Ok(()),
-            true => Err(Error::argument("interrupted", "nothing has been written")),
+            true => Err(Error::Cancelled),
         }
     }
 }
@@ -271,20 +290,21 @@ fn to_native(
     n_threads: usize,
     tables_aside: bool,
 ) -> Result<(), Failure> {
+    let window = args.window.unwrap_or(WINDOW);
     let plan = policy.plan(checkpoint)?;
     // What can go wrong with the arguments goes wrong before the long work.
     let eval = match &args.eval {
         None => None,
         Some(path) => {
-            let text = read(path, args.eval_bytes)?;
-            evaluate::check(checkpoint.config(), &text, args.window)?;
+            let text = read(path, args.eval_bytes.unwrap_or(EVAL_BYTES))?;
+            evaluate::check(checkpoint.config(), &text, window)?;
             Some(text)
         }
     };
     let importance = match &args.calibrate {
         None => Importance::new(),
         Some(path) => {
-            let text = read(path, args.calibrate_bytes)?;
+            let text = read(path, args.calibrate_bytes.unwrap_or(CALIBRATE_BYTES))?;
             let mut progress = Progress::new("calibrating", Some(text.len() as u64), args.quiet);
             let result = calibrate::importance(checkpoint, &text, n_threads, step(&mut progress));
             progress.finish();
@@ -318,18 +338,22 @@ fn to_native(
     let before = options.load(checkpoint)?;
     let after = options.open(output(args)?)?;
     let mut progress = Progress::new("comparing", Some(text.len() as u64), args.quiet);
-    let result = evaluate::compare(&before, &after, &text, args.window, |done| {
+    let result = evaluate::compare(&before, &after, &text, window, |done| {
         progress.set(done);
         match interrupt::requested() {
             false => Ok(()),
-            true => Err(Error::argument(
-                "interrupted",
-                "the file is written, the comparison is not done",
-            )),
+            true => Err(Error::Cancelled),
         }
     });
     progress.finish();
-    print(&format!("\n{}", report::comparison(&result?)))
+    let comparison = result.map_err(|error| match error {
+        Error::Cancelled => {
+            let what = "interrupted: the file is written, the comparison is not done";
+            Failure::Interrupted(what.into())
+        }
+        error => Failure::from(error),
+    })?;
+    print(&format!("\n{}", report::comparison(&comparison)))
 }
 
 fn output(args: &Args) -> Result<&Path, Failure> {

@@ -75,7 +75,14 @@ impl std::str::FromStr for Rule {
 }
 
 impl Rule {
-    /// Whether the rule is about the tensor of that name.
+    /// Whether the rule is about the tensor. A pattern for many tensors that asks for a block format is about matrices:
+    /// vectors have none.
+    pub fn is_for(&self, tensor: &ModelTensor) -> bool {
+        let is_of_matrices = matches!(self.target, Target::Blocks(_)) && self.pattern.contains('*');
+        self.matches(&tensor.name) && !(is_of_matrices && tensor.role.is_vector())
+    }
+
+    /// Whether the pattern fits the name.
     pub fn matches(&self, name: &str) -> bool {
         fn matches(pattern: &[u8], name: &[u8]) -> bool {
             // Where to go back to when what follows the last `*` does not fit.
@@ -115,11 +122,11 @@ impl Policy {
     /// [`Error::Argument`] if a rule matches no tensor, or asks for a block format for a norm.
     pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Vec<(String, DType)>> {
         for rule in &self.rules {
-            if !checkpoint.tensors().any(|(name, _)| rule.matches(name)) {
+            if !checkpoint.model_tensors().any(|(of, _)| rule.is_for(of)) {
                 return Err(Error::argument(
                     "tensor-type",
                     format!(
-                        "expected a pattern that matches a tensor, found \"{}\"",
+                        "expected a pattern that matches a tensor of that kind, found \"{}\"",
                         rule.pattern
                     ),
                 ));
@@ -133,7 +140,7 @@ impl Policy {
     fn dtype(&self, tensor: &ModelTensor, source: DType) -> Result<DType> {
         let (name, role) = (&tensor.name, tensor.role);
         let shape = &tensor.shape[..];
-        let rule = self.rules.iter().rev().find(|rule| rule.matches(name));
+        let rule = self.rules.iter().rev().find(|rule| rule.is_for(tensor));
         let target = match rule {
             Some(rule) => rule.target,
             None => self.by_default(tensor, source),
@@ -292,7 +299,12 @@ mod tests {
         ] {
             assert_eq!(of(name, shape), expected, "{name}");
         }
-        let error = policy("q8_0", &["*=q8_0"]).dtype(&tensor("decoder.norm", &[256]), DType::F32);
+        let all = policy("q8_0", &["*=q6_k"]);
+        let of = |name, shape: &[usize]| all.dtype(&tensor(name, shape), DType::F32).unwrap();
+        assert_eq!(of("decoder.norm", &[256]), DType::F32);
+        assert_eq!(of("decoder.output", &[260, 256]), DType::Tiles(Q6K));
+        let exact = policy("q8_0", &["decoder.norm=q8_0"]);
+        let error = exact.dtype(&tensor("decoder.norm", &[256]), DType::F32);
         assert!(error.unwrap_err().to_string().contains("decoder.norm"));
         let q8 = policy("q8_0", &[]);
         let of = |name| q8.dtype(&tensor(name, &[256, 256]), DType::F16).unwrap();

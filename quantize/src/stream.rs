@@ -241,7 +241,7 @@ mod tests {
         );
         bad[40] = 1e6;
         let source = Tensor::from_f32(vec![1, 64], bad).unwrap();
-        assert!(run(&source, DType::F16).contains("range of F16, found 1000000"));
+        assert!(run(&source, DType::F16).contains("range of f16, found 1000000"));
     }
 
     #[test]

@@ -209,7 +209,7 @@ impl SafetensorsFile {
             Error::tensor(
                 name,
                 format!(
-                    "expected F32, F16 or BF16, found {found} in {}",
+                    "expected f32, f16 or bf16, found {found} in {}",
                     self.path.display()
                 ),
             )

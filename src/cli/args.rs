@@ -7,17 +7,23 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 
 use super::bytes;
 pub use super::failure::Failure;
-use super::interrupt;
 use super::terminal::harmless;
+use super::words::{self, Words};
+use super::{help, interrupt};
 
 /// Parses the arguments, runs the program and reports how it ended.
-pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failure>) -> ExitCode {
+pub fn main<T: FromArgs + ArgsInfo>(
+    program: &str,
+    run: impl FnOnce(T) -> Result<(), Failure>,
+) -> ExitCode {
     crate::tensor::exit_if_lost(program);
-    let failure = match parse(program) {
+    let info = T::get_args_info();
+    let mut words = Vec::new();
+    let failure = match parse(program, &info, &mut words) {
         Ok(Parsed::Run(args)) => match run(args) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(failure) => failure,
@@ -35,7 +41,10 @@ pub fn main<T: FromArgs>(program: &str, run: impl FnOnce(T) -> Result<(), Failur
         Failure::OutputClosed => return ExitCode::SUCCESS,
         Failure::Interrupted(message) if message.is_empty() => return ExitCode::from(signal),
         Failure::Failed(message) | Failure::Interrupted(message) => (signal, message),
-        Failure::Usage(message) => (2, format!("{message} (see {program} --help)")),
+        Failure::Usage(message) => {
+            let message = words::with_flag(&info, &words, &message);
+            (2, format!("{message} (see {program} --help)"))
+        }
     };
     crate::errln!("{program}: {}", one_line(&message));
     ExitCode::from(code)
@@ -46,44 +55,52 @@ enum Parsed<T> {
     Print(String),
 }
 
-fn parse<T: FromArgs>(program: &str) -> Result<Parsed<T>, Failure> {
-    let args: Vec<String> = std::env::args_os().skip(1).map(bytes::encode).collect();
-    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
-    if args == ["--version"] {
-        let version = env!("CARGO_PKG_VERSION");
-        return Ok(Parsed::Print(format!("{program} {version}\n")));
+fn parse<T: FromArgs>(
+    program: &str,
+    info: &CommandInfoWithArgs,
+    words: &mut Vec<String>,
+) -> Result<Parsed<T>, Failure> {
+    let args = std::env::args_os().skip(1).map(bytes::encode).collect();
+    match words::read(program, info, args)? {
+        Words::Run(read) => *words = read,
+        Words::Help => return Ok(Parsed::Print(help::text(program, info))),
+        Words::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            return Ok(Parsed::Print(format!("{program} {version}\n")));
+        }
     }
-    loop {
-        let exit = match T::from_args(&[program], &args) {
-            Ok(args) => return Ok(Parsed::Run(args)),
-            Err(exit) if exit.status.is_ok() => return Ok(Parsed::Print(exit.output)),
-            Err(exit) => exit,
-        };
-        let Some(index) = removed_flag(&exit.output, &args) else {
-            return Err(Failure::Usage(with_hint(lower_first(&exit.output), &args)));
-        };
-        let flag = args.remove(index);
-        crate::errln!(
-            "{program}: {flag} is ignored: it was removed, and blt's own kernels are used"
-        );
+    let args: Vec<&str> = words.iter().map(String::as_str).collect();
+    match T::from_args(&[program], &args) {
+        Ok(args) => Ok(Parsed::Run(args)),
+        Err(exit) if exit.status.is_ok() => Ok(Parsed::Print(exit.output)),
+        Err(exit) => Err(Failure::Usage(reworded(exit.output.trim_end()))),
     }
 }
 
-/// Flags of earlier versions that no longer have an effect.
-const REMOVED: [&str; 1] = ["--cublaslt"];
-
-/// The index of the argument that the parser refused with `message`, if it is a removed flag.
-fn removed_flag(message: &str, args: &[&str]) -> Option<usize> {
-    let flag = (REMOVED.iter()).find(|flag| message.trim_end().ends_with(**flag))?;
-    args.iter().rposition(|arg| arg == flag)
-}
-
-/// The parser takes `--name value` only; most others take `--name=value` too.
-fn with_hint(message: String, args: &[&str]) -> String {
-    let unknown = (args.iter()).find(|a| a.starts_with("--") && message.trim_end().ends_with(**a));
-    match unknown.and_then(|a| a.split_once('=')) {
-        Some((name, value)) => format!("{}; write {name} {value}", message.trim_end()),
-        None => message,
+/// Rewords a message of argh: the flag as typed, what was expected, what was found.
+fn reworded(message: &str) -> String {
+    let value = message.strip_prefix("Error parsing option '");
+    let value = value.and_then(|rest| rest.split_once("' with value '"));
+    let parts = value.and_then(|(flag, rest)| Some((flag, rest.split_once("': ")?)));
+    if let Some((flag, (value, reason))) = parts {
+        let name = flag.trim_start_matches('-');
+        let reason = match reason.trim_end() {
+            "invalid digit found in string" | "cannot parse integer from empty string" => {
+                "expected a whole number"
+            }
+            "number too large to fit in target type" => "expected a smaller number",
+            "invalid float literal" | "cannot parse float from empty string" => "expected a number",
+            "duplicate values provided" => return format!("{flag}: expected once, found twice"),
+            other => (other.strip_prefix(name)).map_or(other, |rest| rest.trim_start_matches(": ")),
+        };
+        return match reason.contains("found") {
+            true => format!("{flag}: {reason}"),
+            false => format!("{flag}: {reason}, found \"{value}\""),
+        };
+    }
+    match message.strip_prefix("Unrecognized argument: ") {
+        Some(word) => format!("expected no further argument, found \"{word}\""),
+        None => lower_first(message),
     }
 }
 

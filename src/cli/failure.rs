@@ -41,6 +41,11 @@ impl From<crate::Error> for Failure {
             crate::Error::Io { path, source } if path.as_os_str() == STDOUT => {
                 Failure::of_output(source)
             }
+            // Arguments of the library's calls are those of the command line.
+            crate::Error::Argument { .. } => Failure::usage(error),
+            crate::Error::Cancelled => {
+                Failure::Interrupted("interrupted: nothing has been written".into())
+            }
             error => Failure::Failed(error.to_string()),
         }
     }

@@ -24,6 +24,7 @@ macro_rules! err {
 pub mod args;
 pub mod bytes;
 mod failure;
+mod help;
 pub mod interrupt;
 pub mod memory;
 pub mod model;
@@ -33,6 +34,7 @@ pub mod synthetic;
 pub mod terminal;
 pub mod units;
 pub mod weights;
+mod words;
 
 /// Reading a whole file, up to a limit.
 pub mod input {

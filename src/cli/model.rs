@@ -44,7 +44,7 @@ use super::progress::Progress;
 #[doc(hidden)]
 macro_rules! program_args {
     ($(#[$attr:meta])* struct $name:ident [] { $($fields:tt)* }) => {
-        #[derive(::argh::FromArgs)]
+        #[derive(::argh::FromArgs, ::argh::ArgsInfo)]
         $(#[$attr])*
         struct $name {
             $($fields)*
@@ -142,7 +142,8 @@ macro_rules! program_args {
                 #[argh(option, arg_name = "device", default = "blt::Device::Cpu")]
                 device: $crate::Device,
 
-                /// instruction set (default: the fastest this machine has)
+                /// instruction set (default: the fastest of this machine); all but portable, which has no fused
+                /// multiply-add, give the same bits
                 #[argh(option, arg_name = "name", from_str_fn($crate::cli::model::parse_isa))]
                 isa: Option<$crate::cli::model::Isa>,
             }
@@ -191,9 +192,9 @@ pub fn open(options: &ModelOptions, path: Option<&Path>) -> Result<Checkpoint, F
 /// Loads the model in a checkpoint. With [`Device::Auto`] standard error says which device it is on.
 pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Failure> {
     if options.chosen_device() != Device::Auto {
-        return options.load(checkpoint).map_err(failure);
+        return Ok(options.load(checkpoint)?);
     }
-    let model = (options.clone().device(Device::Cpu).load(checkpoint)).map_err(failure)?;
+    let model = options.clone().device(Device::Cpu).load(checkpoint)?;
     match model.on_device_with(Device::Cuda(0), options.chosen_gpu()) {
         Ok(on_gpu) => {
             crate::errln!("computing on {}", on_gpu.gpu_name().unwrap_or_default());
@@ -203,14 +204,6 @@ pub fn load(options: &ModelOptions, checkpoint: &Checkpoint) -> Result<Model, Fa
             crate::errln!("computing on the CPU: {reason}");
             Ok(model)
         }
-    }
-}
-
-/// The failure for an error of the library: an argument out of range is wrong usage.
-pub fn failure(error: Error) -> Failure {
-    match error {
-        Error::Argument { .. } => Failure::usage(error),
-        error => Failure::from(error),
     }
 }
 
@@ -306,11 +299,16 @@ pub fn parse_isa(name: &str) -> Result<Isa, String> {
     })
 }
 
-/// The model's patcher settings with this threshold; `None` without one.
+/// The model's patcher settings with the threshold of the arguments; `None` without one.
 pub fn patcher_config(
     config: &Config,
     threshold: Option<f32>,
+    entropy_reset: Option<usize>,
 ) -> Result<Option<PatcherConfig>, Failure> {
+    let by_entropy = config.patcher.mode == PatchingMode::Entropy;
+    if entropy_reset.is_some() && !by_entropy {
+        return Err(no_entropy("--entropy-reset", config));
+    }
     let Some(threshold) = threshold else {
         return Ok(None);
     };
@@ -319,13 +317,30 @@ pub fn patcher_config(
             "--threshold: expected a number of nats, found NaN".into(),
         ));
     }
-    if config.patcher.mode != PatchingMode::Entropy {
-        return Err(Failure::Usage(format!(
-            "--threshold: expected entropy patching, found {}; add --patching entropy",
-            config.patcher.mode
-        )));
+    if !by_entropy {
+        return Err(no_entropy("--threshold", config));
     }
     let mut patcher = config.patcher.clone();
     patcher.threshold = threshold;
     Ok(Some(patcher))
+}
+
+fn no_entropy(flag: &str, config: &Config) -> Failure {
+    Failure::usage(format!(
+        "{flag}: expected entropy patching, found {}; add --patching entropy",
+        config.patcher.mode
+    ))
+}
+
+/// Checks that a model which does not draft is not asked to.
+///
+/// # Errors
+/// [`Failure::Usage`].
+pub fn check_draft(model: &Model, draft: Option<usize>) -> Result<(), Failure> {
+    match draft {
+        Some(n) if n > 0 && model.config().bolmo.is_some() => Err(Failure::usage(
+            "--draft: expected none with a Bolmo model, which does not draft",
+        )),
+        _ => Ok(()),
+    }
 }

@@ -19,12 +19,37 @@ const WIDTH: u64 = 24;
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
-    /// Bytes to do, if known.
+    unit: Unit,
+    /// How much was done at the start.
+    first: u64,
+    /// How much is done at the end, if known.
     total: Option<u64>,
     style: Style,
     start: Instant,
     next: Instant,
     drawn: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Unit {
+    Bytes,
+    Steps,
+}
+
+impl Unit {
+    fn amount(self, n: u64) -> String {
+        match self {
+            Unit::Bytes => units::memory(n),
+            Unit::Steps => format!("{} steps", units::count(n)),
+        }
+    }
+
+    fn speed(self, per_second: f64) -> String {
+        match self {
+            Unit::Bytes => format!("{}/s", units::memory(per_second as u64)),
+            Unit::Steps => format!("{per_second:.1} steps/s"),
+        }
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -45,6 +70,8 @@ impl Progress {
         let start = Instant::now();
         Progress {
             what,
+            unit: Unit::Bytes,
+            first: 0,
             total: total.filter(|&t| t > 0),
             style,
             start,
@@ -53,7 +80,18 @@ impl Progress {
         }
     }
 
-    /// Records that `done` bytes are done, and draws if it is time to.
+    /// A report on steps from `first` to `total` by a program that prints lines of its own: a bar on a terminal, nothing
+    /// elsewhere.
+    pub fn steps(what: &'static str, first: u64, total: u64, quiet: bool) -> Self {
+        let mut progress = Progress::new(what, Some(total), quiet);
+        (progress.unit, progress.first) = (Unit::Steps, first);
+        if progress.style == Style::Lines {
+            progress.style = Style::Silent;
+        }
+        progress
+    }
+
+    /// Records that this much is done, and draws if it is time to.
     pub fn set(&mut self, done: u64) {
         if self.style == Style::Silent {
             return;
@@ -62,7 +100,7 @@ impl Progress {
         if now < self.next {
             return;
         }
-        let line = self.line(done, now - self.start);
+        let line = self.line(done);
         match self.style {
             Style::Bar => {
                 // Erase the rest of the line: the text before may have been longer.
@@ -77,26 +115,43 @@ impl Progress {
         self.drawn = true;
     }
 
-    /// Removes the bar.
-    pub fn finish(self) {
+    /// Removes the bar, before other text or at the end. The next [`Progress::set`] may draw it again.
+    pub fn clear(&mut self) {
         if self.style == Style::Bar && self.drawn {
             crate::err!("\r\x1b[K");
+            self.drawn = false;
         }
     }
 
-    fn line(&self, done: u64, elapsed: Duration) -> String {
-        let rate = done as f64 / elapsed.as_secs_f64().max(1e-9);
-        let speed = format!("{}/s", units::memory(rate as u64));
-        let Some(total) = self.total else {
-            return format!("{} {}, {speed}", self.what, units::memory(done));
+    /// Removes the bar at the end.
+    pub fn finish(mut self) {
+        self.clear();
+    }
+
+    /// How much is done per second, pauses included.
+    fn rate(&self, done: u64) -> f64 {
+        let elapsed = self.start.elapsed().as_secs_f64();
+        done.saturating_sub(self.first) as f64 / elapsed.max(1e-9)
+    }
+
+    /// Time left at the rate so far; none if the end is not known.
+    pub fn left(&self, done: u64) -> Option<Duration> {
+        let todo = self.total?.saturating_sub(done) as f64;
+        Some(Duration::from_secs_f64(
+            (todo / self.rate(done).max(1e-9)).min(1e9),
+        ))
+    }
+
+    fn line(&self, done: u64) -> String {
+        let speed = self.unit.speed(self.rate(done));
+        let (Some(total), Some(left)) = (self.total, self.left(done)) else {
+            return format!("{} {}, {speed}", self.what, self.unit.amount(done));
         };
         let part = (done as f64 / total as f64).min(1.0);
-        let left =
-            Duration::from_secs_f64((total.saturating_sub(done) as f64 / rate.max(1e-9)).min(1e9));
         let numbers = format!(
             "{:3.0} % of {}, {speed}, {} left",
             100.0 * part,
-            units::memory(total),
+            self.unit.amount(total),
             units::duration(left)
         );
         if self.style == Style::Lines {

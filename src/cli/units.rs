@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-/// `12.3 MiB`.
+/// `12.3 MB`: powers of 1000, as disks and networks count.
 pub fn memory(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     let mut value = bytes as f64;
     let mut unit = "bytes";
     for next in UNITS {
-        if value < 1024.0 {
+        if value < 1000.0 {
             break;
         }
-        value /= 1024.0;
+        value /= 1000.0;
         unit = next;
     }
     match unit {

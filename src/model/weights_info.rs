@@ -79,7 +79,7 @@ impl WeightsInfo {
         };
         sum.update(config_to_json(&architecture).as_bytes());
         for (name, tensor) in &self.tensors {
-            sum.update(format!("{name} {} {:?}", tensor.dtype(), tensor.shape()).as_bytes());
+            sum.update(format!("{name} {} {:?}", tensor.dtype().name(), tensor.shape()).as_bytes());
             /// Bytes looked at in each of three places. More would read more of the file.
             const SAMPLE: usize = 64;
             let bytes = tensor.bytes();

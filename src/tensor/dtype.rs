@@ -119,9 +119,10 @@ impl DType {
     }
 }
 
+/// In lower case, as flags name types.
 impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+        f.write_str(&self.name().to_ascii_lowercase())
     }
 }
 

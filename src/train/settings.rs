@@ -286,7 +286,7 @@ settings! {
     keep: String = "best".into();
     /// Element type of the model files: bf16 or f32.
     dtype: String = "bf16".into();
-    /// Adapters instead of full fine-tuning: their rank; 0: none.
+    /// Rank of the adapters that are trained instead of all weights; 0: none.
     lora_rank: usize = 0;
     /// Strength of the adapters: they count alpha / rank.
     lora_alpha: f64 = 16.0;

@@ -422,19 +422,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Unsupported`] naming the step.
     pub fn check(&mut self) -> Result<()> {
-        let step = self.position.step;
-        let wrong = |what: String| {
-            Error::Unsupported(format!(
-                "step {step}: expected finite {what}; the last checkpoint is intact; a lower --lr or --clip may help"
-            ))
-        };
-        for param in self.params.list() {
-            if let Value::Owned(values) = &param.value
-                && !values.par_iter().all(|x| x.abs() <= bf16::MAX.to_f32())
-            {
-                return Err(wrong(format!("weights, found others in {}", param.name)));
-            }
-        }
+        self.check_weights()?;
         let of_valid = !self.valid.is_empty();
         let corpus = if of_valid { &self.valid } else { &self.train };
         let mut n_ids = 0;
@@ -450,8 +438,26 @@ impl Trainer {
         let nats = self.network.score(config, &self.params, &sequences)?.nats;
         match nats.is_finite() {
             true => Ok(()),
-            false => Err(wrong(format!("loss, found {nats}"))),
+            false => Err(self.not_finite(format!("loss, found {nats}"))),
         }
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        for param in self.params.list() {
+            if let Value::Owned(values) = &param.value
+                && !values.par_iter().all(|x| x.abs() <= bf16::MAX.to_f32())
+            {
+                return Err(self.not_finite(format!("weights, found others in {}", param.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn not_finite(&self, what: String) -> Error {
+        Error::Unsupported(format!(
+            "step {}: expected finite {what}; the last checkpoint is intact; a lower --lr or --clip may help",
+            self.position.step
+        ))
     }
 
     /// Takes note of a validation. Whether it is the best so far.
@@ -481,7 +487,9 @@ impl Trainer {
         if state.exists() {
             // A second name: there is a state at every moment. Not every file system has them.
             let _ = std::fs::remove_file(&previous);
-            let _ = std::fs::hard_link(&state, &previous);
+            if std::fs::hard_link(&state, &previous).is_err() {
+                let _ = std::fs::copy(&state, &previous);
+            }
         }
         self.save_as(STATE, stage)
     }
@@ -491,6 +499,7 @@ impl Trainer {
     /// # Errors
     /// Same as [`Trainer::save`].
     pub fn keep_as_best(&self, stage: &str) -> Result<()> {
+        self.check_weights()?;
         match self.stage {
             Stage::Entropy => self.save_as(BEST, stage),
             Stage::Main => self.export(&self.path(BEST)),

@@ -56,6 +56,17 @@ fn greedy_text_is_that_of_the_reference() {
 }
 
 #[test]
+fn drafts_are_refused() {
+    let model = model();
+    for program in [RUN, BENCH] {
+        let result = call(program, &with(&model, &["-p", "1", "--draft", "4"]), b"");
+        let message = String::from_utf8(result.stderr).unwrap();
+        assert_eq!(result.status.code(), Some(2), "{message}");
+        assert!(message.contains("--draft: expected none"), "{message}");
+    }
+}
+
+#[test]
 fn three_scores_are_printed_and_only_the_codes_are_called_so() {
     let (model, prompt) = (model(), prompt("ascii"));
     let text = file("bolmo-text", &bytes(&prompt["bytes_hex"]));

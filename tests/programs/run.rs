@@ -133,14 +133,17 @@ fn the_summary_goes_to_standard_error_without_colour() {
     ];
     let result = call(RUN, &args, b"");
     let summary = String::from_utf8(result.stderr).unwrap();
-    for part in [
-        "prompt 5 bytes",
-        "generated 8 bytes (length)",
-        "patches of",
-        "seed 77",
-    ] {
+    let short = ["generated 8 bytes (length)", "seed 77"];
+    for part in short {
         assert!(summary.contains(part), "{summary}");
     }
+    assert!(!summary.contains("prompt"), "{summary}");
+    let verbose = call(RUN, &[&args[..], &["--verbose"]].concat(), b"");
+    let verbose = String::from_utf8(verbose.stderr).unwrap();
+    for part in [&short[..], &["prompt 5 bytes", "patches of", "peak memory"]].concat() {
+        assert!(verbose.contains(part), "{verbose}");
+    }
+    assert_eq!((summary.lines().count(), verbose.lines().count()), (1, 1));
     assert!(!summary.contains('\x1b') && !result.stdout.contains(&0x1b));
     assert!(
         call(RUN, &[&args[..], &["--quiet"]].concat(), b"")
@@ -169,6 +172,18 @@ fn prompts_come_as_text_as_files_and_from_standard_input() {
     assert_eq!(output(RUN, &args, b""), from_stdin);
     let echoed = continued(MODEL, bytes, &[&more[..], &["--echo"]].concat());
     assert_eq!(echoed, [&bytes[..], &from_stdin].concat());
+    let args = [&[MODEL, "--temp=0", "--quiet"], &more[..]].concat();
+    assert_eq!(output(RUN, &args, bytes), from_stdin);
+    let args = [
+        MODEL,
+        "--temp=0",
+        "--quiet",
+        "-n12",
+        "--ignore-eos",
+        "-f",
+        "-",
+    ];
+    assert_eq!(output(RUN, &args, bytes), from_stdin);
     // Nothing at all is a prompt too: BOS.
     assert_eq!(continued(MODEL, b"", &more).len(), 12);
 }
@@ -220,16 +235,129 @@ fn patches_are_shown_where_they_start() {
 fn lines_continue_one_text() {
     let more = ["-n", "9", "--ignore-eos"];
     let first = continued(MODEL, b"one line", &more);
+    let ends_line = first.last().is_some_and(u8::is_ascii_whitespace);
+    let separator: &[u8] = if ends_line { b"" } else { b"\n" };
     let second = continued(
         MODEL,
-        &[b"one line", &first[..], b"another"].concat(),
+        &[b"one line", &first[..], separator, b"another"].concat(),
         &more,
     );
-    let third_prompt = [b"one line", &first[..], b"another", &second].concat();
+    let third_prompt = [b"one line", &first[..], separator, b"another", &second].concat();
     let third = continued(MODEL, &third_prompt, &more);
     let args = [&[MODEL, "-i", "--temp", "0", "--quiet"], &more[..]].concat();
     let text = output(RUN, &args, b"one line\nanother\r\n\n");
-    assert_eq!(text, [first, second, third].concat());
+    assert_eq!(
+        text,
+        [first, second, third]
+            .map(|text| [&text[..], b"\n"].concat())
+            .concat()
+    );
+}
+
+#[test]
+fn a_conversation_outlives_the_end_of_a_text_and_the_context() {
+    let records = |more: &[&str], lines: &str| -> Vec<Value> {
+        let args = [&[MODEL, "-i", "--json", "--seed", "3"], more].concat();
+        let text = String::from_utf8(output(RUN, &args, lines.as_bytes())).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    // A grammar ends each text; the next line begins a new one.
+    let found = records(&["--regex", "[a-z]{3}"], "one\ntwo\n\n");
+    assert_eq!(found.len(), 3);
+    for record in &found {
+        assert_eq!(
+            (&record["finish"], &record["generated_bytes"]),
+            (&"eos".into(), &3.into())
+        );
+    }
+    assert_eq!(found[1]["patch_starts"][0], 0);
+    let said = call(RUN, &[MODEL, "-i", "--regex", "[a-z]{3}"], b"one\n");
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("the end of the text"), "{said}");
+    let lines = "a line of text\n".repeat(6);
+    let found = records(&["--context", "40", "-n", "10", "--ignore-eos"], &lines);
+    assert_eq!(found.len(), 6);
+    assert!(found[5]["slides"].as_u64() > Some(0), "{found:?}");
+    assert!(found.iter().all(|record| record["generated_bytes"] == 10));
+}
+
+#[test]
+fn a_text_without_a_length_ends_with_the_model_or_the_context() {
+    let args = [
+        MODEL,
+        "-p",
+        "a",
+        "--context",
+        "40",
+        "--ignore-eos",
+        "--json",
+    ];
+    let record = json(RUN, &args);
+    assert_eq!(record["finish"], "context");
+    assert_eq!(record["generated_bytes"], 39);
+    let starts = record["patch_starts"].as_array().unwrap();
+    assert_eq!(starts[0], 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn the_summary_has_a_line_of_its_own_in_a_shared_pipe() {
+    let script = "\"$0\" \"$@\" 2>&1";
+    let args = [
+        "-c",
+        script,
+        RUN,
+        MODEL,
+        "-p",
+        "a",
+        "-n",
+        "20",
+        "--ignore-eos",
+        "--seed",
+        "1",
+    ];
+    let both = call("sh", &args, b"").stdout;
+    let last = both
+        .strip_suffix(b"\n")
+        .unwrap()
+        .rsplit(|&b| b == b'\n')
+        .next()
+        .unwrap();
+    assert!(
+        last.starts_with(b"generated 20 bytes"),
+        "{}",
+        String::from_utf8_lossy(last)
+    );
+}
+
+/// On a terminal, without any argument, the built-in model tells a story.
+#[cfg(all(target_os = "linux", feature = "default-model"))]
+#[test]
+fn a_terminal_is_told_a_story() {
+    let command = format!("{RUN} -n 60 --temp 0");
+    let Ok(result) = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env_remove("BLT_MODEL")
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+    else {
+        eprintln!("skipped: there is no script(1) to make a terminal");
+        return;
+    };
+    let shown = String::from_utf8(result.stdout).unwrap();
+    assert!(
+        shown.starts_with("\x1b[2mOnce upon a time\x1b[0m"),
+        "{shown:?}"
+    );
+    let summary = shown.trim_end().lines().last().unwrap();
+    assert!(
+        summary.starts_with("\x1b[2mgenerated 60 bytes"),
+        "{shown:?}"
+    );
 }
 
 #[test]

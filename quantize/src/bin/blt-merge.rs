@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use blt::checkpoint::{Checkpoint, OpenOptions, WeightFiles};
 use blt::cli::args::{self, Failure};
 use blt::cli::interrupt;
@@ -14,7 +14,7 @@ use blt_quantize::merge::Merge;
 
 /// Make a chat model of a Bolmo model: add to its global layers what instruction tuning did to the subword model that it
 /// was made from.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(
     help_triggers("-h", "--help"),
     example = "blt-merge Bolmo-7B Olmo-3-1025-7B Olmo-3-7B-Instruct chat.safetensors",
@@ -24,7 +24,8 @@ use blt_quantize::merge::Merge;
         1,
         "Something failed; standard error says what. There is no output then."
     ),
-    error_code(2, "Wrong usage.")
+    error_code(2, "Wrong usage."),
+    error_code(130, "Ended by Ctrl-C; 143 by SIGTERM.")
 )]
 struct Args {
     /// the byte model
@@ -39,7 +40,7 @@ struct Args {
     #[argh(positional, arg_name = "INSTRUCT", from_str_fn(blt::cli::bytes::path))]
     instruct: PathBuf,
 
-    /// the file to write
+    /// the file to write; - is standard output
     #[argh(positional, arg_name = "OUT", from_str_fn(blt::cli::bytes::path))]
     out: PathBuf,
 
@@ -101,7 +102,7 @@ fn run(args: Args) -> Result<(), Failure> {
         |done| {
             progress.set(done);
             match interrupt::requested() {
-                true => Err(Error::argument("interrupted", "nothing has been written")),
+                true => Err(Error::Cancelled),
                 false => Ok(()),
             }
         },

@@ -37,7 +37,8 @@ program_args! {
                 With random weights nearly every byte starts a patch; set --patch-length.\n\
                 --json and --csv print the same figures, speeds and bandwidths in bytes/s.",
         error_code(1, "Failed; standard error says why."),
-        error_code(2, "Wrong usage.")
+        error_code(2, "Wrong usage."),
+        error_code(130, "Ended by Ctrl-C; 143 by SIGTERM.")
     )]
     struct Args [model checkpoint compute] {
         /// bytes of the prompt (default: 512; 0: skip)
@@ -69,13 +70,8 @@ program_args! {
         synthetic: Option<String>,
 
         /// type of the random weights: bf16, f16, f32, bf12, q8_0, q6_k, q4_k or q4_0 (default: bf16)
-        #[argh(
-            option,
-            long = "type",
-            arg_name = "type",
-            default = "String::from(\"bf16\")"
-        )]
-        dtype: String,
+        #[argh(option, long = "type", arg_name = "type")]
+        dtype: Option<String>,
 
         /// where a GPU run keeps embedding tables: auto, host or device (default: auto, the device if they fit)
         #[argh(option, arg_name = "place", default = "blt::TablePlace::Auto")]
@@ -125,6 +121,9 @@ fn run(args: Args) -> Result<(), Failure> {
             "expected one of --csv and --json, found both",
         ));
     }
+    if args.tables != blt::TablePlace::Auto && args.device == blt::Device::Cpu {
+        return Err(Failure::usage("--tables: expected --device cuda with it"));
+    }
     let synthetic = Synthetic::of(&args)?;
     let source = (synthetic.as_ref().map(|s| s.path.as_path())).or(args.model.as_deref());
     let options = args.model_options().gpu(blt::GpuOptions {
@@ -132,11 +131,16 @@ fn run(args: Args) -> Result<(), Failure> {
     });
     interrupt::watch()?;
     let checkpoint = model::open(&options, source)?;
+    if let Some(synthetic) = &synthetic {
+        // It stays mapped; a program that is killed leaves nothing behind.
+        synthetic.remove();
+    }
     let name = match &synthetic {
         Some(synthetic) => synthetic.name.clone(),
         None => model::source_or_default(source)?.to_string(),
     };
     let model = model::load(&options, &checkpoint)?;
+    model::check_draft(&model, args.draft)?;
     let kv = args.kv.unwrap_or(model.default_kv());
     let bench = Bench {
         model: &model,
@@ -197,8 +201,14 @@ struct Synthetic {
 impl Synthetic {
     fn of(args: &Args) -> Result<Option<Self>, Failure> {
         let Some(shape) = &args.synthetic else {
-            return Ok(None);
+            return match args.dtype {
+                None => Ok(None),
+                Some(_) => Err(Failure::usage(
+                    "--type: expected --synthetic with it; a model has the types of its file",
+                )),
+            };
         };
+        let dtype = args.dtype.as_deref().unwrap_or("bf16");
         if args.model.is_some() {
             return Err(Failure::usage(
                 "expected one of MODEL and --synthetic, found both",
@@ -207,14 +217,14 @@ impl Synthetic {
         let file = format!("blt-bench-{}.safetensors", std::process::id());
         let synthetic = Synthetic {
             path: std::env::temp_dir().join(file),
-            name: format!("synthetic {shape} {}", args.dtype),
+            name: format!("synthetic {shape} {dtype}"),
         };
         let mut progress: Option<Progress> = None;
         let told = |written, total| {
             let shown = || Progress::new("writing weights", Some(total), args.quiet);
             progress.get_or_insert_with(shown).set(written);
         };
-        blt::cli::synthetic::write(&synthetic.path, shape, &args.dtype, told)?;
+        blt::cli::synthetic::write(&synthetic.path, shape, dtype, told)?;
         if let Some(progress) = progress {
             progress.finish();
         }
@@ -222,10 +232,16 @@ impl Synthetic {
     }
 }
 
+impl Synthetic {
+    fn remove(&self) {
+        // Where a mapped file cannot be removed, it goes at the end.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 impl Drop for Synthetic {
     fn drop(&mut self) {
-        // A temporary file; whoever cleans that folder finds what cannot be removed.
-        let _ = std::fs::remove_file(&self.path);
+        self.remove();
     }
 }
 

@@ -149,17 +149,19 @@ pub fn text(checkpoint: &Checkpoint, checked: Option<(u64, usize)>) -> String {
             units::memory(memory.traffic.weights.patch as u64)
         ),
     );
-    if let Some((n, n_sums)) = checked {
-        let sums = match n_sums {
-            0 => "the files have no checksums".to_string(),
-            n => format!("all {n} checksums are right"),
-        };
-        line(
-            "checked",
-            format!("all {} weights are finite, {sums}", units::count(n)),
-        );
+    if let Some(checked) = checked {
+        line("checked", found_intact(checked));
     }
     s.lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
+}
+
+/// What a check has found: weights that are finite, checksums that are right.
+fn found_intact((n_weights, n_sums): (u64, usize)) -> String {
+    let sums = match n_sums {
+        0 => "the files have no checksums".to_string(),
+        n => format!("all {n} checksums are right"),
+    };
+    format!("all {} weights are finite, {sums}", units::count(n_weights))
 }
 
 /// The networks and what joins them.
@@ -345,8 +347,28 @@ fn patching(config: &Config) -> String {
     format!("{rule}{add}{max}")
 }
 
+/// A line for each tensor: name, type, shape, size.
+pub fn tensors(checkpoint: &Checkpoint, checked: Option<(u64, usize)>) -> String {
+    let names = checkpoint.tensors().map(|(name, _)| name.len());
+    let width = names.max().unwrap_or(0);
+    let mut s = String::new();
+    for (name, tensor) in checkpoint.tensors() {
+        let dtype = tensor.dtype().to_string();
+        let shape: Vec<String> = tensor.shape().iter().map(usize::to_string).collect();
+        let (shape, size) = (
+            shape.join(" x "),
+            units::memory(tensor.bytes().len() as u64),
+        );
+        let _ = writeln!(s, "{name:width$}  {dtype:<6}  {shape:>16}  {size:>10}");
+    }
+    if let Some(checked) = checked {
+        let _ = writeln!(s, "\n{}", found_intact(checked));
+    }
+    s
+}
+
 /// For programs.
-pub fn record(checkpoint: &Checkpoint, checked: Option<(u64, usize)>) -> Value {
+pub fn record(checkpoint: &Checkpoint, checked: Option<(u64, usize)>, with_tensors: bool) -> Value {
     let memory = Memory::of(checkpoint);
     let parts = by_part(checkpoint);
     let files = checkpoint.files().iter();
@@ -380,6 +402,17 @@ pub fn record(checkpoint: &Checkpoint, checked: Option<(u64, usize)>) -> Value {
             "cache_bytes_at_full_context": memory.caches,
         },
     });
+    if with_tensors {
+        let list = checkpoint.tensors().map(|(name, t)| {
+            json!({
+                "name": name,
+                "dtype": t.dtype().to_string(),
+                "shape": t.shape(),
+                "bytes": t.bytes().len(),
+            })
+        });
+        record["tensors"] = list.collect();
+    }
     if let Some((n, n_sums)) = checked {
         record["checked"] = n.into();
         record["checksums"] = n_sums.into();

@@ -21,12 +21,18 @@ program_args! {
         example = "blt-info MODEL --check",
         note = "--json prints one object: layout, files (path, bytes), parameters, bytes, parts (name: tensors, \
                 parameters, bytes, dtypes), config (as in native files), memory (weight_bytes_per_byte, \
-                weight_bytes_per_patch, resident_weight_bytes, cache_bytes_at_full_context), and with --check \
-                checked, the number of weights found finite, and checksums, the number of tensors found intact.",
+                weight_bytes_per_patch, resident_weight_bytes, cache_bytes_at_full_context); with --check \
+                checked, the number of weights found finite, and checksums, the number of tensors found intact; with \
+                --tensors tensors (name, dtype, shape, bytes).",
         error_code(1, "Failed, or a weight is damaged or not finite; standard error says which."),
-        error_code(2, "Wrong usage.")
+        error_code(2, "Wrong usage."),
+        error_code(130, "Ended by Ctrl-C; 143 by SIGTERM.")
     )]
     struct Args [model checkpoint] {
+        /// list the tensors
+        #[argh(switch)]
+        tensors: bool,
+
         /// read every weight, compare it with its checksum (native files) and check that it is finite
         #[argh(switch)]
         check: bool,
@@ -54,6 +60,16 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), Failure> {
+    let alone = match args.devices {
+        true => Some("--devices"),
+        false => args.isa.as_ref().map(|_| "--isa"),
+    };
+    let about_model = args.model.is_some() || args.tensors || args.check || args.json;
+    if let Some(flag) = alone.filter(|_| about_model || args.devices && args.isa.is_some()) {
+        return Err(Failure::usage(format!(
+            "{flag}: expected nothing else with it"
+        )));
+    }
     if args.devices {
         return print(&devices()?);
     }
@@ -76,7 +92,8 @@ fn run(args: Args) -> Result<(), Failure> {
         false => None,
     };
     print(&match args.json {
-        true => format!("{}\n", describe::record(&checkpoint, checked)),
+        true => format!("{}\n", describe::record(&checkpoint, checked, args.tensors)),
+        false if args.tensors => describe::tensors(&checkpoint, checked),
         false => describe::text(&checkpoint, checked),
     })
 }
@@ -86,9 +103,9 @@ fn run(args: Args) -> Result<(), Failure> {
 fn devices() -> Result<String, Failure> {
     let line = |d: &blt::DeviceInfo| {
         let (major, minor) = d.capability;
-        let gib = d.memory as f64 / (1u64 << 30) as f64;
+        let memory = blt::cli::units::memory(d.memory as u64);
         let blt::DeviceInfo { number, name, .. } = d;
-        format!("cuda:{number}  {name}, compute capability {major}.{minor}, {gib:.1} GiB\n")
+        format!("cuda:{number}  {name}, compute capability {major}.{minor}, {memory}\n")
     };
     let lines: String = blt::devices()?.iter().map(line).collect();
     Ok(match lines.is_empty() {

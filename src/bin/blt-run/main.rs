@@ -17,8 +17,8 @@ use blt::{GenerateOptions, Overflow, Session, SessionOptions};
 
 use blt::cli::args::{self, Failure};
 use blt::cli::bytes::{Bytes, unescape};
-use blt::cli::model::{self, patcher_config};
-use blt::cli::{input, interrupt};
+use blt::cli::model::{self, check_draft, patcher_config};
+use blt::cli::{input, interrupt, terminal};
 use turn::{Runner, Turn};
 
 program_args! {
@@ -26,19 +26,21 @@ program_args! {
     /// summary goes to standard error.
     #[argh(
         help_triggers("-h", "--help"),
+        example = "blt-run",
         example = "blt-run MODEL -p \"Once upon a time\" -n 300",
-        example = "blt-run MODEL -f - --temp 0 --quiet < prompt.txt > continuation",
-        note = "MODEL is a file or folder in Hugging Face, Meta or native layout. Without it the default model runs.\n\
+        example = "blt-run MODEL --temp 0 --quiet < prompt.txt > continuation",
+        note = "MODEL is a file or folder in Hugging Face, Meta or native layout. Without it the default model runs. \
+                Without -p and -f the prompt is what is piped in, or on a terminal \"Once upon a time\".\n\
                 --json prints one object per run (with -i, per line): text (with replacement characters for \
                 bytes that are not UTF-8), generated_hex (the exact bytes), finish (eos, stop, length, \
-                interrupted), prompt_bytes, generated_bytes, prompt_bytes_per_second, \
-                generated_bytes_per_second, patches, mean_patch_length, drafted_bytes, accepted_bytes, \
-                slides, seed, peak_memory_bytes.\n\
+                context, interrupted), prompt_bytes, generated_bytes, prompt_bytes_per_second, \
+                generated_bytes_per_second, patches, mean_patch_length, patch_starts (positions, BOS included), \
+                drafted_bytes, accepted_bytes, slides, seed, peak_memory_bytes.\n\
                 Ctrl-C ends the text as if the limit were reached, with the summary and exit code 130 (SIGTERM: 143). \
                 With -i the first Ctrl-C ends only the text, and the next line can be typed.",
         error_code(1, "Failed; standard error says why."),
         error_code(2, "Wrong usage."),
-        error_code(130, "Ended by Ctrl-C.")
+        error_code(130, "Ended by Ctrl-C; 143 by SIGTERM.")
     )]
     struct Args [model checkpoint compute patches] {
         /// the text to continue; may be empty
@@ -49,9 +51,9 @@ program_args! {
         #[argh(option, short = 'f', arg_name = "path", from_str_fn(blt::cli::bytes::path))]
         file: Option<PathBuf>,
 
-        /// maximum number of bytes to generate (default: 256)
-        #[argh(option, short = 'n', arg_name = "count", default = "256")]
-        n_bytes: usize,
+        /// maximum number of bytes to generate (default: until the model ends the text or the context is full)
+        #[argh(option, short = 'n', arg_name = "count")]
+        n_bytes: Option<usize>,
 
         /// temperature; 0 always takes the most probable byte (default: 0.8)
         #[argh(option, arg_name = "number")]
@@ -113,11 +115,13 @@ program_args! {
         #[argh(option, arg_name = "bytes")]
         context: Option<usize>,
 
-        /// when the context is full, continue with the last N bytes (default: fail)
+        /// when the context is full, continue with the last N bytes (default: end the text; with -i half of the
+        /// context)
         #[argh(option, arg_name = "bytes")]
         slide: Option<usize>,
 
-        /// read lines from standard input and continue the text after each; an empty line continues without adding
+        /// read lines from standard input and continue the text after each. A line feed separates turns; an empty line
+        /// continues without adding. When the model has ended its text, the next line begins a new one
         #[argh(switch, short = 'i')]
         interactive: bool,
 
@@ -129,11 +133,18 @@ program_args! {
         #[argh(switch)]
         quiet: bool,
 
+        /// say more about the run: speeds, patches, drafts, memory
+        #[argh(switch)]
+        verbose: bool,
+
         /// print a JSON record instead of the text
         #[argh(switch)]
         json: bool,
     }
 }
+
+/// The prompt of a run on a terminal that is given none.
+const STORY: &str = "Once upon a time";
 
 fn main() -> ExitCode {
     args::main("blt-run", run)
@@ -152,23 +163,33 @@ fn run(args: Args) -> Result<(), Failure> {
             "--json: expected neither --echo nor --show-patches, which concern the text",
         ));
     }
+    if args.verbose && (args.quiet || args.json) {
+        return Err(Failure::usage(
+            "--verbose: expected neither --quiet nor --json, which print no summary",
+        ));
+    }
     interrupt::watch()?;
     let options = args.model_options();
     let checkpoint = model::open(&options, args.model.as_deref())?;
     let model = model::load(&options, &checkpoint)?;
+    check_draft(&model, args.draft)?;
     let options = SessionOptions {
         no_bos: args.no_bos,
-        patcher: patcher_config(model.config(), args.threshold)?,
+        patcher: patcher_config(model.config(), args.threshold, args.entropy_reset)?,
         entropy_reset: args.entropy_reset,
         max_bytes: args.context,
         overflow: match args.slide {
             Some(keep) => Overflow::Slide { keep },
+            // A conversation ends when its user ends it.
+            None if args.interactive => Overflow::Slide {
+                keep: args.context.unwrap_or(model.config().max_bytes) / 2,
+            },
             None => Overflow::Error,
         },
         kv: args.kv,
         ..SessionOptions::default()
     };
-    let session = Session::new(&model, options).map_err(model::failure)?;
+    let session = Session::new(&model, options)?;
     let runner = Runner::new(&args, generate, session);
     match args.interactive {
         false => one_run(&args, runner, &prompt),
@@ -207,6 +228,9 @@ fn line_by_line(args: &Args, mut runner: Runner, mut prompt: Vec<u8>) -> Result<
             prompt = line.to_vec();
         }
         given = false;
+        if !prompt.is_empty() && runner.needs_separator() {
+            prompt.insert(0, b'\n');
+        }
         let (turn, result) = runner.run(&prompt);
         if !matches!(result, Err(Failure::OutputClosed)) {
             tell(args, &runner, &turn, result.is_ok())?;
@@ -216,6 +240,12 @@ fn line_by_line(args: &Args, mut runner: Runner, mut prompt: Vec<u8>) -> Result<
             return Err(Failure::Interrupted(String::new()));
         }
         interrupt::clear();
+        if turn.finish == Some("eos") {
+            if !args.quiet && !args.json {
+                blt::errln!("(the end of the text; the next line begins a new one)");
+            }
+            runner.session.reset();
+        }
     }
 }
 
@@ -229,7 +259,13 @@ fn tell(args: &Args, runner: &Runner, turn: &Turn, complete: bool) -> Result<(),
         return written.map_err(Failure::of_output);
     }
     if !args.json && !args.quiet && turn.has_begun() {
-        blt::errln!("{}", report::summary(turn, runner));
+        let (dim, plain) = match terminal::has_colour(&std::io::stderr()) {
+            true => (terminal::DIM, terminal::PLAIN),
+            false => ("", ""),
+        };
+        let gap = if runner.needs_line_end() { "\n" } else { "" };
+        let line = report::summary(turn, runner, args.verbose);
+        blt::errln!("{gap}{dim}{line}{plain}");
     }
     Ok(())
 }
@@ -253,7 +289,7 @@ fn generate_options(args: &Args) -> Result<GenerateOptions, Failure> {
         ));
     }
     Ok(GenerateOptions {
-        max_bytes: Some(args.n_bytes),
+        max_bytes: args.n_bytes,
         sampler,
         stop: (args.stop.iter())
             .map(|stop| text(args, "--stop", stop))
@@ -276,7 +312,7 @@ fn grammar(args: &Args) -> Result<Option<Grammar>, Failure> {
         (None, Some(path)) => Grammar::json_schema(&input::read_text(path, MAX_SCHEMA)?),
     };
     let grammar = grammar.map_err(Failure::usage)?;
-    let matcher = grammar.matcher(Some(args.n_bytes));
+    let matcher = grammar.matcher(args.n_bytes);
     matcher.map_err(Failure::usage)?;
     Ok(Some(grammar))
 }
@@ -306,14 +342,15 @@ fn prompt(args: &Args) -> Result<Vec<u8>, Failure> {
         (None, Some(path)) if path.as_os_str() == "-" && args.interactive => Err(Failure::usage(
             "-f -: expected a file with -i, which reads standard input itself",
         )),
-        (None, Some(path)) if path.as_os_str() == "-" => {
-            let read = || input::read_from("standard input", std::io::stdin().lock(), MAX_PROMPT);
-            Ok(interrupt::while_idle(read)?)
-        }
+        (None, Some(path)) if path.as_os_str() == "-" => standard_input(),
         (None, Some(path)) => Ok(input::read(path, MAX_PROMPT)?),
         (None, None) if args.interactive => Ok(Vec::new()),
-        (None, None) => Err(Failure::usage(
-            "expected a prompt, -p TEXT or -f FILE, found neither; -p \"\" starts from nothing",
-        )),
+        (None, None) if std::io::stdin().is_terminal() => Ok(STORY.into()),
+        (None, None) => standard_input(),
     }
+}
+
+fn standard_input() -> Result<Vec<u8>, Failure> {
+    let read = || input::read_from("standard input", std::io::stdin().lock(), MAX_PROMPT);
+    Ok(interrupt::while_idle(read)?)
 }

@@ -5,21 +5,27 @@ use serde_json::{Value, json};
 use super::turn::{Runner, Turn};
 use blt::cli::{memory, units};
 
-/// One line.
-pub fn summary(turn: &Turn, runner: &Runner) -> String {
+/// One line: bytes, speed and seed, or with `verbose` all there is.
+pub fn summary(turn: &Turn, runner: &Runner, verbose: bool) -> String {
+    let generated = format!(
+        "generated {} bytes ({}), {:.1} bytes/s",
+        turn.generated.len(),
+        turn.finish.unwrap_or("failed"),
+        units::per_second(turn.generated.len(), turn.generate_time)
+    );
+    let seed = format!("seed {}", runner.generate.sampler.seed);
+    if !verbose {
+        return [generated, seed].join("; ");
+    }
     let (patches, mean) = patches(runner);
+    let prompt = format!(
+        "prompt {} bytes, {:.0} bytes/s",
+        turn.prompt_bytes,
+        units::per_second(turn.prompt_bytes, turn.prompt_time)
+    );
     let mut parts = vec![
-        format!(
-            "prompt {} bytes, {:.0} bytes/s",
-            turn.prompt_bytes,
-            units::per_second(turn.prompt_bytes, turn.prompt_time)
-        ),
-        format!(
-            "generated {} bytes ({}), {:.1} bytes/s",
-            turn.generated.len(),
-            turn.finish.unwrap_or("failed"),
-            units::per_second(turn.generated.len(), turn.generate_time)
-        ),
+        prompt,
+        generated,
         format!("{patches} patches of {mean:.2} bytes"),
     ];
     let drafts = runner.session.draft_counts();
@@ -33,7 +39,7 @@ pub fn summary(turn: &Turn, runner: &Runner) -> String {
     if let Some(bytes) = memory::peak_bytes() {
         parts.push(format!("peak memory {}", units::memory(bytes)));
     }
-    parts.push(format!("seed {}", runner.generate.sampler.seed));
+    parts.push(seed);
     parts.join("; ")
 }
 
@@ -51,6 +57,7 @@ pub fn record(turn: &Turn, runner: &Runner) -> Value {
         "generated_bytes_per_second": units::per_second(turn.generated.len(), turn.generate_time),
         "patches": patches,
         "mean_patch_length": mean,
+        "patch_starts": runner.session.patch_starts(),
         "drafted_bytes": runner.session.draft_counts().n_drafted,
         "accepted_bytes": runner.session.draft_counts().n_accepted,
         "slides": runner.session.n_slides(),

@@ -1,8 +1,10 @@
 //! One turn: read a prompt, generate, show bytes as they come.
 
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use blt::session::BYTES_PER_PASS;
+use blt::vocab::id_to_byte;
 use blt::{FinishReason, GenerateOptions, Overflow, Session};
 
 use super::Args;
@@ -10,6 +12,9 @@ use blt::cli::args::Failure;
 use blt::cli::output::TextOut;
 use blt::cli::progress::Progress;
 use blt::cli::{interrupt, terminal};
+
+/// Bytes of a prompt that are shown, its last.
+const MAX_SHOWN: usize = 1000;
 
 /// A session and where its text goes.
 #[derive(Debug)]
@@ -20,9 +25,13 @@ pub struct Runner {
     out: Option<TextOut>,
     patches: Option<PatchMarks>,
     echo: bool,
+    /// Whether the prompt is shown dim before the text: people read along.
+    shows_prompt: bool,
     quiet: bool,
-    /// Whether another turn follows, which continues from the last byte of this one.
-    goes_on: bool,
+    /// Whether the text ends when the context is full, because no length was asked for.
+    fills_context: bool,
+    /// Whether another turn follows, which continues after the last byte of this one.
+    continues: bool,
 }
 
 /// What a turn did.
@@ -50,14 +59,17 @@ impl Turn {
 impl Runner {
     pub fn new(args: &Args, generate: GenerateOptions, session: Session) -> Self {
         let colour = terminal::has_colour(&std::io::stdout());
+        let is_terminal = std::io::stdout().is_terminal();
         Runner {
+            shows_prompt: is_terminal && !args.interactive && !args.echo && !args.show_patches,
+            fills_context: args.n_bytes.is_none(),
             session,
             generate,
             out: (!args.json).then(TextOut::new),
             patches: args.show_patches.then(|| PatchMarks::new(colour)),
             echo: args.echo,
             quiet: args.quiet || args.json,
-            goes_on: args.interactive,
+            continues: args.interactive,
         }
     }
 
@@ -93,8 +105,20 @@ impl Runner {
         }
         progress.finish();
         result?;
-        if self.echo {
-            self.show_prompt(prompt, first)?;
+        match &mut self.out {
+            Some(out) if self.shows_prompt => {
+                let colour = terminal::has_colour(&std::io::stdout());
+                let (dim, plain) = if colour {
+                    (terminal::DIM, terminal::PLAIN)
+                } else {
+                    ("", "")
+                };
+                out.write_raw(dim.as_bytes())?;
+                out.write(&prompt[prompt.len().saturating_sub(MAX_SHOWN)..])?;
+                out.write_raw(plain.as_bytes())?;
+            }
+            _ if self.echo => self.show_prompt(prompt, first)?,
+            _ => {}
         }
         let complete = !interrupt::requested();
         if !complete {
@@ -140,8 +164,15 @@ impl Runner {
         let mut n_slides = self.session.n_slides();
         let mut generator = self.session.generate(&self.generate)?;
         let mut interrupted = false;
+        let mut is_full = false;
         while let Some(byte) = generator.next() {
-            let byte = byte?;
+            let byte = match byte {
+                Err(blt::Error::ContextFull { .. }) if self.fills_context => {
+                    is_full = true;
+                    break;
+                }
+                byte => byte?,
+            };
             turn.generated.push(byte);
             turn.generate_time = start.elapsed();
             if let Some(out) = &mut self.out {
@@ -170,15 +201,28 @@ impl Runner {
         }
         turn.finish = match generator.finish_reason() {
             _ if interrupted => Some("interrupted"),
+            _ if is_full => Some("context"),
             Some(FinishReason::Eos) => Some("eos"),
             Some(FinishReason::StopString) => Some("stop"),
             Some(FinishReason::MaxBytes) => Some("length"),
             None => None,
         };
-        if self.goes_on {
+        if self.continues {
             generator.finish()?;
         }
         Ok(())
+    }
+
+    /// Whether the text needs a line feed before the next turn's.
+    pub fn needs_separator(&self) -> bool {
+        let last = self.session.ids().last().copied().and_then(id_to_byte);
+        last.is_some_and(|byte| !byte.is_ascii_whitespace())
+    }
+
+    /// Whether the text on standard output would run into what follows on standard error.
+    pub fn needs_line_end(&self) -> bool {
+        let is_terminal = std::io::stdout().is_terminal();
+        self.out.is_some() && !is_terminal && terminal::is_one_stream()
     }
 
     fn end_text(&mut self) -> Result<(), Failure> {
@@ -187,6 +231,9 @@ impl Runner {
         };
         if let Some(marks) = &mut self.patches {
             marks.end(out)?;
+        }
+        if self.continues && !out.is_terminal() {
+            out.write_raw(b"\n")?;
         }
         out.finish()
     }

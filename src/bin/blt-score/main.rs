@@ -58,7 +58,7 @@ program_args! {
                 Ctrl-C prints the figures of what has been read and exits with code 130 (SIGTERM: 143).",
         error_code(1, "Failed; standard error says why."),
         error_code(2, "Wrong usage."),
-        error_code(130, "Ended by Ctrl-C.")
+        error_code(130, "Ended by Ctrl-C; 143 by SIGTERM.")
     )]
     struct Args [model checkpoint compute patches] {
         /// the text: a file, a .jsonl file, a folder, or - for standard input; may be given several times
@@ -127,6 +127,11 @@ fn run(args: Args) -> Result<(), Failure> {
         }
         (paths, None) => Input::files(paths, format(&args))?,
     };
+    if args.overlap > 0 && (args.raw_ids.is_some() || args.dump.is_some()) {
+        return Err(Failure::usage(
+            "--overlap: expected neither --raw-ids nor --dump, which have one window",
+        ));
+    }
     interrupt::watch()?;
     let options = args.model_options();
     let checkpoint = model::open(&options, args.model.as_deref())?;
@@ -241,12 +246,14 @@ fn format(args: &Args) -> Format {
 
 fn scorer(args: &Args, model: &Model) -> Result<Scorer, Failure> {
     let shows_entropies = args.per_byte.is_some() || args.html.is_some() || args.dump.is_some();
+    let shown = shows_entropies && model.has_entropy_model();
+    let resets = args.entropy_reset.filter(|_| !shown);
     let session = Session::new(
         model,
         SessionOptions {
             no_bos: args.raw_ids.is_some(),
-            patcher: patcher_config(model.config(), args.threshold)?,
-            entropies: shows_entropies && model.has_entropy_model(),
+            patcher: patcher_config(model.config(), args.threshold, resets)?,
+            entropies: shown,
             entropy_reset: args.entropy_reset,
             max_bytes: args.context,
             kv: args.kv,
@@ -260,10 +267,7 @@ fn scorer(args: &Args, model: &Model) -> Result<Scorer, Failure> {
             overlap: args.overlap,
         },
     };
-    Scorer::new(session, edge, args.dump.is_some()).map_err(|e| match e {
-        blt::Error::Argument { .. } => Failure::usage(e),
-        e => Failure::from(e),
-    })
+    Ok(Scorer::new(session, edge, args.dump.is_some())?)
 }
 
 fn figures(totals: &Totals, n_documents: usize, time: Duration) -> String {

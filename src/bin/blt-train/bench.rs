@@ -34,6 +34,8 @@ pub fn run(args: &Args, mut settings: Settings) -> Result<(), Failure> {
         settings.data = vec![path.display().to_string()];
     }
     let mut trainer = start::trainer(args, settings)?;
+    // The text stays mapped; a program that is killed leaves nothing behind.
+    drop(folder);
     let n = trainer.params.n_parameters();
     let mut out = std::io::stdout().lock();
     let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::of_output);

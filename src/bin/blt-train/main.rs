@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod effects;
 mod start;
 mod work;
 

@@ -12,10 +12,21 @@ use blt::train::trainer::{ENTROPY_FILE, RUN_FILES, STATE, Stage, Trainer};
 use blt::train::{init, memory};
 
 use super::args::Args;
+use super::effects;
 use blt::cli::args::Failure;
-use blt::cli::output::Inputs;
+use blt::cli::output::{self, Inputs};
 use blt::cli::units;
 use blt::vocab::VOCAB_SIZE;
+
+/// An error about a setting, which is wrong usage of its flag.
+pub fn of_setting(error: blt::Error) -> Failure {
+    match error {
+        blt::Error::Config { key, what } => {
+            Failure::usage(format!("--{}: {what}", key.replace('_', "-")))
+        }
+        error => Failure::from(error),
+    }
+}
 
 /// The settings: those of the run to be resumed, then files, then flags.
 pub fn settings(args: &Args) -> Result<Settings, Failure> {
@@ -28,12 +39,12 @@ pub fn settings(args: &Args) -> Result<Settings, Failure> {
             settings.set_file(path.as_ref())?;
         }
         for (name, value) in &args.set {
-            settings.set(name, value).map_err(Failure::usage)?;
+            settings.set(name, value).map_err(of_setting)?;
         }
         Ok(())
     };
     apply(&mut settings)?;
-    if args.resume {
+    if args.resume && args.stage != "bench" {
         let out = Path::new(&settings.out);
         // A program that is running there is reported before files that it has not saved yet.
         lock_folder(out)?;
@@ -57,6 +68,13 @@ pub fn check_outputs(args: &Args, settings: &Settings) -> Result<(), Failure> {
     let plot = args.plot.as_ref().map(Path::new);
     let log = args.log.as_ref().map(Path::new);
     inputs.check(&[("--plot", plot), ("--log", log)])?;
+    let is_stream = |path: &Path| output::is_stdout(path) || path.exists() && !path.is_file();
+    if let Some(log) = log.filter(|log| plot.is_some() && is_stream(log)) {
+        return Err(Failure::usage(format!(
+            "--plot: expected --log to be a file, from which it is drawn, found {}",
+            log.display()
+        )));
+    }
     if let Some(folder) = &args.hf {
         OutputFolder::check(folder.as_ref())?;
     }
@@ -158,15 +176,20 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
             "--lora-rank: expected it with finetune; a new model has no weights to adapt",
         ));
     }
+    if settings.data.is_empty() {
+        return Err(Failure::usage(
+            "--data: expected at least one file or folder, found none",
+        ));
+    }
     let mut trainer = match args.stage.as_str() {
         "entropy" => {
-            let config = settings.architecture()?;
-            memory::check(&settings, &config, true)?;
+            let config = settings.architecture().map_err(of_setting)?;
+            memory::check(&settings, &config, true).map_err(of_setting)?;
             let params = init::random(&config, of_entropy, settings.seed)?;
             Trainer::new(Stage::Entropy, settings, config, params, None)?
         }
         "main" | "bench" => {
-            let mut config = settings.architecture()?;
+            let mut config = settings.architecture().map_err(of_setting)?;
             let mut entropy = None;
             if config.patcher.mode == PatchingMode::Entropy {
                 let Some(path) = &settings.entropy_model else {
@@ -182,7 +205,8 @@ pub fn trainer(args: &Args, settings: Settings) -> Result<Trainer, Failure> {
             } else {
                 config.entropy = None;
             }
-            memory::check(&settings, &config, false)?;
+            effects::check_patching(args, config.patcher.mode)?;
+            memory::check(&settings, &config, false).map_err(of_setting)?;
             let params = init::random(&config, |t| !of_entropy(t), settings.seed)?;
             Trainer::new(Stage::Main, settings, config, params, entropy)?
         }
@@ -226,6 +250,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
     let checkpoint = Checkpoint::open(path, &options)?;
     let mut config = checkpoint.config().clone();
     settings.patching_into(&mut config.patcher)?;
+    effects::check_patching(args, config.patcher.mode)?;
     settings.seq_len = settings.seq_len.min(config.max_bytes);
     let quantised = (checkpoint.tensors()).find(|(_, t)| t.dtype().is_quantized());
     if let Some((name, tensor)) = quantised
@@ -244,7 +269,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
     }
     let lora = settings.lora_rank > 0;
     if !lora {
-        memory::check(&settings, &config, false)?;
+        memory::check(&settings, &config, false).map_err(of_setting)?;
     }
     let params = Params::new(
         &config,

@@ -1,6 +1,6 @@
 //! The loop: step, log, validate, save, until the steps are done or Ctrl-C is pressed.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,14 +13,16 @@ use blt::train::{export, plot};
 use serde_json::json;
 
 use super::args::Args;
-use super::{bench, start};
+use super::{bench, effects, start};
 use blt::cli::args::Failure;
-use blt::cli::{interrupt, memory};
+use blt::cli::progress::Progress;
+use blt::cli::{interrupt, memory, output, units};
 
 /// Runs the program.
 pub fn run(args: Args) -> Result<(), Failure> {
     let settings = start::settings(&args)?;
-    settings.validate()?;
+    settings.validate().map_err(start::of_setting)?;
+    effects::check(&args, &settings)?;
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = settings.threads {
         pool = pool.num_threads(threads);
@@ -51,7 +53,7 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
         None => trainer.path(LOG),
     };
     let known = args.resume.then_some(trainer.position.step);
-    let mut log = Log::open(log_path, known, args.quiet)?;
+    let mut log = Log::open(log_path, known, &trainer, args.quiet)?;
     log.begin(&trainer);
     if args.stage == "finetune" && trainer.position.step == 0 {
         // The loss of the checkpoint, to compare later ones with.
@@ -67,9 +69,13 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
         let step = trainer.position.step;
         let last = step == trainer.settings.steps;
         let stop = interrupt::requested();
-        log.bar(&trainer);
+        log.progress.set(step);
         if step.is_multiple_of(trainer.settings.log_every) || last || stop {
-            log.step(&trainer, &std::mem::take(&mut since), &report)?;
+            let logged = log.step(&trainer, &std::mem::take(&mut since), &report);
+            if logged.is_err() {
+                trainer.save(&args.stage)?;
+            }
+            logged?;
         }
         if step.is_multiple_of(trainer.settings.valid_every) || last {
             validate(args, &mut trainer, &mut log, last)?;
@@ -87,6 +93,7 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
             saved = Instant::now();
         }
         if stop && !last {
+            log.progress.clear();
             draw(args, &log)?;
             return Err(Failure::Interrupted(format!(
                 "stopped at step {step} and saved; continue with --resume"
@@ -96,6 +103,7 @@ fn train(args: &Args, settings: blt::train::settings::Settings) -> Result<(), Fa
             break;
         }
     }
+    log.progress.clear();
     finish(args, &mut trainer, &mut log)?;
     draw(args, &log)
 }
@@ -152,7 +160,7 @@ fn draw(args: &Args, log: &Log) -> Result<(), Failure> {
         true => plot::html(&text),
         false => plot::svg(&text),
     };
-    Ok(output_file::write(path.as_ref(), picture.as_bytes())?)
+    Ok(output::write(path.as_ref(), picture.as_bytes())?)
 }
 
 /// The folder of a run, made if it is missing and removed again if no run begins.
@@ -203,24 +211,23 @@ impl Window {
 /// The log: JSON lines in a file, plain lines on standard error.
 struct Log {
     path: PathBuf,
-    file: std::fs::File,
+    file: Box<dyn Write>,
     quiet: bool,
-    /// Whether standard error is a terminal: a bar moves below the lines.
-    terminal: bool,
-    start: Instant,
-    /// Steps done before this program started.
-    first_step: u64,
+    /// A bar below the lines.
+    progress: Progress,
 }
-
-/// Characters of the bar.
-const BAR: u64 = 24;
 
 impl Log {
     /// A new log, or that of a run up to the step it continues from: what came after the last checkpoint comes
     /// again.
-    fn open(path: PathBuf, known: Option<u64>, quiet: bool) -> Result<Log, Failure> {
-        let is_stream = path.exists() && !path.is_file();
-        if !is_stream {
+    fn open(
+        path: PathBuf,
+        known: Option<u64>,
+        trainer: &Trainer,
+        quiet: bool,
+    ) -> Result<Log, Failure> {
+        let is_stdout = output::is_stdout(&path);
+        if !is_stdout && (path.is_file() || !path.exists()) {
             let old = match known {
                 Some(_) => std::fs::read_to_string(&path).unwrap_or_default(),
                 None => String::new(),
@@ -235,68 +242,51 @@ impl Log {
                 .collect();
             output_file::write(&path, kept.as_bytes())?;
         }
-        let mut options = std::fs::OpenOptions::new();
-        let file = options
-            .append(true)
-            .open(&path)
-            .map_err(|e| Error::io(&path, e))?;
+        let file: Box<dyn Write> = match is_stdout {
+            true => Box::new(std::io::stdout()),
+            false => {
+                let mut options = std::fs::OpenOptions::new();
+                let file = options.append(true).open(&path);
+                Box::new(file.map_err(|e| Error::io(&path, e))?)
+            }
+        };
+        let (step, steps) = (trainer.position.step, trainer.settings.steps);
         Ok(Log {
             path,
             file,
             quiet,
-            terminal: std::io::stderr().is_terminal(),
-            start: Instant::now(),
-            first_step: 0,
+            progress: Progress::steps("training", step, steps, quiet),
         })
     }
 
     fn put(&mut self, line: serde_json::Value) -> Result<(), Failure> {
-        writeln!(self.file, "{line}").map_err(|e| Error::io(&self.path, e))?;
+        match writeln!(self.file, "{line}") {
+            // Nobody reads it any more, which is no reason to lose the run.
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => self.file = Box::new(std::io::sink()),
+            written => written.map_err(|e| Error::io(&self.path, e))?,
+        }
         Ok(())
     }
 
-    fn say(&self, text: &str) {
-        if self.quiet {
-            return;
+    fn say(&mut self, text: &str) {
+        if !self.quiet {
+            self.progress.clear();
+            blt::errln!("{text}");
         }
-        let clear = if self.terminal { "\r\x1b[K" } else { "" };
-        blt::errln!("{clear}{text}");
-    }
-
-    /// Time left, by the clock, so that pauses count.
-    fn eta(&self, trainer: &Trainer) -> String {
-        let step = trainer.position.step;
-        let done = step.saturating_sub(self.first_step).max(1);
-        let left = trainer.settings.steps.saturating_sub(step);
-        clock(self.start.elapsed().as_secs_f64() / done as f64 * left as f64)
-    }
-
-    fn bar(&self, trainer: &Trainer) {
-        if self.quiet || !self.terminal {
-            return;
-        }
-        let (step, steps) = (trainer.position.step, trainer.settings.steps);
-        let full = (step * BAR / steps.max(1)).min(BAR) as usize;
-        let (full, empty) = ("#".repeat(full), "-".repeat(BAR as usize - full));
-        blt::err!(
-            "\r\x1b[K[{full}{empty}] {step}/{steps} eta {}",
-            self.eta(trainer)
-        );
     }
 
     fn begin(&mut self, trainer: &Trainer) {
-        self.first_step = trainer.position.step;
         let all = trainer.params.n_parameters();
         let trained = (trainer.params.list().iter()).filter(|param| param.trained);
         let trained: usize = trained.map(|param| param.n_elements()).sum();
         let (train, valid) = trainer.data_bytes();
         self.say(&format!(
-            "{:.2} M parameters, {:.2} M trained; {:.2} MB to train on, {:.2} MB to validate on; {} ids a step; lr \
+            "{:.2} M parameters, {:.2} M trained; {} to train on, {} to validate on; {} ids a step; lr \
              {}, warm-up {} steps, decay {}",
             all as f64 / 1e6,
             trained as f64 / 1e6,
-            train as f64 / 1e6,
-            valid as f64 / 1e6,
+            units::memory(train as u64),
+            units::memory(valid as u64),
             trainer.settings.batch * trainer.settings.accumulate,
             trainer.schedule().peak,
             trainer.schedule().warmup,
@@ -320,17 +310,17 @@ impl Log {
             "accuracy": s.n_right as f64 / s.n as f64,
             "perplexity": s.loss().exp(),
             "confidence": s.confidence / s.n as f64,
-            "patch_length": patch,
+            "mean_patch_length": patch,
             "bytes_per_second": rate,
             "gflops": gflops,
             "lr": last.lr,
             "gradient_norm": last.norm,
-            "memory": memory,
+            "peak_memory_bytes": memory,
             "seconds": trainer.position.seconds,
         }))?;
         self.say(&format!(
-            "step {step}/{} loss {:.4} bpb {:.4} acc {:.3} ppl {:.2} conf {:.3}{} {rate:.0} B/s \
-             {gflops:.0} GFLOP/s lr {:.2e} norm {:.2} mem {} MB eta {}",
+            "step {step}/{} loss {:.4} bpb {:.4} acc {:.3} ppl {:.2} conf {:.3}{} {}/s \
+             {gflops:.0} GFLOP/s lr {:.2e} norm {:.2} mem {}, {} left",
             trainer.settings.steps,
             s.loss(),
             s.bits_per_byte(),
@@ -338,10 +328,11 @@ impl Log {
             s.loss().exp(),
             s.confidence / s.n as f64,
             patch.map_or(String::new(), |p| format!(" patch {p:.2}")),
+            units::memory(rate as u64),
             last.lr,
             last.norm,
-            memory >> 20,
-            self.eta(trainer),
+            units::memory(memory),
+            units::duration(self.progress.left(step).unwrap_or_default()),
         ));
         Ok(())
     }
@@ -365,9 +356,4 @@ impl Log {
         ));
         Ok(())
     }
-}
-
-fn clock(seconds: f64) -> String {
-    let s = seconds as u64;
-    format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
 }
