@@ -341,7 +341,7 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
     for (set, expected) in [
         (("data", ""), "data: expected at least one"),
         (("data", &missing[..]), "No such file"),
-        (("data", &data[..]), "empty file"),
+        (("data", &data[..]), "expected text, found none in"),
         (("seq-len", "2"), "seq-len"),
         (("lora-rank", "4000"), "lora-rank"),
         (("dtype", "q4"), "dtype"),
