@@ -131,7 +131,8 @@ impl Recurrence {
         debug_assert!(self.log.iter().all(|log| log.end() == self.n_steps));
     }
 
-    /// Goes back to `n_steps`. Called when the sequence goes back. Returns `false`, leaving everything as it is, if the log does not reach back that far.
+    /// Goes back to `n_steps`. Called when the sequence goes back. Returns `false`, leaving everything as it is, if
+    /// the log does not reach back that far.
     pub fn rewind(&mut self, compute: &Compute, n_steps: usize) -> bool {
         assert!(n_steps <= self.n_steps, "steps ahead");
         if n_steps == self.n_steps {

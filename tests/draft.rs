@@ -255,7 +255,8 @@ fn one_generator_of_a_batch_drafts_once_it_is_alone() {
     assert_eq!(sessions[1].draft_counts().n_drafts, 0);
 }
 
-/// Sessions with different texts, settings and samplers draft together, each by the number of bytes given. What each writes is what it writes alone without drafts.
+/// Sessions with different texts, settings and samplers draft together, each the number of bytes that it is given.
+/// What each writes is what it writes alone without drafts.
 #[test]
 fn batches_draft_if_told_to() {
     for (name, model) in models() {

@@ -37,8 +37,8 @@ pub struct Merged {
 }
 
 impl Merge<'_> {
-    /// Writes the merged model as the native file that `open` begins. `progress` is told how many bytes of the byte model are done, and may
-    /// stop the work with an error; then there is no file.
+    /// Writes the merged model as the native file that `open` begins. `progress` gets the number of bytes of the byte
+    /// model that are done and may stop the work with an error; then there is no file.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the byte model is not of the Bolmo family or quantised, [`Error::Tensor`] if a tensor of

@@ -1,7 +1,8 @@
 //! The safetensors container: a length, a JSON header, the tensors' bytes.
 //!
-//! The crate of that name validates offsets, sizes and shapes. This file adds a limit on the header,
-//! checked before anything is parsed, and refuses duplicate names, which JSON parsers accept silently (two readers of the same file would see different weights).
+//! The crate of that name validates offsets, sizes and shapes. This file adds a limit on the header, checked before
+//! anything is parsed, and refuses duplicate names, which JSON parsers accept silently (two readers of the same
+//! file would see different weights).
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

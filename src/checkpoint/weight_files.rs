@@ -1,4 +1,5 @@
-//! The files that hold a checkpoint's tensors, in any container: one file or shards with an index. Tensors are served under the names of the file.
+//! The files that hold a checkpoint's tensors, in any container: one file or shards with an index. Tensors are
+//! served under the names of the file.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! What computes a model: the CPU, or a device with memory of its own.
+//! The backends of a model: the CPU, or a device with its own memory.
 //!
 //! A model decides which bytes are read and where patches start; its backend does the arithmetic in between. A
 //! device implements [`Backend`] and [`DeviceCaches`] (`src/cuda/model`), and `src/device/choice.rs` picks it.
@@ -13,8 +13,8 @@ use crate::error::Result;
 
 /// Computes the passes of a model.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Decides where the ids, which the texts have already, start patches, and computes the logits that each
-    /// sequence asks for. On an error the texts may have new boundaries; the caller undoes them.
+    /// Decides where the ids start patches and computes the logits that each sequence requests. The texts have the
+    /// ids already. On an error the texts may have new boundaries, which the caller undoes.
     ///
     /// # Errors
     /// [`Failure::Sequence`] if a number of one sequence is not finite; [`Failure::Device`] if the device fails.

@@ -26,18 +26,18 @@ pub struct CrossAttention {
 }
 
 impl CrossAttention {
-    /// Takes the tensors `{at}.*`.
+    /// Takes the tensors `{prefix}.*`.
     pub fn load(
         checkpoint: &Checkpoint,
-        at: &str,
+        prefix: &str,
         dim: usize,
         config: &CrossAttentionConfig,
     ) -> Result<Self> {
         let q_dim = config.n_heads * config.head_dim;
         let kv_dim = config.n_kv_heads * config.head_dim;
         let matrix =
-            |name: &str, rows, cols| matrix(checkpoint, &format!("{at}.{name}"), rows, cols);
-        let norm = |name: &str| vector(checkpoint, &format!("{at}.{name}"), dim);
+            |name: &str, rows, cols| matrix(checkpoint, &format!("{prefix}.{name}"), rows, cols);
+        let norm = |name: &str| vector(checkpoint, &format!("{prefix}.{name}"), dim);
         Ok(CrossAttention {
             config: config.clone(),
             norm_q: norm("norm_q")?,

@@ -5,11 +5,11 @@ use std::fmt;
 
 /// One sequence's keys, values and byte states in the memory of a device.
 pub(crate) trait DeviceCaches: Any + fmt::Debug + Send + Sync {
-    /// Caches for a fork of the sequence. Both may share memory until one of them reads on.
+    /// Caches for a fork of the sequence. Both may share memory until one of them reads more.
     fn fork(&self) -> Box<dyn DeviceCaches>;
 
-    /// Whether the text can go back to its first `n_bytes`, with `n_patches` closed patches: whether all that the
-    /// next byte reads is still there.
+    /// Whether the text can go back to its first `n_bytes`, with `n_patches` closed patches: whether everything that
+    /// the next byte reads is still there.
     fn can_rewind(&self, n_bytes: usize, n_patches: usize) -> bool;
 
     /// Bytes of memory.

@@ -11,7 +11,7 @@ use crate::ops::{self, Compute, ScratchVec};
 /// The differential attention of one layer.
 #[derive(Debug)]
 pub struct Differential {
-    /// What the second halves' share is multiplied with before it is subtracted.
+    /// The factor of the second halves' attention, which is subtracted.
     pub lambda: f32,
     head_norm: Option<Vec<f32>>, // (head_dim)
     norm_eps: f32,
@@ -19,18 +19,18 @@ pub struct Differential {
 }
 
 impl Differential {
-    /// Takes the vectors of the layer `at`, number `layer` of its stack; `None` if the stack has
+    /// Takes the vectors of the layer `prefix`, number `layer` of its stack; `None` if the stack has
     /// plain attention.
     pub fn load(
         checkpoint: &Checkpoint,
-        at: &str,
+        prefix: &str,
         layer: usize,
         config: &TransformerConfig,
     ) -> Result<Option<Self>> {
         let Some(differential) = &config.differential else {
             return Ok(None);
         };
-        let vector = |name: &str, dim| vector(checkpoint, &format!("{at}.{name}"), dim);
+        let vector = |name: &str, dim| vector(checkpoint, &format!("{prefix}.{name}"), dim);
         let exp_of_product = |q: &str, k: &str| -> Result<f64> {
             let (q, k) = (vector(q, config.key_dim())?, vector(k, config.key_dim())?);
             let products = q.iter().zip(&k).map(|(&q, &k)| f64::from(q) * f64::from(k));
@@ -42,7 +42,7 @@ impl Differential {
         let lambda = (learned + init) as f32;
         if !lambda.is_finite() {
             return Err(Error::tensor(
-                format!("{at}.lambda_q1"),
+                format!("{prefix}.lambda_q1"),
                 format!("expected vectors that give a finite lambda, found {lambda}"),
             ));
         }

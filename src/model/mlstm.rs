@@ -1,6 +1,6 @@
 //! Local layers with a memory instead of windowed attention: RMSNorm, mLSTM cell, RMSNorm, SwiGLU.
 //!
-//! Pre-norm. A layer reads a byte at a fixed cost, whatever came before it.
+//! Pre-norm. A layer reads a byte at a fixed cost, however long the text is.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! The Byte Latent Transformer: its four networks, and the pass that joins them. `bolmo/` has a family of models
 //! that differ in most parts.
 //!
-//! [`Model`] is weights: shared, immutable, `Send + Sync`. What changes while running is in the state
+//! [`Model`] holds the weights: shared, immutable, `Send + Sync`. What changes while running is in the state
 //! that a [`Session`](crate::Session) holds. Sessions call the passes of `pass.rs`; `forward.rs` is the
 //! figure of a BLT, the whole path of a byte from top to bottom.
 
@@ -60,7 +60,7 @@ pub struct Model {
     networks: Networks,
     info: Arc<Info>,
     pub(crate) compute: Arc<Compute>,
-    /// What computes instead of the CPU.
+    /// The backend that computes instead of the CPU.
     device: Option<Arc<dyn Backend>>,
 }
 
@@ -71,7 +71,7 @@ enum Networks {
     Bolmo(Arc<Bolmo>),
 }
 
-/// What is known of a model of any family.
+/// Facts about a model of any family.
 #[derive(Debug)]
 struct Info {
     config: Config,
@@ -83,7 +83,7 @@ impl Model {
     /// the machine has. Weights stay in the mapped file.
     ///
     /// # Errors
-    /// Whatever is wrong with the file: see [`Checkpoint::open`].
+    /// Errors of the file: see [`Checkpoint::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let checkpoint = Checkpoint::open(path.as_ref(), &OpenOptions::default())?;
         Model::load(&checkpoint, Compute::new(None, None)?)

@@ -1,4 +1,4 @@
-//! The passes that sessions ask for: the whole model over new bytes, and the two of self-speculation.
+//! The passes that sessions run: the whole model over new bytes, and the two of self-speculation.
 //!
 //! The passes over sequences of a family are in `forward.rs` and `draft.rs`, and in `bolmo/forward.rs`.
 

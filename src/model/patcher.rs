@@ -1,9 +1,9 @@
 //! Where patches start (paper section 2): an incremental state machine, and the same in batch.
 //!
-//! After each byte the patcher decides whether the next byte, still unknown, starts a patch. No decision looks ahead, so none is ever revised. Positions count from 0. Positions 0
-//! and 1 always start a patch, whatever the mode: the decoder reads the last closed patch, so the
-//! first byte (usually BOS) must close one. For a start at position `s >= 2`, with `E[i]` the
-//! entropy after byte `i`:
+//! After each byte the patcher decides whether the next byte, still unknown, starts a patch. No decision looks
+//! ahead, so none is ever revised. Positions 0 and 1 always start a patch, whatever the mode: the decoder reads
+//! the last closed patch, so the first byte (usually BOS) must close one. For a start at position `s >= 2`, with
+//! `E[i]` the entropy after byte `i`:
 //!
 //! | mode | `s` starts a patch if |
 //! |---|---|
@@ -256,9 +256,9 @@ pub fn patch_starts(config: &PatcherConfig, ids: &[Id], entropies: &[f32]) -> Re
 /// comes next (`with_next`; the sum is `ids.len() + 1`) or without it (`ids.len()`).
 ///
 /// In static mode the original implementation does not cut after the first byte, and neither do these
-/// lengths, although a model does: see [`patch_starts`]. In BPE mode the original implementation never lets the byte that comes next start a patch,
-/// although with more text that position does start one if a delimiter is before it. The lengths
-/// `with_next` follow it; [`Patcher::push`] and [`patch_starts`] keep the causal answer.
+/// lengths, although a model does: see [`patch_starts`]. In BPE mode the original implementation never lets the
+/// byte that comes next start a patch, although with more text that position does start one if a delimiter is
+/// before it. The lengths `with_next` follow it; [`Patcher::push`] and [`patch_starts`] keep the causal answer.
 ///
 /// # Errors
 /// As [`patch_starts`].
