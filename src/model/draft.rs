@@ -2,10 +2,8 @@
 //!
 //! Spec section 13. Who guesses, how many, and which count is decided above the model: [`crate::session`].
 
-use smallvec::SmallVec;
-
 use super::blt::Blt;
-use super::sequence::{Failure, Outputs, SequenceInput, cut};
+use super::sequence::{Failure, Outputs, PerSequence, SequenceInput, cut};
 use super::split::split;
 use crate::ops::ScratchVec;
 
@@ -40,20 +38,20 @@ impl<'m> Blt<'m> {
     pub(super) fn verify(
         self,
         inputs: &mut [SequenceInput<'_>],
-    ) -> Result<SmallVec<[Verified<'m>; 1]>, Failure> {
+    ) -> Result<PerSequence<Verified<'m>>, Failure> {
         let (compute, weights) = (self.compute, self.weights);
-        let n_before: SmallVec<[usize; 1]> = inputs.iter().map(|i| i.state.n_closed()).collect();
+        let n_before: PerSequence<usize> = inputs.iter().map(|i| i.state.n_closed()).collect();
         self.entropies(inputs);
         let n_closed = cut(compute, inputs)?; // (n)
         self.close_patches(inputs);
 
         let dim = weights.encoder.layers.config.dim;
         let (mut n_closed_after, mut x) = (compute.empty(1), compute.empty(dim));
-        let mut after = SmallVec::<[SequenceInput<'_>; 1]>::new();
-        let mut verified = SmallVec::<[Verified<'m>; 1]>::new();
-        let mut indices = SmallVec::<[usize; 1]>::new(); // of `after` in `verified`
+        let mut after = PerSequence::<SequenceInput<'_>>::new();
+        let mut verified = PerSequence::<Verified<'m>>::new();
+        let mut indices = PerSequence::<usize>::new(); // of `after` in `verified`
         let pieces = split(&n_closed, inputs.iter().map(|input| input.ids.len()));
-        let pieces: SmallVec<[&[usize]; 1]> = pieces.collect();
+        let pieces: PerSequence<&[usize]> = pieces.collect();
         for ((input, n_closed), n_before) in inputs.iter_mut().zip(pieces).zip(n_before) {
             let n_kept = n_closed.partition_point(|&n| n == n_before);
             if n_kept < n_closed.len() {

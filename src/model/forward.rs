@@ -3,17 +3,14 @@
 //! Each row's arithmetic is the same whatever rows are computed with it, so reading a text at once
 //! or byte by byte gives the same bits (tests/invariance.rs). `pass.rs` surrounds this.
 
-use smallvec::SmallVec;
-
 use super::blt::Blt;
 use super::encoder::Closed;
-use super::sequence::{Failure, Outputs, SequenceInput, byte_rows, cut, n_rows, outputs, record};
+use super::sequence::{
+    Failure, Outputs, PerSequence, SequenceInput, byte_rows, cut, n_rows, outputs, record,
+};
 use super::trace::Tensor;
 use crate::ops::{self, ScratchVec};
 use crate::vocab::VOCAB_SIZE;
-
-/// One element per sequence.
-type PerSequence<T> = SmallVec<[T; 1]>;
 
 impl<'m> Blt<'m> {
     /// Ids in, logits of the next ids out. Every matrix is multiplied with the rows of all sequences

@@ -2,10 +2,8 @@
 //!
 //! The passes over sequences of a family are in `forward.rs` and `draft.rs`, and in `bolmo/forward.rs`.
 
-use smallvec::SmallVec;
-
 use super::draft::Verified;
-use super::sequence::{Failure, Outputs, SequenceInput};
+use super::sequence::{Failure, Outputs, PerSequence, SequenceInput};
 use super::{Mark, Model, SequenceState, State};
 
 impl Model {
@@ -19,7 +17,7 @@ impl Model {
         &self,
         inputs: &mut [SequenceInput<'_, SequenceState>],
     ) -> Result<Outputs<'_>, Failure> {
-        let marks: SmallVec<[Mark; 1]> = inputs.iter().map(|input| input.state.mark()).collect();
+        let marks: PerSequence<Mark> = inputs.iter().map(|input| input.state.mark()).collect();
         let outputs = match self.bolmo() {
             None => {
                 let mut inputs = blt(inputs);
@@ -28,7 +26,7 @@ impl Model {
             }
             Some(bolmo) => {
                 let inputs = inputs.iter_mut().map(|i| i.with(SequenceState::bolmo_mut));
-                bolmo.forward(&self.compute, &mut inputs.collect::<SmallVec<[_; 1]>>())
+                bolmo.forward(&self.compute, &mut inputs.collect::<PerSequence<_>>())
             }
         };
         let outputs = outputs.and_then(|outputs| self.check_logits(inputs, outputs));
@@ -53,7 +51,7 @@ impl Model {
     pub(crate) fn verify(
         &self,
         inputs: &mut [SequenceInput<'_, SequenceState>],
-    ) -> Result<SmallVec<[Verified<'_>; 1]>, Failure> {
+    ) -> Result<PerSequence<Verified<'_>>, Failure> {
         self.blt().verify(&mut blt(inputs))
     }
 
@@ -77,7 +75,7 @@ impl Model {
 /// The inputs of a BLT.
 fn blt<'b>(
     inputs: &'b mut [SequenceInput<'_, SequenceState>],
-) -> SmallVec<[SequenceInput<'b, State>; 1]> {
+) -> PerSequence<SequenceInput<'b, State>> {
     (inputs.iter_mut())
         .map(|input| input.with(SequenceState::blt_mut))
         .collect()

@@ -49,8 +49,11 @@ pub(crate) struct SequenceOutput<'c> {
     pub chosen: Option<Id>,
 }
 
-/// The outputs of all sequences of a pass, in order.
-pub(crate) type Outputs<'c> = SmallVec<[SequenceOutput<'c>; 1]>;
+/// One element per sequence of a pass, in order. For one sequence, the usual case, it allocates nothing.
+pub(crate) type PerSequence<T> = SmallVec<[T; 1]>;
+
+/// The outputs of all sequences of a pass.
+pub(crate) type Outputs<'c> = PerSequence<SequenceOutput<'c>>;
 
 /// How to choose an id by its logits, in numbers. [`crate::sampler`] says what they mean.
 #[derive(Debug, Clone, Copy, PartialEq)]
