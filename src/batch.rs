@@ -26,9 +26,11 @@
 //! # Ok::<(), blt::Error>(())
 //! ```
 
+use std::cell::RefCell;
+
 use crate::error::Result;
 use crate::generate::Generator;
-use crate::session::{FeedRequest, Session, run_together};
+use crate::session::{FeedRequest, Position, Session, run_together};
 use crate::vocab::{self, Id};
 
 /// Lets each session read its bytes, after BOS if they are its first: [`Session::feed`] for several.
@@ -52,6 +54,25 @@ pub fn feed(feeds: &mut [(&mut Session, &[u8])]) -> Vec<Result<()>> {
 /// As [`feed`].
 pub fn feed_ids(feeds: &mut [(&mut Session, &[Id])]) -> Vec<Result<()>> {
     run((feeds.iter_mut()).map(|(session, ids)| FeedRequest::new(session, ids)))
+}
+
+/// Lets each session read its ids as they are and shows what each position gave, after the number of the session among
+/// these: [`Session::feed_ids_with`] for several.
+///
+/// # Errors
+/// As [`feed`]; positions may have been shown before an error.
+pub fn feed_ids_with(
+    feeds: &mut [(&mut Session, &[Id])],
+    show: impl FnMut(usize, Position<'_>),
+) -> Vec<Result<()>> {
+    let show = RefCell::new(show);
+    let show_of = |i: usize| {
+        let show = &show;
+        move |position: Position<'_>| show.borrow_mut()(i, position)
+    };
+    let mut shows: Vec<_> = (0..feeds.len()).map(show_of).collect();
+    let feeds = feeds.iter_mut().zip(&mut shows);
+    run(feeds.map(|((session, ids), show)| FeedRequest::new(session, ids).showing(show)))
 }
 
 fn run<'a>(requests: impl Iterator<Item = FeedRequest<'a>>) -> Vec<Result<()>> {

@@ -89,6 +89,42 @@ fn sessions_that_read_together_have_the_bits_of_sessions_alone() {
     }
 }
 
+/// What a position gave, as bits.
+fn shown(position: &blt::session::Position<'_>) -> (usize, Id, u32, bool, Vec<u32>) {
+    (
+        position.position,
+        position.id,
+        position.entropy.to_bits(),
+        position.next_starts_patch,
+        bits(position.logits),
+    )
+}
+
+#[test]
+fn positions_shown_together_are_those_shown_alone() {
+    for (name, model, texts) in models_and_texts() {
+        let mut sessions: Vec<Session> = (0..3)
+            .map(|i| common::session(&model, settings(i)))
+            .collect();
+        let mut alone = sessions.clone();
+        let texts: Vec<&[Id]> = texts.iter().cycle().take(3).map(|t| &t[..]).collect();
+        let texts = [texts[0], &texts[1][..1], texts[2]];
+        let mut feeds: Vec<_> = sessions.iter_mut().zip(texts).collect();
+        let mut together = vec![Vec::new(); 3];
+        let results = batch::feed_ids_with(&mut feeds, |i, position| {
+            together[i].push(shown(&position));
+        });
+        assert!(results.iter().all(Result::is_ok), "{name}: {results:?}");
+        for (i, (session, text)) in alone.iter_mut().zip(texts).enumerate() {
+            let mut expected = Vec::new();
+            let show = |position: blt::session::Position<'_>| expected.push(shown(&position));
+            session.feed_ids_with(text, show).unwrap();
+            assert!(together[i] == expected, "{name}, session {i}");
+            assert!(state(session) == state(&sessions[i]), "{name}, session {i}");
+        }
+    }
+}
+
 #[test]
 fn texts_generated_together_are_those_generated_alone() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/default.safetensors");

@@ -1,4 +1,4 @@
-//! Checksums of native files: they find damage that no shape betrays, such as a flipped bit of a disk.
+//! Checksums of native files and training states: they find damage that no shape betrays, such as a flipped bit of a disk.
 //!
 //! The last tensor of a file, `blt.checksums`, holds the XXH3 sums (64 bits, little-endian) of its header and of every
 //! other tensor, in the order of the file. Readers that do not know it skip it. It is written and read in one pass, and
@@ -7,6 +7,9 @@
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::spec::{TensorSpec, VERSION_KEY};
+
+/// The key of a training state's metadata.
+pub const TRAINING_KEY: &str = "blt.train";
 
 /// The name of the tensor.
 pub const NAME: &str = "blt.checksums";
@@ -24,9 +27,9 @@ pub fn spec(n: usize) -> TensorSpec {
     }
 }
 
-/// Whether a file with this metadata is a native one, which has checksums.
+/// Whether a file with this metadata is one of ours, which has checksums: a native file or a training state.
 pub fn are_written(metadata: &[(String, String)]) -> bool {
-    metadata.iter().any(|(key, _)| key == VERSION_KEY)
+    (metadata.iter()).any(|(key, _)| key == VERSION_KEY || key == TRAINING_KEY)
 }
 
 /// The checksum of bytes.

@@ -51,6 +51,8 @@ use crate::config::{Config, PatcherConfig, PatchingMode};
 use crate::error::{Error, Result};
 use crate::subwords::SubwordTable;
 use crate::tensor::{Load, Storage, Tensor};
+#[cfg(feature = "train")]
+pub(crate) use checksums::TRAINING_KEY;
 use json::Object;
 #[cfg(feature = "train")]
 pub(crate) use json::parse as parse_json;

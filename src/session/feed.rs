@@ -71,7 +71,7 @@ impl<'a> FeedRequest<'a> {
     }
 
     /// Shows what each position gave.
-    pub(super) fn showing(self, show: &'a mut dyn FnMut(Position<'_>)) -> Self {
+    pub fn showing(self, show: &'a mut dyn FnMut(Position<'_>)) -> Self {
         FeedRequest {
             logits: LogitRows::All,
             show: Some(show),

@@ -10,13 +10,12 @@ use serde_json::{Value as Json, json};
 use super::adamw::AdamW;
 use super::params::{Params, Value};
 use crate::checkpoint::{
-    SafetensorsWriter, TensorSpec, WeightFiles, config_from_json, config_to_json, parse_json,
+    SafetensorsWriter, TRAINING_KEY as KEY, TensorSpec, WeightFiles, config_from_json,
+    config_to_json, parse_json,
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
-
-const KEY: &str = "blt.train";
 
 /// Where a run is.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,9 +140,11 @@ impl Saved {
     /// Opens a state file.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Format`] if it cannot be read or is not a training state.
+    /// [`Error::Io`] and [`Error::Format`] if it cannot be read or is not a training state, [`Error::Tensor`] if its bytes
+    /// differ from their checksums.
     pub fn open(path: &Path) -> Result<Saved> {
         let file = WeightFiles::open(path)?;
+        file.verify(|_| Ok(()))?;
         let fault = |what: String| Error::format(path, what);
         let about = (file.metadata().and_then(|m| m.get(KEY)))
             .ok_or_else(|| fault(format!("expected a training state, found no {KEY}")))?;

@@ -350,6 +350,38 @@ fn documents_are_scored_one_by_one() {
         "-f",
         &format!("{folder}/2.txt"),
     ]);
+    // Read together, each byte gets what it gets alone.
+    let table = |args: &[&str]| -> Vec<String> {
+        let path = temporary("stories.csv");
+        let out = ["--quiet", "--per-byte", path.to_str().unwrap()];
+        output(SCORE, &[&[MODEL], args, &out].concat(), b"");
+        let table = std::fs::read_to_string(path).unwrap();
+        let rest_of = |line: &str| line.split_once(',').unwrap().1.to_owned();
+        table.lines().skip(1).map(rest_of).collect()
+    };
+    let many: Vec<String> = (0..20)
+        .map(|i| format!("{} {}", stories[i % 3], "and on ".repeat(i * i)))
+        .collect();
+    let separate: Vec<String> = (many.iter())
+        .flat_map(|story| table(&["-f", &file("one.txt", story.trim_end().as_bytes())]))
+        .collect();
+    let joined = many
+        .iter()
+        .map(|story| story.trim_end())
+        .collect::<Vec<_>>();
+    let joined = file("many.txt", joined.join("\n<|endoftext|>\n").as_bytes());
+    assert!(table(&["-f", &joined]) == separate);
+    // So do windows: those of a short context are read together, too.
+    let book = file("book.txt", many.concat().as_bytes());
+    let windows = table(&["-f", &book, "--context", "65"]);
+    let chunks = many.concat().into_bytes();
+    let separate: Vec<String> = (chunks.chunks(64).enumerate())
+        .flat_map(|(i, chunk)| {
+            let path = file(&format!("chunk-{i}"), chunk);
+            table(&["-f", &path, "--separator", "", "--context", "65"])
+        })
+        .collect();
+    assert!(windows == separate);
     // As one document the separators count too.
     let (_, n, documents) = score(&["-f", &together, "--separator", ""]);
     assert_eq!(

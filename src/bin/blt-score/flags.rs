@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use blt::session::{FlagScore, FlagScorer};
+use blt::session::{BYTES_PER_PASS, FlagScore, FlagScorer};
 use blt::vocab::id_to_byte;
 use blt::{Model, Session, SessionOptions};
 use serde_json::json;
@@ -40,23 +40,25 @@ pub fn run(args: &Args, model: &Model, mut input: Input) -> Result<(), Failure> 
     let start = Instant::now();
     let mut progress = Progress::new("scoring", input.total, args.quiet);
     let (mut done, mut interrupted) = (0, false);
-    loop {
-        let ids = input.next_block()?;
-        if ids.is_empty() {
-            break;
-        }
+    while let Some(piece) = input.next_piece(None)? {
         if input.n_documents > 1 {
             return Err(Failure::failed(format!(
                 "{}: expected one document with a Bolmo model, found more; --separator \"\" reads a file as one",
                 input.name()
             )));
         }
-        let bytes: Vec<u8> = ids.iter().copied().filter_map(id_to_byte).collect();
-        scorer.push(&bytes)?;
-        done += bytes.len() as u64;
-        progress.set(done);
-        if interrupt::requested() {
-            interrupted = true;
+        for start in piece.range.clone().step_by(BYTES_PER_PASS) {
+            let ids = piece.ids(start..piece.range.end.min(start + BYTES_PER_PASS));
+            let bytes: Vec<u8> = ids.iter().copied().filter_map(id_to_byte).collect();
+            scorer.push(&bytes)?;
+            done += bytes.len() as u64;
+            progress.set(done);
+            if interrupt::requested() {
+                interrupted = true;
+                break;
+            }
+        }
+        if interrupted {
             break;
         }
     }

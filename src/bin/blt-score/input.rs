@@ -1,10 +1,12 @@
-//! What is scored: the documents of files, folders or standard input, block by block, or a list of ids.
+//! What is scored: the documents of files, folders or standard input, in pieces that are scored on their own, or a list of
+//! ids.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use blt::documents::{self, Format, TextFile};
-use blt::session::BYTES_PER_PASS;
 use blt::vocab::{Id, VOCAB_SIZE, byte_to_id};
 
 use blt::cli::args::Failure;
@@ -13,14 +15,12 @@ use blt::cli::{input, interrupt};
 /// Largest list of ids that is read: it must fit into the context.
 const MAX_RAW_IDS: usize = 1 << 20;
 
-/// The ids to score, block by block.
+/// The ids to score.
 pub struct Input {
     source: Source,
     name: String,
     /// Bytes or ids to come in all, if known.
     pub total: Option<u64>,
-    /// Whether the last block began a document.
-    pub begins_document: bool,
     /// Documents begun.
     pub n_documents: usize,
 }
@@ -31,14 +31,63 @@ enum Source {
         waiting: VecDeque<PathBuf>,
         open: Option<Open>,
     },
-    Ids(std::vec::IntoIter<Id>),
+    Ids(Option<Rc<[Id]>>),
 }
 
 /// A file, and how far it has been read.
 struct Open {
-    file: TextFile,
+    file: Rc<TextFile>,
     document: usize,
     at: usize,
+}
+
+/// Where a document is cut, if that is known before it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Windows {
+    /// Bytes of the first window.
+    pub first: usize,
+    /// New bytes of each further one.
+    pub later: usize,
+    /// Bytes before those, which it reads again.
+    pub overlap: usize,
+}
+
+/// A document, or a window of one.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    text: Text,
+    /// How many ids before the first are read again.
+    pub n_again: usize,
+    /// The ids that count.
+    pub range: Range<usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Text {
+    File(Rc<TextFile>),
+    Ids(Rc<[Id]>),
+}
+
+impl Piece {
+    /// A text without ids.
+    pub fn empty() -> Piece {
+        Piece {
+            text: Text::Ids(Rc::new([])),
+            n_again: 0,
+            range: 0..0,
+        }
+    }
+
+    /// The ids in a range.
+    pub fn ids(&self, range: Range<usize>) -> Vec<Id> {
+        match &self.text {
+            Text::File(file) => (file.bytes()[range].iter())
+                .copied()
+                .map(byte_to_id)
+                .collect(),
+            Text::Ids(ids) => ids[range].to_vec(),
+        }
+    }
 }
 
 impl Input {
@@ -64,7 +113,6 @@ impl Input {
                 open: None,
             },
             name,
-            begins_document: false,
             n_documents: 0,
         })
     }
@@ -89,21 +137,23 @@ impl Input {
         let ids: Vec<Id> = list.iter().enumerate().map(id).collect::<Result<_, _>>()?;
         Ok(Input {
             total: Some(ids.len() as u64),
-            source: Source::Ids(ids.into_iter()),
+            source: Source::Ids(Some(ids.into())),
             name: path.display().to_string(),
-            begins_document: false,
             n_documents: 0,
         })
     }
 
-    /// The next block, which is of one document; empty at the end.
-    pub fn next_block(&mut self) -> Result<Vec<Id>, Failure> {
+    /// The next piece: a document, or its next window if `windows` says where those are.
+    pub fn next_piece(&mut self, windows: Option<Windows>) -> Result<Option<Piece>, Failure> {
         let (format, waiting, open) = match &mut self.source {
             Source::Ids(ids) => {
-                let block: Vec<Id> = ids.by_ref().take(BYTES_PER_PASS).collect();
-                self.begins_document = self.n_documents == 0 && !block.is_empty();
-                self.n_documents = 1;
-                return Ok(block);
+                let piece = ids.take().map(|ids| Piece {
+                    n_again: 0,
+                    range: 0..ids.len(),
+                    text: Text::Ids(ids),
+                });
+                self.n_documents += usize::from(piece.is_some());
+                return Ok(piece);
             }
             Source::Files {
                 format,
@@ -116,28 +166,32 @@ impl Input {
                 && let Some(range) = file.documents().get(*document)
             {
                 let start = range.start + *at;
-                let end = range.end.min(start + BYTES_PER_PASS);
-                self.begins_document = *at == 0;
-                self.n_documents += usize::from(self.begins_document);
-                *at += end - start;
-                if end == range.end {
+                let rest = range.end - start;
+                let (n, n_again) = match windows {
+                    None => (rest, 0),
+                    Some(windows) if *at == 0 => (rest.min(windows.first), 0),
+                    Some(windows) => (rest.min(windows.later), windows.overlap),
+                };
+                self.n_documents += usize::from(*at == 0);
+                *at += n;
+                if n == rest {
                     (*document, *at) = (*document + 1, 0);
                 }
-                return Ok(file.bytes()[start..end]
-                    .iter()
-                    .copied()
-                    .map(byte_to_id)
-                    .collect());
+                return Ok(Some(Piece {
+                    text: Text::File(file.clone()),
+                    n_again,
+                    range: start..start + n,
+                }));
             }
             let Some(path) = waiting.pop_front() else {
-                return Ok(Vec::new());
+                return Ok(None);
             };
             let file = match path.as_os_str() == "-" {
                 true => interrupt::while_idle(|| TextFile::open(&path, format)),
                 false => TextFile::open(&path, format),
             };
             *open = Some(Open {
-                file: file?,
+                file: file?.into(),
                 document: 0,
                 at: 0,
             });

@@ -27,9 +27,9 @@ use blt::cli::output::{self, Inputs};
 use blt::cli::progress::Progress;
 use blt::cli::{interrupt, memory, units};
 use csv::CsvWriter;
-use input::Input;
+use input::{Input, Piece};
 use page::Page;
-use scorer::{Edge, Scorer, Totals};
+use scorer::{ENOUGH_IDS, Edge, MAX_LANES, Scorer, Totals, Wanted};
 
 program_args! {
     /// Measure how well a Byte Latent Transformer predicts a text: bits per byte, perplexity per byte, accuracy, mean
@@ -153,27 +153,34 @@ fn run(args: Args) -> Result<(), Failure> {
     let mut done = 0;
     let mut interrupted = false;
     loop {
-        let ids = input.next_block()?;
-        if ids.is_empty() {
-            break;
-        }
-        if input.begins_document && input.n_documents > 1 {
-            scorer.next_document()?;
-        }
-        scorer.push(&ids, |scored| {
-            if let Some(csv_file) = &mut csv_file {
-                csv_file.add(scored);
+        let mut pieces = next_pieces(&mut input, &scorer)?;
+        if pieces.is_empty() {
+            if scorer.totals().windows > 0 {
+                break;
             }
-            if let Some(page) = &mut page {
-                page.add(scored);
-            }
-        })?;
+            pieces.push(Piece::empty());
+        }
+        let n_ids: usize = pieces.iter().map(|piece| piece.range.len()).sum();
+        let complete = scorer.score(
+            pieces,
+            |read| {
+                progress.set(done + read);
+                !interrupt::requested()
+            },
+            |scored| {
+                if let Some(csv_file) = &mut csv_file {
+                    csv_file.add(scored);
+                }
+                if let Some(page) = &mut page {
+                    page.add(scored);
+                }
+            },
+        )?;
         if let Some(csv_file) = &mut csv_file {
             csv_file.check()?;
         }
-        done += ids.len() as u64;
-        progress.set(done);
-        if interrupt::requested() {
+        done += n_ids as u64;
+        if !complete {
             interrupted = true;
             break;
         }
@@ -205,9 +212,24 @@ fn run(args: Args) -> Result<(), Failure> {
     match interrupted {
         false => Ok(()),
         true => Err(Failure::Interrupted(format!(
-            "interrupted: the figures are those of the first {done} bytes"
+            "interrupted: the figures are those of the first {} bytes",
+            totals.n
         ))),
     }
+}
+
+/// The next pieces to read at once: one that is long enough, or several.
+fn next_pieces(input: &mut Input, scorer: &Scorer) -> Result<Vec<Piece>, Failure> {
+    let windows = scorer.windows();
+    let (mut pieces, mut n_ids) = (Vec::new(), 0);
+    while pieces.len() < MAX_LANES && n_ids < ENOUGH_IDS {
+        let Some(piece) = input.next_piece(windows)? else {
+            break;
+        };
+        n_ids += piece.range.len() + piece.n_again;
+        pieces.push(piece);
+    }
+    Ok(pieces)
 }
 
 /// Checks the files to be written. Whether one of them is standard output, so that the figures go elsewhere.
@@ -267,7 +289,11 @@ fn scorer(args: &Args, model: &Model) -> Result<Scorer, Failure> {
             overlap: args.overlap,
         },
     };
-    Ok(Scorer::new(session, edge, args.dump.is_some())?)
+    let wanted = Wanted {
+        ids: args.per_byte.is_some() || args.html.is_some(),
+        logits: args.dump.is_some(),
+    };
+    Ok(Scorer::new(session, edge, wanted)?)
 }
 
 fn figures(totals: &Totals, n_documents: usize, time: Duration) -> String {
