@@ -454,7 +454,10 @@ impl Unresolved {
             None => Ok(()),
             Some(name) => Err(Error::tensor(
                 name,
-                "expected no such tensor in a model of this configuration; is it a newer variant?",
+                format!(
+                    "expected no such tensor in a model of this configuration, found it in {}; is it a newer variant?",
+                    self.weights.path().display()
+                ),
             )),
         }
     }

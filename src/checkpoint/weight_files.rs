@@ -199,18 +199,26 @@ impl WeightFiles {
 
     fn load_shards(index: &Path, load: Load) -> Result<WeightFiles> {
         let value = json::read_up_to(index, MAX_INDEX)?;
-        let root = json::Object::root(&value)?;
-        let map = root.required_object("weight_map")?;
+        let in_index = |e: Error| e.in_file(index);
+        let root = json::Object::root(&value).map_err(in_index)?;
+        let map = root.required_object("weight_map").map_err(in_index)?;
         let mut number_of: HashMap<&str, usize> = HashMap::new();
         let mut files = Vec::new();
         let mut shard_of = HashMap::new();
         for tensor in map.keys() {
-            let shard = map.required(tensor, "a file name", map.text(tensor)?)?;
+            let shard = (map.text(tensor))
+                .and_then(|name| map.required(tensor, "a file name", name))
+                .map_err(in_index)?;
             let number = match number_of.get(shard) {
                 Some(&n) => n,
                 None => {
                     check_plain_name(index, shard)?;
                     let path = index.with_file_name(shard);
+                    if !path.exists() {
+                        let what =
+                            format!("expected the file {shard:?} beside the index, found none");
+                        return Err(Error::format(index, what));
+                    }
                     files.push(container(&path, MappedFile::load(&path, load)?.into())?);
                     number_of.insert(shard, files.len() - 1);
                     files.len() - 1
