@@ -1,7 +1,5 @@
 //! Which device computes a model.
 
-mod choice;
-
 use std::fmt;
 use std::str::FromStr;
 

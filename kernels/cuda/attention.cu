@@ -25,16 +25,16 @@ DEVICE unsigned split_size(unsigned n) {
 }
 
 // exp(x - max), also where there is nothing yet and both are -infinity.
-DEVICE float share(float x, float max) { return x == -INFINITY ? 0 : expf(x - max); }
+DEVICE float exp_diff(float x, float max) { return x == -INFINITY ? 0 : expf(x - max); }
 
 // Of some keys the largest score, and relative to it the sum of the weights, and that of the values in the
 // column that a thread has. The same size in src/cuda/attention.rs.
-struct Sums {
+struct Partial {
     float max, weights, values;
 };
 
-DEVICE void join(Sums &to, const Sums &from) {
-    float max = fmaxf(to.max, from.max), a = share(to.max, max), b = share(from.max, max);
+DEVICE void merge(Partial &to, const Partial &from) {
+    float max = fmaxf(to.max, from.max), a = exp_diff(to.max, max), b = exp_diff(from.max, max);
     to.max = max;
     to.weights = fmaf(from.weights, b, to.weights * a);
     to.values = fmaf(from.values, b, to.values * a);
@@ -64,15 +64,15 @@ DEVICE void widen(const uint4 &from, float (&to)[8]) {
 }
 
 // What the warps of a block join.
-struct OfWarps {
+struct WarpPartials {
     float maxima[ATTENTION_WARPS], sums[ATTENTION_WARPS], accs[ATTENTION_WARPS][MAX_HEAD];
 };
 
 // The positions that `row` sees, by all threads of the block; its memory, of keys from `k` on and values
 // from `v` on, is of type T.
 template <class T>
-DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_t stride, unsigned head_dim,
-                   OfWarps &of) {
+DEVICE Partial attend(const float *query, const Row &row, size_t k, size_t v, size_t stride, unsigned head_dim,
+                   WarpPartials &of) {
     constexpr unsigned WIDTH = 16 / sizeof(T), C = 8 / WIDTH;  // a lane has C times WIDTH columns
     constexpr unsigned AT_ONCE = 4 / C;  // keys of a group that are loaded before the first is used
     const T *memory = (const T *)row.memory;
@@ -127,14 +127,14 @@ DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_
             scores[i] = first + i * groups + group < row.to ? scores[i] * scale : -INFINITY;
             new_max = fmaxf(new_max, scores[i]);
         }
-        float shrink = share(max, new_max), weights = 0;
+        float shrink = exp_diff(max, new_max), weights = 0;
         for (unsigned c = 0; c < C; c++) {
             UNROLL
             for (unsigned j = 0; j < WIDTH; j++) acc[c][j] *= shrink;
         }
         UNROLL
         for (unsigned i = 0; i < AT_ONCE; i++) {
-            float weight = share(scores[i], new_max);
+            float weight = exp_diff(scores[i], new_max);
             weights += weight;
             for (unsigned c = 0; c < C; c++) {
                 float value[WIDTH];
@@ -148,7 +148,7 @@ DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_
     }
     // The groups of a warp, then the warps.
     for (unsigned mask = lanes_per_key; mask < WARP; mask *= 2) {
-        float new_max = fmaxf(max, warp_xor(max, mask)), shrink = share(max, new_max);
+        float new_max = fmaxf(max, warp_xor(max, mask)), shrink = exp_diff(max, new_max);
         max = new_max;
         sum *= shrink, sum += warp_xor(sum, mask);
         for (unsigned c = 0; c < C; c++) {
@@ -166,10 +166,10 @@ DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_
         }
     }
     __syncthreads();
-    Sums all = {of.maxima[0], 0, 0};
+    Partial all = {of.maxima[0], 0, 0};
     for (unsigned i = 1; i < ATTENTION_WARPS; i++) all.max = fmaxf(all.max, of.maxima[i]);
     for (unsigned i = 0; i < ATTENTION_WARPS; i++) {
-        float weight = share(of.maxima[i], all.max);
+        float weight = exp_diff(of.maxima[i], all.max);
         all.weights = fmaf(of.sums[i], weight, all.weights);
         if (threadIdx.x < head_dim) all.values = fmaf(of.accs[i][threadIdx.x], weight, all.values);
     }
@@ -178,18 +178,18 @@ DEVICE Sums attend(const float *query, const Row &row, size_t k, size_t v, size_
 
 // Grid (n_heads * blocks, n), 256 threads: so many blocks for each head of a row, of which those without a
 // split leave at once. q: rows of `q_stride`, of which the first n_heads * head_dim are queries; out (n,
-// n_heads * head_dim). Keys are side `side` of the memory, values the next one. If there is more than one
+// n_heads * head_dim). Keys are plane `plane` of the memory, values the next one. If there is more than one
 // block, they share parts (n, n_heads, MAX_SPLITS, head_dim) and arrivals (n, n_heads), which are 0 before
 // and after.
 //
 // With `angles` (n, head_dim: cosines, then sines) the rows are of different sequences, and their own
-// keys and values follow the queries: they are entered first, queries and keys turned, as rope_append
+// keys and values follow the queries: they are entered first, queries and keys rotated, as rope_append
 // would. Heads that share a key enter it alike, and so do blocks.
 KERNEL(attention)
-(const float *q, const Row *rows, const float *angles, float *out, Sums *parts, unsigned *arrivals,
- unsigned q_stride, unsigned side, unsigned n_heads, unsigned n_kv_heads, unsigned head_dim) {
+(const float *q, const Row *rows, const float *angles, float *out, Partial *parts, unsigned *arrivals,
+ unsigned q_stride, unsigned plane, unsigned n_heads, unsigned n_kv_heads, unsigned head_dim) {
     __shared__ float query[MAX_HEAD];
-    __shared__ OfWarps of;
+    __shared__ WarpPartials of;
     __shared__ unsigned arrived;
     unsigned head = blockIdx.x % n_heads, kv_head = head / (n_heads / n_kv_heads);
     Row row = rows[blockIdx.y];
@@ -198,7 +198,7 @@ KERNEL(attention)
     if (block >= splits) return;
     if (blocks > splits) blocks = splits;
     size_t stride = (size_t)n_kv_heads * head_dim;
-    size_t k = (size_t)side * row.capacity * stride + kv_head * head_dim, v = k + row.capacity * stride;
+    size_t k = (size_t)plane * row.capacity * stride + kv_head * head_dim, v = k + row.capacity * stride;
     q += (size_t)blockIdx.y * q_stride;
     const float *own = q + (size_t)n_heads * head_dim + kv_head * head_dim;  // key; the value is `stride` on
     q += head * head_dim;
@@ -207,9 +207,9 @@ KERNEL(attention)
         const float *cos = angles + (size_t)blockIdx.y * head_dim, *sin = cos + head_dim / 2;
         for (unsigned i = threadIdx.x; i < head_dim / 2; i += blockDim.x) {
             rotate(q + 2 * i, query + 2 * i, cos[i], sin[i]);
-            keep_rotated(row, k + at + 2 * i, own + 2 * i, cos[i], sin[i]);
+            store_rotated(row, k + at + 2 * i, own + 2 * i, cos[i], sin[i]);
         }
-        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) keep(row, v + at + d, own[stride + d]);
+        for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) store_value(row, v + at + d, own[stride + d]);
     } else {
         for (unsigned d = threadIdx.x; d < head_dim; d += blockDim.x) query[d] = q[d];
     }
@@ -217,14 +217,14 @@ KERNEL(attention)
     size_t nth = (size_t)blockIdx.y * n_heads + head;
     unsigned d = threadIdx.x;
     parts += nth * MAX_SPLITS * head_dim + d;
-    Sums all = {-INFINITY, 0, 0};
+    Partial all = {-INFINITY, 0, 0};
     for (unsigned split = block; split < splits; split += blocks) {
         row.from = from + split * size;
         row.to = to - row.from < size ? to : row.from + size;
-        Sums one = row.is_half ? attend<uint16_t>(query, row, k, v, stride, head_dim, of)
+        Partial one = row.is_half ? attend<uint16_t>(query, row, k, v, stride, head_dim, of)
                                : attend<float>(query, row, k, v, stride, head_dim, of);
         if (blocks == 1)
-            join(all, one);
+            merge(all, one);
         else if (d < head_dim)
             parts[split * head_dim] = one;
     }
@@ -238,7 +238,7 @@ KERNEL(attention)
         }
         __syncthreads();
         if (arrived != blocks - 1) return;
-        for (unsigned split = 0; split < splits && d < head_dim; split++) join(all, parts[split * head_dim]);
+        for (unsigned split = 0; split < splits && d < head_dim; split++) merge(all, parts[split * head_dim]);
     }
     if (d < head_dim) out[nth * head_dim + d] = all.values / all.weights;
 }

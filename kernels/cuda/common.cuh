@@ -35,7 +35,7 @@ DEVICE uint16_t float_half(float x) { return __half_as_ushort(__float2half_rn(x)
 // x with byte i of `bytes` as its last.
 DEVICE uint32_t with_byte(uint32_t x, uint32_t bytes, unsigned i) { return __byte_perm(bytes, x, 0x7650 + i); }
 // x, of which nothing is known here: what is made of it is not kept in registers from before.
-DEVICE unsigned anew(unsigned x) {
+DEVICE unsigned opaque(unsigned x) {
     asm volatile("" : "+r"(x));
     return x;
 }
@@ -72,21 +72,21 @@ DEVICE uint64_t double_bits(double x) {
 #endif
 
 // Where a row of a pass stands: its sequence's memory in a stack of layers, and what it sees there. The
-// memory is one ring of `capacity` rows per layer and side (keys, values); position p lies in row
+// memory is one ring of `capacity` rows per layer and plane (keys, values); position p lies in row
 // p % capacity of each. It holds floats, or half floats if `is_half`. The same structure in
-// src/cuda/store.rs.
+// src/cuda/ring.rs.
 struct Row {
     void *memory;
     unsigned capacity, position, from, to, is_half, unused;
 };
 
 // A value of a row's memory.
-DEVICE float kept(const Row &row, size_t at) {
+DEVICE float load_value(const Row &row, size_t at) {
     return row.is_half ? half_float(((const uint16_t *)row.memory)[at]) : ((const float *)row.memory)[at];
 }
 
 // Enters a value, rounded to the nearest half float (to the even one between two) if they are such.
-DEVICE void keep(const Row &row, size_t at, float x) {
+DEVICE void store_value(const Row &row, size_t at, float x) {
     if (row.is_half)
         ((uint16_t *)row.memory)[at] = float_half(x);
     else

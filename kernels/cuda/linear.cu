@@ -1,12 +1,12 @@
 // y = x W^T for x (n, cols), W (rows, cols), y (n, rows of `stride`): weights as they lie in the file,
 // activations and sums in f32.
 //
-// `narrow_*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all rows.
+// `matvec*` is for up to 32 rows of x and bound by the bytes of W, of which every one is read once for all rows.
 // `matmul_*` is for more, of whole runs of 32 columns. Both use the tensor cores: every f32 is cut into two bfloat16,
 // high + low, and the product is high high + high low + low high, which loses about 2^-16 of a term. Weights that are
 // bfloat16, or small whole numbers times a scale, have no low part and save a third of it.
 //
-// `narrow_*` can also norm x and gate y on the way, so that a layer of few rows is five launches:
+// `matvec*` can also norm x and gate y on the way, so that a layer of few rows is five launches:
 //
 // - With `gain` (cols) x is RMS-normed: each block multiplies x by the gain as it reads it, sums its squares
 //   beside the products, and scales the sums at the end, which commutes.
@@ -18,11 +18,11 @@
 #include "formats.cuh"
 #include "mma.cuh"
 
-DEVICE void finish(float *y, float sum, unsigned mode) {
+DEVICE void store_output(float *y, float sum, unsigned mode) {
     *y = mode == 0 ? sum : fmaf((float)mode, *y, sum);
 }
 
-constexpr unsigned NARROW_WARPS = 8;  // of a block
+constexpr unsigned MATVEC_WARPS = 8;  // of a block
 
 // x[row][col..col + 4]; zero outside.
 DEVICE float4 load_x(const float *x, unsigned cols, unsigned n, unsigned row, unsigned col) {
@@ -62,9 +62,9 @@ DEVICE void subtract_minimum(float sums[4], const float of_x[4], const float min
 // order of the columns is right, as long as weights and x have the same), how they are read, and what is
 // multiplied to the sums of a step.
 template <class F, unsigned N>
-DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,
+DEVICE void matvec(const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,
                    unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {
-    __shared__ float parts[NARROW_WARPS][16][8 * N], squares_of[NARROW_WARPS][8 * N];
+    __shared__ float parts[MATVEC_WARPS][16][8 * N], squares_of[MATVEC_WARPS][8 * N];
     unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     unsigned outputs = up ? 8 : 16, first_output = blockIdx.x * outputs;
     const unsigned of[2] = {first_output + g, first_output + g + (up ? up : 8)};
@@ -74,13 +74,13 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
     for (float &square : squares) square = 0;
     unsigned runs = (cols + 31) / 32;
     // All that several runs need is asked for before the first is worked on.
-    constexpr unsigned AHEAD = N == 1 ? 4 : 2;
-    for (unsigned first = warp; first < runs; first += NARROW_WARPS * AHEAD) {
-        typename F::Run weights[AHEAD];
-        float4 inputs[AHEAD][2][N];
+    constexpr unsigned PREFETCH = N == 1 ? 4 : 2;
+    for (unsigned first = warp; first < runs; first += MATVEC_WARPS * PREFETCH) {
+        typename F::Run weights[PREFETCH];
+        float4 inputs[PREFETCH][2][N];
         UNROLL
-        for (unsigned r = 0; r < AHEAD; r++) {
-            unsigned run = first + r * NARROW_WARPS;
+        for (unsigned r = 0; r < PREFETCH; r++) {
+            unsigned run = first + r * MATVEC_WARPS;
             if (run >= runs) break;
             weights[r] = F::run(w, weight_rows, cols, of, run, t);
             UNROLL
@@ -98,8 +98,8 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
             }
         }
         UNROLL
-        for (unsigned r = 0; r < AHEAD; r++) {
-            if (first + r * NARROW_WARPS >= runs) break;
+        for (unsigned r = 0; r < PREFETCH; r++) {
+            if (first + r * MATVEC_WARPS >= runs) break;
             UNROLL
             for (unsigned step = 0; step < 2; step++) {
                 uint32_t a_high[4], a_low[4];
@@ -131,7 +131,7 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
     for (unsigned i = threadIdx.x; i < outputs * 8 * N; i += blockDim.x) {
         unsigned out = i % outputs, row = i / outputs, at = first_output + out;
         float sum = 0, of_up = 0, square = 0;
-        for (unsigned j = 0; j < NARROW_WARPS; j++) {
+        for (unsigned j = 0; j < MATVEC_WARPS; j++) {
             sum += parts[j][out][row], square += squares_of[j][row];
             if (up) of_up += parts[j][out + 8][row];
         }
@@ -140,7 +140,7 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
             sum *= scale, of_up *= scale;
         }
         if (up) sum = sum / (1 + expf(-sum)) * of_up;
-        if (row < n && at < rows) finish(y + (size_t)row * stride + at, sum, mode);
+        if (row < n && at < rows) store_output(y + (size_t)row * stride + at, sum, mode);
     }
 }
 
@@ -148,15 +148,15 @@ DEVICE void narrow(const uint8_t *w, const float *x, float *y, const float *gain
 constexpr unsigned SIDE = 128, SCALE_RUNS = 8;
 
 // What a thread multiplies: 4 tiles of 16 rows of W from `w_tile` on by 4 of 8 rows of x from `x_tile` on.
-struct Share {
+struct WarpTile {
     unsigned lane, w_tile, x_tile;
-    DEVICE Share(unsigned thread)
+    DEVICE WarpTile(unsigned thread)
         : lane(thread % WARP), w_tile(thread / WARP % 2 * 4), x_tile(thread / WARP / 2 * 4) {}
 };
 
 // 128 x 128 outputs per block, for whole runs of 32 columns; grid (rows / 128, n / 128, slices), 256 threads: 8 warps
 // of 64 rows of W by 32 of x. A slice is `slice_runs` of the runs, a multiple of SCALE_RUNS; where there is more than
-// one, y is (slices, n, stride), for `join_slices`.
+// one, y is (slices, n, stride), for `add_slices`.
 //
 //     for each step of 16 columns:
 //         ask for W, then x of the next step, into registers
@@ -193,7 +193,7 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
     float4 input;
     auto fetch = [&](unsigned run, unsigned step, unsigned part) {
         // In place of rows past the last, any: their outputs are dropped.
-        unsigned thread = anew(threadIdx.x), g = thread % WARP / 4, t = thread % 4;
+        unsigned thread = opaque(threadIdx.x), g = thread % WARP / 4, t = thread % 4;
         if (part == 0) {
             unsigned tile = first_w / 16 + thread / WARP, own = 16 * (16 * tile < rows ? tile : 0);
             const unsigned of[2] = {own | g, own | 8 | g};
@@ -206,7 +206,7 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
     auto put = [&](unsigned step, unsigned part) {
         uint32_t high[4], low[4];
         if (part == 0) {
-            F::step(weights, step, anew(threadIdx.x) % 4, high, low);
+            F::step(weights, step, opaque(threadIdx.x) % 4, high, low);
             of_w[step][0][threadIdx.x] = {high[0], high[1], high[2], high[3]};
             if (F::LOW_PART) of_w[step][F::LOW_PART][threadIdx.x] = {low[0], low[1], low[2], low[3]};
             return;
@@ -232,7 +232,7 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
     for (unsigned run = first; run < runs; run++) {
         if (F::SCALES > 0 && run % SCALE_RUNS == 0) {
             __syncthreads();
-            for (unsigned i = anew(threadIdx.x); i < 2 * SCALE_RUNS * SIDE; i += blockDim.x) {
+            for (unsigned i = opaque(threadIdx.x); i < 2 * SCALE_RUNS * SIDE; i += blockDim.x) {
                 unsigned to = i / SIDE, row = i % SIDE, at = run + to % SCALE_RUNS;
                 if (first_w + row >= rows || at >= runs) continue;
                 float minimum;
@@ -243,8 +243,8 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
         UNROLL
         for (unsigned step = 0; step < 2; step++) {
             __syncthreads();
-            const Share share(anew(threadIdx.x));
-            unsigned lane = share.lane, w_tile = share.w_tile, x_tile = share.x_tile, g = lane / 4, t = lane % 4;
+            const WarpTile warp_tile(opaque(threadIdx.x));
+            unsigned lane = warp_tile.lane, w_tile = warp_tile.w_tile, x_tile = warp_tile.x_tile, g = lane / 4, t = lane % 4;
             bool busy = first_w + 16 * w_tile < rows && first_x + 8 * x_tile < n;
             // After the last step its run once more, put where nothing reads it.
             unsigned next = run + step == runs ? run : run + step;
@@ -276,8 +276,8 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
             }
         }
     }
-    const Share share(anew(threadIdx.x));
-    unsigned lane = share.lane, w_tile = share.w_tile, x_tile = share.x_tile;
+    const WarpTile warp_tile(opaque(threadIdx.x));
+    unsigned lane = warp_tile.lane, w_tile = warp_tile.w_tile, x_tile = warp_tile.x_tile;
     UNROLL
     for (unsigned i = 0; i < 4; i++)
         UNROLL
@@ -287,30 +287,30 @@ DEVICE void matmul(const uint8_t *w, const float *x, float *y, unsigned rows, un
                 unsigned at = first_w + 16 * (w_tile + i) + lane / 4 + k / 2 * 8;
                 unsigned row = first_x + 8 * (x_tile + j) + lane % 4 * 2 + k % 2;
                 if (row < n && at < rows)
-                    finish(y + ((size_t)blockIdx.z * n + row) * stride + at, sums[i][j][k], mode);
+                    store_output(y + ((size_t)blockIdx.z * n + row) * stride + at, sums[i][j][k], mode);
             }
 }
 
 // Adds the sums of slices (slices, n, rows) into y, in their order. Grid (rows / 256, n), 256 threads.
-KERNEL(join_slices)
+KERNEL(add_slices)
 (const float *parts, float *y, unsigned rows, unsigned stride, unsigned mode, unsigned slices) {
     unsigned at = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y, n = gridDim.y;
     if (at >= rows) return;
     float sum = 0;
     for (unsigned slice = 0; slice < slices; slice++) sum += parts[((size_t)slice * n + row) * rows + at];
-    finish(y + (size_t)row * stride + at, sum, mode);
+    store_output(y + (size_t)row * stride + at, sum, mode);
 }
 
 #define LINEAR(name, LAYOUT, FORMAT)                                                                              \
-    KERNEL(narrow8_##name)                                                                                        \
+    KERNEL(matvec8_##name)                                                                                        \
     (const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,                 \
      unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {                                        \
-        narrow<LAYOUT<FORMAT>, 1>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
+        matvec<LAYOUT<FORMAT>, 1>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
     }                                                                                                             \
-    KERNEL(narrow32_##name)                                                                                       \
+    KERNEL(matvec32_##name)                                                                                       \
     (const uint8_t *w, const float *x, float *y, const float *gain, unsigned rows, unsigned cols,                 \
      unsigned stride, unsigned n, unsigned mode, unsigned up, float eps) {                                        \
-        narrow<LAYOUT<FORMAT>, 4>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
+        matvec<LAYOUT<FORMAT>, 4>(w, x, y, gain, rows, cols, stride, n, mode, up, eps);                           \
     }                                                                                                             \
     KERNEL(BOUNDED(256, 2) matmul_##name)                                                                         \
     (const uint8_t *w, const float *x, float *y, unsigned rows, unsigned cols, unsigned stride, unsigned n,       \

@@ -7,7 +7,7 @@ constexpr unsigned MAX_VOCAB = 512;
 // How a row's id is chosen, the same in src/cuda/ops.rs. `least`: the least weight that is kept; `top_p` of
 // 1 and `top_k` of MAX_VOCAB keep all. Ids with a bit in `banned` (those below 32) are left out.
 struct Choice {
-    double draw, temperature, top_p, least;
+    double draw, temperature, top_p, min_p;
     unsigned top_k, banned, fallback, unused;
 };
 
@@ -69,7 +69,7 @@ KERNEL(sample)(const float *logits, const Choice *choices, unsigned *chosen, uns
     unsigned end = 0, last = order[0];
     for (; end < vocab; end++) {
         double weight = weights[order[end]];
-        if (weight == 0 || weight < choice.least) continue;
+        if (weight == 0 || weight < choice.min_p) continue;
         kept = add(kept, weight);
         last = order[end];
         if (choice.top_p < 1 && kept >= enough) {
@@ -81,7 +81,7 @@ KERNEL(sample)(const float *logits, const Choice *choices, unsigned *chosen, uns
     unsigned id = last;
     for (unsigned i = 0; i < end; i++) {
         double weight = weights[order[i]];
-        if (weight == 0 || weight < choice.least) continue;
+        if (weight == 0 || weight < choice.min_p) continue;
         sum = add(sum, weight);
         if (sum > target) {
             id = order[i];

@@ -1,50 +1,11 @@
 //! Softmax attention over cached keys: attention.cu.
 
-use std::sync::Arc;
-
 use super::Row;
-use super::driver::{Arg, Buffer, Gpu};
-use super::ops::{At, MAX_ROWS, Ops, u32_arg};
+use super::driver::{Arg, Buffer};
+use super::ops::{MAX_ROWS, Ops, Slice, u32_arg};
+use super::splits::{MAX_HEAD_DIM, MAX_SHARED, MAX_SPLITS, PARTIAL_BYTES};
 use crate::error::Result;
 use crate::ops::Heads;
-
-/// Widest head of the attention kernel.
-pub const MAX_HEAD_DIM: usize = 256;
-
-/// Least keys of a split, and most splits: the same in attention.cu.
-const SPLIT_KEYS: usize = 128;
-const MAX_SPLITS: usize = 16;
-/// Where there are so many heads of rows, a GPU is busy with a block for each; fewer share so many blocks.
-const MAX_SHARED: usize = 512;
-/// Bytes of `Sums` in attention.cu.
-const SUMS: usize = 12;
-
-/// How many blocks have a split where a row sees at most `longest` positions: of a few numbers the next, so
-/// that there are as few graphs.
-pub fn splits(longest: usize) -> usize {
-    (longest / SPLIT_KEYS)
-        .clamp(1, MAX_SPLITS)
-        .next_power_of_two()
-}
-
-/// What blocks that share the head of a row leave for the last of them.
-#[derive(Debug)]
-pub(super) struct Shared {
-    /// (heads of rows, [`MAX_SPLITS`], head_dim, [`SUMS`])
-    parts: Buffer,
-    /// How many have left theirs; 0 between launches. (heads of rows)
-    arrivals: Buffer,
-}
-
-impl Shared {
-    pub fn new(gpu: &Arc<Gpu>) -> Result<Shared> {
-        let n = MAX_SHARED / 2; // for two blocks each
-        Ok(Shared {
-            parts: gpu.alloc(n * MAX_SPLITS * MAX_HEAD_DIM * SUMS)?,
-            arrivals: gpu.upload(&vec![0; n * 4])?,
-        })
-    }
-}
 
 /// What an attention does with its rows.
 #[derive(Debug, Clone, Copy)]
@@ -52,16 +13,16 @@ pub struct Attention<'a> {
     /// Head counts and width.
     pub heads: Heads,
     /// (n, [`Row::UNITS`]).
-    pub rows: At<'a>,
+    pub rows: Slice<'a>,
     /// [`splits`] of the most positions that a row sees. Changes how long it takes, and nothing else.
     pub splits: usize,
-    /// The side of the keys; values are in the next.
-    pub side: usize,
+    /// The plane of the keys; values are in the next.
+    pub plane: usize,
     /// Width of the rows that begin with the queries.
     pub q_stride: usize,
     /// Rotary angles, if keys and values that follow the queries are to be entered first: for rows of
     /// different sequences.
-    pub angles: Option<At<'a>>,
+    pub angles: Option<Slice<'a>>,
 }
 
 impl Ops {
@@ -81,25 +42,25 @@ impl Ops {
         assert!(with.q_stride >= least);
         for first in (0..n).step_by(MAX_ROWS) {
             let n = MAX_ROWS.min(n - first);
-            let of_angles = |a: At<'_>| a.0.after(a.1 + first * head_dim, n * head_dim);
+            let of_angles = |a: Slice<'_>| a.0.after(a.1 + first * head_dim, n * head_dim);
             let blocks = with.splits.min(MAX_SHARED / (n * n_heads)).max(1);
             let of_heads = if blocks > 1 { n * n_heads } else { 0 };
-            let (shared, grid) = (&self.shared, [n_heads * blocks, n]);
+            let (partials, grid) = (&self.partials, [n_heads * blocks, n]);
             let args = [
                 q.after(first * with.q_stride, n * with.q_stride),
                 (with.rows.0).after(with.rows.1 + first * Row::UNITS, n * Row::UNITS),
                 with.angles.map_or(Arg::Pointer(0), of_angles),
                 out.after(first * q_dim, n * q_dim),
-                (shared.parts).holding_bytes(of_heads * MAX_SPLITS * head_dim * SUMS),
-                shared.arrivals.holding(of_heads),
+                (partials.parts).holding_bytes(of_heads * MAX_SPLITS * head_dim * PARTIAL_BYTES),
+                partials.arrivals.holding(of_heads),
                 u32_arg(with.q_stride),
-                u32_arg(with.side),
+                u32_arg(with.plane),
                 u32_arg(n_heads),
                 u32_arg(n_kv_heads),
                 u32_arg(head_dim),
             ];
             // SAFETY: the arguments of `attention` in attention.cu, sizes checked; rows come from
-            // `Store::row`, and positions are taken modulo the capacity, so no range can leave the rings.
+            // `GpuRing::row`, and positions are taken modulo the capacity, so no range can leave the rings.
             // Launches that share parts and arrivals are in one stream, so one has them at a time.
             unsafe { q.gpu().launch(self.attention, grid, 256, &args)? };
         }
@@ -110,11 +71,12 @@ impl Ops {
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
+    use std::sync::Arc;
 
     use super::*;
     use crate::cache::KvType;
     use crate::cuda::ops::testing::{assert_near, device, kept, noise, rows, upload};
-    use crate::cuda::{Graph, Store};
+    use crate::cuda::{Gpu, GpuRing, Graph, splits};
 
     /// Positions 0..n with keys and values of (n, kv_dim) each.
     fn filled(
@@ -122,21 +84,21 @@ mod tests {
         kv: KvType,
         (limit, kv_dim): (usize, usize),
         (k, v): (&[f32], &[f32]),
-    ) -> Store {
+    ) -> GpuRing {
         let n = k.len() / kv_dim;
-        let mut store = Store::new(gpu, kv, (2, kv_dim), Some(limit)).unwrap();
-        store.reserve(n).unwrap();
+        let mut ring = GpuRing::new(gpu, kv, (2, kv_dim), Some(limit)).unwrap();
+        ring.reserve(n).unwrap();
         // No two in a launch that lie in the same place.
         for first in (0..n).step_by(limit) {
             let positions = first..n.min(first + limit);
             let row = |p| [&k[p * kv_dim..][..kv_dim], &v[p * kv_dim..][..kv_dim]].concat();
             let x: Vec<f32> = positions.clone().flat_map(row).collect();
-            let list: Vec<Row> = positions.map(|p| store.row(p, p..p + 1)).collect();
+            let list: Vec<Row> = positions.map(|p| ring.row(p, p..p + 1)).collect();
             let at = rows(gpu, &list);
-            ops.put_rows(list.len(), &upload(gpu, &x), (&at, 0), (0, 2), kv_dim)
+            ops.scatter(list.len(), &upload(gpu, &x), (&at, 0), (0, 2), kv_dim)
                 .unwrap();
         }
-        store
+        ring
     }
 
     /// The head's average of the values at the positions `seen`, by the softmax of the scores.
@@ -145,8 +107,8 @@ mod tests {
         seen: Range<usize>,
         (stride, at): (usize, usize),
     ) -> Vec<f64> {
-        let of = |side: &[f32], p: usize| -> Vec<f64> {
-            let columns = &side[p * stride + at..][..q.len()];
+        let of = |plane: &[f32], p: usize| -> Vec<f64> {
+            let columns = &plane[p * stride + at..][..q.len()];
             columns.iter().map(|&x| f64::from(x)).collect()
         };
         let weight = |p| {
@@ -199,19 +161,17 @@ mod tests {
             let (n, q_dim, kv_dim) = (visible.len(), n_heads * head_dim, n_kv_heads * head_dim);
             let q = noise(n * q_dim, 11);
             let (k, v) = (noise(all * kv_dim, 13), noise(all * kv_dim, 17));
-            let store = filled((&gpu, &ops), kv, (limit, kv_dim), (&k, &v));
+            let ring = filled((&gpu, &ops), kv, (limit, kv_dim), (&k, &v));
             let (k, v) = (kept(kv, &k), kept(kv, &v));
             let run = |first: usize, n: usize, splits: usize| {
-                let seen = visible[first..][..n]
-                    .iter()
-                    .map(|v| store.row(0, v.clone()));
+                let seen = visible[first..][..n].iter().map(|v| ring.row(0, v.clone()));
                 let seen = rows(&gpu, &seen.collect::<Vec<_>>());
                 let out = gpu.alloc(n * q_dim * 4).unwrap();
                 let with = Attention {
                     heads,
                     rows: (&seen, 0),
                     splits,
-                    side: 0,
+                    plane: 0,
                     q_stride: q_dim,
                     angles: None,
                 };
@@ -261,20 +221,20 @@ mod tests {
             noise(limit * dim, 47),
             noise(limit * dim, 53),
         );
-        let store = filled((&gpu, &ops), KvType::F32, (limit, dim), (&k, &v));
+        let ring = filled((&gpu, &ops), KvType::F32, (limit, dim), (&k, &v));
         for n in [3, 700, 9000] {
-            let row = rows(&gpu, &[store.row(0, 0..n)]);
+            let row = rows(&gpu, &[ring.row(0, 0..n)]);
             let out = gpu.alloc(dim * 4).unwrap();
             let with = Attention {
                 heads,
                 rows: (&row, 0),
                 splits: splits(n),
-                side: 0,
+                plane: 0,
                 q_stride: dim,
                 angles: None,
             };
             ops.attention(1, &upload(&gpu, &q), with, &out).unwrap();
-            let round = |side: &[f32]| side.repeat(n.div_ceil(limit));
+            let round = |plane: &[f32]| plane.repeat(n.div_ceil(limit));
             let expected = reference((&q, &round(&k), &round(&v)), 0..n, (dim, 0));
             for (found, expected) in gpu.read_f32s(&out, dim).unwrap().into_iter().zip(expected) {
                 assert_near(&format!("{n} positions"), found, expected);
@@ -295,10 +255,10 @@ mod tests {
         };
         let dim = 64;
         let (k, v) = (noise(2100 * dim, 31), noise(2100 * dim, 37));
-        let store = filled((&gpu, &ops), KvType::F32, (4000, dim), (&k, &v));
+        let ring = filled((&gpu, &ops), KvType::F32, (4000, dim), (&k, &v));
         let (q, table) = (
             upload(&gpu, &noise(dim, 41)),
-            rows(&gpu, &[store.row(0, 0..1)]),
+            rows(&gpu, &[ring.row(0, 0..1)]),
         );
         let out = gpu.alloc(dim * 4).unwrap();
         let attend = |splits| {
@@ -306,7 +266,7 @@ mod tests {
                 heads,
                 rows: (&table, 0),
                 splits,
-                side: 0,
+                plane: 0,
                 q_stride: dim,
                 angles: None,
             };
@@ -315,7 +275,7 @@ mod tests {
         for recorded in [4, 16] {
             let graph = Graph::record(&gpu, || attend(recorded)).unwrap();
             for seen in [1, 255, 256, 257, 383, 384, 1300, 2047, 2048, 2100, 3] {
-                gpu.write_u32s(&table, &store.row(0, 0..seen).units())
+                gpu.write_u32s(&table, &ring.row(0, 0..seen).units())
                     .unwrap();
                 attend(1).unwrap();
                 let expected = gpu.read_f32s(&out, dim).unwrap();
@@ -352,7 +312,7 @@ mod tests {
                 let (k, v) = (noise(n * kv_dim, 29), noise(n * kv_dim, 31));
                 (n, filled((&gpu, &ops), kv, (600, kv_dim), (&k, &v)))
             });
-            let row = |(n, store): &(usize, Store)| store.row(*n, n.saturating_sub(530)..n + 1);
+            let row = |(n, ring): &(usize, GpuRing)| ring.row(*n, n.saturating_sub(530)..n + 1);
             let list = rows(&gpu, &stores.each_ref().map(row));
             let (qkv, out) = (upload(&gpu, &qkv), gpu.alloc(n * q_dim * 4).unwrap());
             if !fused {
@@ -363,13 +323,13 @@ mod tests {
                 heads,
                 rows: (&list, 0),
                 splits,
-                side: 0,
+                plane: 0,
                 q_stride: q_dim + 2 * kv_dim,
                 angles: fused.then_some((&angles, 0)),
             };
             ops.attention(n, &qkv, with, &out).unwrap();
             let entered = gpu.alloc(n * kv_dim * 4).unwrap();
-            ops.take_rows(n, &entered, (&list, 0), 0, kv_dim).unwrap();
+            ops.gather(n, &entered, (&list, 0), 0, kv_dim).unwrap();
             let mut found = gpu.read_f32s(&out, n * q_dim).unwrap();
             found.extend(gpu.read_f32s(&entered, n * kv_dim).unwrap());
             found
@@ -393,18 +353,18 @@ mod tests {
             n_kv_heads: 1,
             head_dim: 4,
         };
-        let store = Store::new(&gpu, KvType::F32, (2, 4), Some(4)).unwrap();
+        let ring = GpuRing::new(&gpu, KvType::F32, (2, 4), Some(4)).unwrap();
         let values = [[0.0; 4], [1.0, -2.0, 3.0, 4.0]].concat();
-        let row = rows(&gpu, &[store.row(0, 0..1)]);
-        ops.put_rows(1, &upload(&gpu, &values), (&row, 0), (0, 2), 4)
+        let row = rows(&gpu, &[ring.row(0, 0..1)]);
+        ops.scatter(1, &upload(&gpu, &values), (&row, 0), (0, 2), 4)
             .unwrap();
         let n = MAX_ROWS + 2;
-        let list = rows(&gpu, &vec![store.row(0, 0..1); n]);
+        let list = rows(&gpu, &vec![ring.row(0, 0..1); n]);
         let with = Attention {
             heads,
             rows: (&list, 0),
             splits: 1,
-            side: 0,
+            plane: 0,
             q_stride: 4,
             angles: None,
         };

@@ -437,11 +437,11 @@ impl Gpu {
             .iter_mut()
             .map(|v| std::ptr::from_mut(v).cast())
             .collect();
-        let mut sides = [1; 3];
-        for (side, n) in sides.iter_mut().zip(grid) {
-            *side = u32::try_from(n).expect("a grid fits");
+        let mut dims = [1; 3];
+        for (dim, n) in dims.iter_mut().zip(grid) {
+            *dim = u32::try_from(n).expect("a grid fits");
         }
-        let [x, y, z] = sides;
+        let [x, y, z] = dims;
         // SAFETY: the caller vouches for the arguments; the driver copies their values before it
         // returns.
         let result = unsafe {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use blt_kernels::BlockFormat;
 
 use super::driver::{Arg, Buffer, Gpu};
-use super::ops::{At, Ops, ROW_THREADS, u32_arg};
+use super::ops::{Ops, ROW_THREADS, Slice, u32_arg};
 use crate::error::Result;
 use crate::ops::Matrix;
 use crate::tensor::DType;
@@ -94,8 +94,8 @@ impl Ops {
         &self,
         n: usize,
         tables: &Tables,
-        ids: At<'_>,
-        chosen: Option<At<'_>>,
+        ids: Slice<'_>,
+        chosen: Option<Slice<'_>>,
         x: &Buffer,
     ) -> Result<()> {
         let args = [

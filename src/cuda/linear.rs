@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::driver::{Arg, Buffer, Gpu, Kernel};
-use super::ops::{At, MAX_ROWS, u32_arg};
+use super::ops::{MAX_ROWS, Slice, u32_arg};
 use crate::error::{Error, Result};
 use crate::ops::Matrix;
 use crate::tensor::DType;
 
 /// Most rows whose weights are read once for all of them; only these are normed or gated on the way.
-pub const NARROW_ROWS: usize = 32;
+pub const MATVEC_ROWS: usize = 32;
 
 /// Side of the square of outputs that a block of `matmul_*` has, and the columns whose scales it makes at a time:
 /// as in linear.cu.
@@ -19,7 +19,7 @@ const SCALE_COLS: usize = 256;
 /// is the same for all GPUs, and with it the order of sums.
 const BLOCKS: usize = 256;
 
-/// Partial sums of products of many rows whose columns are split among blocks, before `join_slices` adds them. All
+/// Partial sums of products of many rows whose columns are split among blocks, before `add_slices` adds them. All
 /// products of a device share it.
 #[derive(Debug)]
 pub struct SplitSums(Buffer);
@@ -60,7 +60,7 @@ pub enum Mode {
 /// Matrices of one input width on the device, their outputs side by side.
 #[derive(Debug)]
 pub struct Linear {
-    parts: Vec<Part>,
+    segments: Vec<Segment>,
     rows: usize,
     cols: usize,
     split_sums: Arc<SplitSums>,
@@ -69,14 +69,14 @@ pub struct Linear {
 
 /// Matrices of one type.
 #[derive(Debug)]
-struct Part {
+struct Segment {
     weights: Buffer,
     n_bytes: usize,
     /// Its first output.
     first: usize,
     rows: usize,
-    narrow8: Kernel,
-    narrow32: Kernel,
+    matvec8: Kernel,
+    matvec32: Kernel,
     matmul: Kernel,
 }
 
@@ -91,7 +91,7 @@ impl Linear {
         matrices: &[&Matrix],
     ) -> Result<Linear> {
         let cols = matrices[0].cols();
-        let mut parts: Vec<Part> = Vec::new();
+        let mut segments: Vec<Segment> = Vec::new();
         let mut rows = 0;
         let mut left = matrices;
         while let Some(&matrix) = left.first() {
@@ -121,29 +121,29 @@ impl Linear {
                 gpu.write((&weights, at), &bytes)?;
                 at += bytes.len();
             }
-            let of_part: usize = now.iter().map(|m| m.rows()).sum();
-            if u32::try_from(of_part * cols).is_err() {
+            let segment_rows: usize = now.iter().map(|m| m.rows()).sum();
+            if u32::try_from(segment_rows * cols).is_err() {
                 return Err(Error::Unsupported(format!(
-                    "matrices on a GPU: expected fewer than 2^32 values, found {of_part} x {cols}"
+                    "matrices on a GPU: expected fewer than 2^32 values, found {segment_rows} x {cols}"
                 )));
             }
-            parts.push(Part {
+            segments.push(Segment {
                 weights,
                 n_bytes,
                 first: rows,
-                rows: of_part,
-                narrow8: gpu.kernel(&format!("narrow8_{format}"))?,
-                narrow32: gpu.kernel(&format!("narrow32_{format}"))?,
+                rows: segment_rows,
+                matvec8: gpu.kernel(&format!("matvec8_{format}"))?,
+                matvec32: gpu.kernel(&format!("matvec32_{format}"))?,
                 matmul: gpu.kernel(&format!("matmul_{format}"))?,
             });
-            rows += of_part;
+            rows += segment_rows;
         }
         Ok(Linear {
-            parts,
+            segments,
             rows,
             cols,
             split_sums: Arc::clone(split_sums),
-            join: gpu.kernel("join_slices")?,
+            join: gpu.kernel("add_slices")?,
         })
     }
 
@@ -158,8 +158,8 @@ impl Linear {
     }
 
     /// The product with x (n, cols) into y (n, rows).
-    pub fn apply(&self, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
-        for part in &self.parts {
+    pub fn apply(&self, n: usize, x: Slice<'_>, y: Slice<'_>, mode: Mode) -> Result<()> {
+        for segment in &self.segments {
             // In pieces of one size: none has few rows if not all have.
             let pieces = n.div_ceil(self.max_rows());
             for piece in 0..pieces {
@@ -168,8 +168,8 @@ impl Linear {
                 let x = (x.0, x.1 + first * self.cols);
                 let y = (y.0, y.1 + first * self.rows);
                 match n {
-                    0..=NARROW_ROWS => self.narrow(part, n, (x, None), y, (mode, 0))?,
-                    _ => self.matmul(part, n, x, y, mode)?,
+                    0..=MATVEC_ROWS => self.matvec(segment, n, (x, None), y, (mode, 0))?,
+                    _ => self.matmul(segment, n, x, y, mode)?,
                 }
             }
         }
@@ -181,49 +181,50 @@ impl Linear {
         // `matmul_*` takes whole runs of 32 columns, and counts the values of x in 32 bits.
         match self.cols.is_multiple_of(32) {
             true => MAX_ROWS.min(u32::MAX as usize / self.cols),
-            false => NARROW_ROWS,
+            false => MATVEC_ROWS,
         }
     }
 
-    /// The product with the norm of x (n, cols) into y (n, rows), for up to [`NARROW_ROWS`].
-    pub fn apply_normed(&self, n: usize, norm: &Norm, x: At<'_>, y: At<'_>) -> Result<()> {
-        assert!(n <= NARROW_ROWS);
+    /// The product with the norm of x (n, cols) into y (n, rows), for up to [`MATVEC_ROWS`].
+    pub fn apply_normed(&self, n: usize, norm: &Norm, x: Slice<'_>, y: Slice<'_>) -> Result<()> {
+        assert!(n <= MATVEC_ROWS);
         let set = (Mode::Set, 0);
-        (self.parts.iter()).try_for_each(|part| self.narrow(part, n, (x, Some(norm)), y, set))
+        (self.segments.iter())
+            .try_for_each(|segment| self.matvec(segment, n, (x, Some(norm)), y, set))
     }
 
     /// Whether [`Linear::apply_gated`] can: two matrices of one shape and type.
     pub fn is_gated(&self) -> bool {
-        self.parts.len() == 1 && self.rows.is_multiple_of(2)
+        self.segments.len() == 1 && self.rows.is_multiple_of(2)
     }
 
     /// `y = silu(g) * u` for the product g of the first matrix and u of the second with the norm of x
-    /// (n, cols), into y (n, rows / 2), for up to [`NARROW_ROWS`].
-    pub fn apply_gated(&self, n: usize, norm: &Norm, x: At<'_>, y: At<'_>) -> Result<()> {
-        assert!(n <= NARROW_ROWS && self.is_gated());
+    /// (n, cols), into y (n, rows / 2), for up to [`MATVEC_ROWS`].
+    pub fn apply_gated(&self, n: usize, norm: &Norm, x: Slice<'_>, y: Slice<'_>) -> Result<()> {
+        assert!(n <= MATVEC_ROWS && self.is_gated());
         let up = self.rows / 2;
-        self.narrow(&self.parts[0], n, (x, Some(norm)), y, (Mode::Set, up))
+        self.matvec(&self.segments[0], n, (x, Some(norm)), y, (Mode::Set, up))
     }
 
     /// `up`: where the ups begin, if the rows before it are their gates; or 0.
-    fn narrow(
+    fn matvec(
         &self,
-        part: &Part,
+        segment: &Segment,
         n: usize,
-        (x, norm): (At<'_>, Option<&Norm>),
-        y: At<'_>,
+        (x, norm): (Slice<'_>, Option<&Norm>),
+        y: Slice<'_>,
         (mode, up): (Mode, usize),
     ) -> Result<()> {
-        let gpu = part.weights.gpu();
+        let gpu = segment.weights.gpu();
         let gated = up > 0;
         let (rows, stride) = match gated {
             true => (up, up),
-            false => (part.rows, self.rows),
+            false => (segment.rows, self.rows),
         };
         let args = [
-            part.weights.holding_bytes(part.n_bytes),
+            segment.weights.holding_bytes(segment.n_bytes),
             x.0.after(x.1, n * self.cols),
-            y.0.after(y.1 + part.first, n * stride - part.first),
+            y.0.after(y.1 + segment.first, n * stride - segment.first),
             norm.map_or(Arg::Pointer(0), |norm| norm.weight.holding(self.cols)),
             u32_arg(rows),
             u32_arg(self.cols),
@@ -234,33 +235,40 @@ impl Linear {
             Arg::F32(norm.map_or(0.0, |norm| norm.eps)),
         ];
         let kernel = match n {
-            0..=8 => part.narrow8,
-            _ => part.narrow32,
+            0..=8 => segment.matvec8,
+            _ => segment.matvec32,
         };
         let grid = [rows.div_ceil(if gated { 8 } else { 16 }), 1];
-        // SAFETY: the arguments of `narrow8_*` and `narrow32_*` in linear.cu; x, y and the gain are checked,
+        // SAFETY: the arguments of `matvec8_*` and `matvec32_*` in linear.cu; x, y and the gain are checked,
         // the weights are whole matrices of that shape, and with `up` half of their rows are gates.
         unsafe { gpu.launch(kernel, grid, 256, &args) }
     }
 
-    fn matmul(&self, part: &Part, n: usize, x: At<'_>, y: At<'_>, mode: Mode) -> Result<()> {
-        let gpu = part.weights.gpu();
-        let (w_tiles, x_tiles) = (part.rows.div_ceil(SIDE), n.div_ceil(SIDE));
+    fn matmul(
+        &self,
+        segment: &Segment,
+        n: usize,
+        x: Slice<'_>,
+        y: Slice<'_>,
+        mode: Mode,
+    ) -> Result<()> {
+        let gpu = segment.weights.gpu();
+        let (w_tiles, x_tiles) = (segment.rows.div_ceil(SIDE), n.div_ceil(SIDE));
         let chunks = self.cols.div_ceil(SCALE_COLS);
         let in_slice = chunks.div_ceil((BLOCKS / (w_tiles * x_tiles)).max(1));
         let slices = chunks.div_ceil(in_slice);
         let (sums, stride, first_mode) = match slices {
-            1 => (self.target(part, n, y), self.rows, mode),
+            1 => (self.target(segment, n, y), self.rows, mode),
             _ => {
-                let sums = self.split_sums.0.holding(slices * n * part.rows);
-                (sums, part.rows, Mode::Set)
+                let sums = self.split_sums.0.holding(slices * n * segment.rows);
+                (sums, segment.rows, Mode::Set)
             }
         };
         let args = [
-            part.weights.holding_bytes(part.n_bytes),
+            segment.weights.holding_bytes(segment.n_bytes),
             x.0.after(x.1, n * self.cols),
             sums,
-            u32_arg(part.rows),
+            u32_arg(segment.rows),
             u32_arg(self.cols),
             u32_arg(stride),
             u32_arg(n),
@@ -269,31 +277,38 @@ impl Linear {
         ];
         // SAFETY: the arguments of `matmul_*` in linear.cu; x and y or the slices are checked, the weights are
         // whole matrices of that shape.
-        unsafe { gpu.launch(part.matmul, [w_tiles, x_tiles, slices], 256, &args)? };
+        unsafe { gpu.launch(segment.matmul, [w_tiles, x_tiles, slices], 256, &args)? };
         match slices {
             1 => Ok(()),
-            _ => self.join(part, slices, n, y, mode),
+            _ => self.join(segment, slices, n, y, mode),
         }
     }
 
-    /// Where a part's n rows of y begin.
-    fn target(&self, part: &Part, n: usize, y: At<'_>) -> Arg {
-        y.0.after(y.1 + part.first, n * self.rows - part.first)
+    /// Where a segment's n rows of y begin.
+    fn target(&self, segment: &Segment, n: usize, y: Slice<'_>) -> Arg {
+        y.0.after(y.1 + segment.first, n * self.rows - segment.first)
     }
 
     /// Adds slices of sums into n rows of y.
-    fn join(&self, part: &Part, slices: usize, n: usize, y: At<'_>, mode: Mode) -> Result<()> {
+    fn join(
+        &self,
+        segment: &Segment,
+        slices: usize,
+        n: usize,
+        y: Slice<'_>,
+        mode: Mode,
+    ) -> Result<()> {
         let args = [
-            self.split_sums.0.holding(slices * n * part.rows),
-            self.target(part, n, y),
-            u32_arg(part.rows),
+            self.split_sums.0.holding(slices * n * segment.rows),
+            self.target(segment, n, y),
+            u32_arg(segment.rows),
             u32_arg(self.rows),
             Arg::U32(mode as u32),
             u32_arg(slices),
         ];
-        let grid = [part.rows.div_ceil(256), n];
-        // SAFETY: the arguments of `join_slices` in linear.cu, sizes checked.
-        unsafe { part.weights.gpu().launch(self.join, grid, 256, &args) }
+        let grid = [segment.rows.div_ceil(256), n];
+        // SAFETY: the arguments of `add_slices` in linear.cu, sizes checked.
+        unsafe { segment.weights.gpu().launch(self.join, grid, 256, &args) }
     }
 }
 

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::attention::Shared;
 use super::driver::{Arg, Buffer, Gpu, Kernel};
+use super::splits::Partials;
 use crate::error::Result;
 
 /// Part of a buffer: so many four-byte numbers from its start.
-pub type At<'a> = (&'a Buffer, usize);
+pub type Slice<'a> = (&'a Buffer, usize);
 
 /// Most rows of one launch: the limit of a grid's second side.
 pub(super) const MAX_ROWS: usize = 65535;
@@ -26,16 +26,16 @@ pub(super) fn u32_arg(n: usize) -> Arg {
 pub struct Ops {
     pub(super) rms_norm: Kernel,
     pub(super) swiglu: Kernel,
-    pub(super) max_rows: Kernel,
+    pub(super) max_pool: Kernel,
     pub(super) entropy: Kernel,
     pub(super) rope_append: Kernel,
-    pub(super) put_rows: Kernel,
-    pub(super) take_rows: Kernel,
+    pub(super) scatter: Kernel,
+    pub(super) gather: Kernel,
     pub(super) attention: Kernel,
     pub(super) embed: Kernel,
     pub(super) sample: Kernel,
     /// Of the attention's blocks.
-    pub(super) shared: Shared,
+    pub(super) partials: Partials,
 }
 
 impl Ops {
@@ -44,15 +44,15 @@ impl Ops {
         Ok(Ops {
             rms_norm: gpu.kernel("rms_norm")?,
             swiglu: gpu.kernel("swiglu")?,
-            max_rows: gpu.kernel("max_rows")?,
+            max_pool: gpu.kernel("max_pool")?,
             entropy: gpu.kernel("entropy")?,
             rope_append: gpu.kernel("rope_append")?,
-            put_rows: gpu.kernel("put_rows")?,
-            take_rows: gpu.kernel("take_rows")?,
+            scatter: gpu.kernel("scatter")?,
+            gather: gpu.kernel("gather")?,
             attention: gpu.kernel("attention")?,
             embed: gpu.kernel("embed")?,
             sample: gpu.kernel("sample")?,
-            shared: Shared::new(gpu)?,
+            partials: Partials::new(gpu)?,
         })
     }
 }

@@ -2,21 +2,21 @@
 
 use super::Row;
 use super::driver::Buffer;
-use super::ops::{At, Ops, ROW_THREADS, u32_arg};
+use super::ops::{Ops, ROW_THREADS, Slice, u32_arg};
 use crate::error::Result;
 use crate::ops::Heads;
 
 impl Ops {
     /// Turns the heads of the queries in qkv (n, queries + keys + values) in place and enters keys,
-    /// turned, and values in sides `side` and the next. `angles`: (n, head_dim), cosines, then sines.
+    /// turned, and values in planes `plane` and the next. `angles`: (n, head_dim), cosines, then sines.
     pub fn rope_append(
         &self,
         n: usize,
         heads: Heads,
         qkv: &Buffer,
-        rows: At<'_>,
-        angles: At<'_>,
-        side: usize,
+        rows: Slice<'_>,
+        angles: Slice<'_>,
+        plane: usize,
     ) -> Result<()> {
         let q_dim = heads.n_heads * heads.head_dim;
         let kv_dim = heads.n_kv_heads * heads.head_dim;
@@ -24,75 +24,75 @@ impl Ops {
             qkv.holding(n * (q_dim + 2 * kv_dim)),
             rows.0.after(rows.1, n * Row::UNITS),
             angles.0.after(angles.1, n * heads.head_dim),
-            u32_arg(side),
+            u32_arg(plane),
             u32_arg(q_dim),
             u32_arg(kv_dim),
             u32_arg(heads.head_dim / 2),
         ];
-        // SAFETY: the arguments of `rope_append` in rope.cu, sizes checked; rows come from `Store::row`.
+        // SAFETY: the arguments of `rope_append` in rope.cu, sizes checked; rows come from `GpuRing::row`.
         unsafe {
             qkv.gpu()
                 .launch(self.rope_append, [n, 1], ROW_THREADS, &args)
         }
     }
 
-    /// Enters the `sides` pieces of `dim` of each row of x at its position, in the sides from `side` on.
-    pub fn put_rows(
+    /// Enters the `planes` pieces of `dim` of each row of x at its position, in the planes from `plane` on.
+    pub fn scatter(
         &self,
         n: usize,
         x: &Buffer,
-        rows: At<'_>,
-        (side, sides): (usize, usize),
+        rows: Slice<'_>,
+        (plane, planes): (usize, usize),
         dim: usize,
     ) -> Result<()> {
         let args = [
-            x.holding(n * sides * dim),
+            x.holding(n * planes * dim),
             rows.0.after(rows.1, n * Row::UNITS),
-            u32_arg(side),
-            u32_arg(sides),
+            u32_arg(plane),
+            u32_arg(planes),
             u32_arg(dim),
         ];
-        // SAFETY: the arguments of `put_rows` in rope.cu, sizes checked; rows come from `Store::row`.
-        unsafe { x.gpu().launch(self.put_rows, [n, 1], ROW_THREADS, &args) }
+        // SAFETY: the arguments of `scatter` in rope.cu, sizes checked; rows come from `GpuRing::row`.
+        unsafe { x.gpu().launch(self.scatter, [n, 1], ROW_THREADS, &args) }
     }
 
-    /// Fetches x (n, dim) from `side` of each row's memory, at its position.
-    pub fn take_rows(
+    /// Fetches x (n, dim) from `plane` of each row's memory, at its position.
+    pub fn gather(
         &self,
         n: usize,
         x: &Buffer,
-        rows: At<'_>,
-        side: usize,
+        rows: Slice<'_>,
+        plane: usize,
         dim: usize,
     ) -> Result<()> {
         let args = [
             x.holding(n * dim),
             rows.0.after(rows.1, n * Row::UNITS),
-            u32_arg(side),
+            u32_arg(plane),
             u32_arg(dim),
         ];
-        // SAFETY: the arguments of `take_rows` in rope.cu, sizes checked; rows come from `Store::row`.
-        unsafe { x.gpu().launch(self.take_rows, [n, 1], ROW_THREADS, &args) }
+        // SAFETY: the arguments of `gather` in rope.cu, sizes checked; rows come from `GpuRing::row`.
+        unsafe { x.gpu().launch(self.gather, [n, 1], ROW_THREADS, &args) }
     }
 
-    /// Elementwise maxima of what each row sees in `side` of its memory, whose rows are `dim` wide, into
+    /// Elementwise maxima of what each row sees in `plane` of its memory, whose rows are `dim` wide, into
     /// out (n, dim).
-    pub fn max_rows(
+    pub fn max_pool(
         &self,
         n: usize,
-        rows: At<'_>,
-        side: usize,
+        rows: Slice<'_>,
+        plane: usize,
         dim: usize,
         out: &Buffer,
     ) -> Result<()> {
         let args = [
             out.holding(n * dim),
             rows.0.after(rows.1, n * Row::UNITS),
-            u32_arg(side),
+            u32_arg(plane),
             u32_arg(dim),
         ];
-        // SAFETY: the arguments of `max_rows` in rope.cu, sizes checked; rows come from `Store::row`.
-        unsafe { out.gpu().launch(self.max_rows, [n, 1], ROW_THREADS, &args) }
+        // SAFETY: the arguments of `max_pool` in rope.cu, sizes checked; rows come from `GpuRing::row`.
+        unsafe { out.gpu().launch(self.max_pool, [n, 1], ROW_THREADS, &args) }
     }
 }
 
@@ -100,7 +100,7 @@ impl Ops {
 mod tests {
     use super::*;
     use crate::cache::KvType;
-    use crate::cuda::Store;
+    use crate::cuda::GpuRing;
     use crate::cuda::ops::testing::{assert_near, device, kept, noise, rows, upload};
 
     /// Rings that wrap: what is put is taken, rounded where halves are kept, and the maximum is that of what
@@ -134,41 +134,41 @@ mod tests {
         let end = x.len();
         x[end - last.len()..].copy_from_slice(&last);
         for kv in KvType::ALL {
-            let mut store = Store::new(&gpu, kv, (3, dim), Some(capacity)).unwrap();
-            store.reserve(n).unwrap();
+            let mut ring = GpuRing::new(&gpu, kv, (3, dim), Some(capacity)).unwrap();
+            ring.reserve(n).unwrap();
             for (position, row) in x.chunks(2 * dim).enumerate() {
-                let at = rows(&gpu, &[store.row(position, 0..1)]);
+                let at = rows(&gpu, &[ring.row(position, 0..1)]);
                 let row = upload(&gpu, row);
-                ops.put_rows(1, &row, (&at, 0), (1, 2), dim).unwrap();
+                ops.scatter(1, &row, (&at, 0), (1, 2), dim).unwrap();
             }
             let x = kept(kv, &x);
-            let put = |position: usize, side: usize| &x[(2 * position + side - 1) * dim..][..dim];
+            let put = |position: usize, plane: usize| &x[(2 * position + plane - 1) * dim..][..dim];
             let seen = [5..6, 6..14, 11..13, 13..14];
             let list: Vec<Row> = (seen.iter())
-                .map(|s| store.row(s.start, s.clone()))
+                .map(|s| ring.row(s.start, s.clone()))
                 .collect();
             let list = rows(&gpu, &list);
             let out = gpu.alloc(seen.len() * dim * 4).unwrap();
-            for side in [1, 2] {
-                ops.take_rows(seen.len(), &out, (&list, 0), side, dim)
+            for plane in [1, 2] {
+                ops.gather(seen.len(), &out, (&list, 0), plane, dim)
                     .unwrap();
                 let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
                 for (row, s) in found.chunks(dim).zip(&seen) {
                     assert_eq!(
                         row,
-                        put(s.start, side),
-                        "{kv}, side {side}, row {}",
+                        put(s.start, plane),
+                        "{kv}, plane {plane}, row {}",
                         s.start
                     );
                 }
-                ops.max_rows(seen.len(), (&list, 0), side, dim, &out)
+                ops.max_pool(seen.len(), (&list, 0), plane, dim, &out)
                     .unwrap();
                 let found = gpu.read_f32s(&out, seen.len() * dim).unwrap();
                 for (row, s) in found.chunks(dim).zip(&seen) {
                     for (i, &found) in row.iter().enumerate() {
                         let expected =
-                            (s.clone()).fold(f32::NEG_INFINITY, |m, p| m.max(put(p, side)[i]));
-                        assert_eq!(found, expected, "{kv}, side {side}, {s:?}, column {i}");
+                            (s.clone()).fold(f32::NEG_INFINITY, |m, p| m.max(put(p, plane)[i]));
+                        assert_eq!(found, expected, "{kv}, plane {plane}, {s:?}, column {i}");
                     }
                 }
             }
@@ -190,19 +190,19 @@ mod tests {
         let (qkv, angles) = (noise(n * (q_dim + 2 * kv_dim), 53), noise(n * 2 * half, 59));
         let turns = upload(&gpu, &angles);
         let [exact, halves] = KvType::ALL.map(|kv| {
-            let store = Store::new(&gpu, kv, (2, kv_dim), Some(4)).unwrap();
-            let list: Vec<Row> = (0..n).map(|i| store.row(2 + i, 0..1)).collect();
+            let ring = GpuRing::new(&gpu, kv, (2, kv_dim), Some(4)).unwrap();
+            let list: Vec<Row> = (0..n).map(|i| ring.row(2 + i, 0..1)).collect();
             let list = rows(&gpu, &list);
             let on_device = upload(&gpu, &qkv);
             ops.rope_append(n, heads, &on_device, (&list, 0), (&turns, 0), 0)
                 .unwrap();
             let turned = gpu.read_f32s(&on_device, qkv.len()).unwrap();
             let out = gpu.alloc(n * kv_dim * 4).unwrap();
-            let side = |side| {
-                ops.take_rows(n, &out, (&list, 0), side, kv_dim).unwrap();
+            let plane = |plane| {
+                ops.gather(n, &out, (&list, 0), plane, kv_dim).unwrap();
                 gpu.read_f32s(&out, n * kv_dim).unwrap()
             };
-            (turned, side(0), side(1))
+            (turned, plane(0), plane(1))
         });
         let (turned, keys, values) = exact;
         let rounded = |values: &[f32]| kept(KvType::F16, values);

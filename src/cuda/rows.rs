@@ -1,7 +1,7 @@
 //! Work on rows by themselves: rows.cu.
 
 use super::driver::{Arg, Buffer};
-use super::ops::{At, Ops, ROW_THREADS, u32_arg};
+use super::ops::{Ops, ROW_THREADS, Slice, u32_arg};
 use crate::error::Result;
 
 impl Ops {
@@ -9,10 +9,10 @@ impl Ops {
     pub fn rms_norm(
         &self,
         n: usize,
-        x: At<'_>,
+        x: Slice<'_>,
         (weight, dim): (&Buffer, usize),
         eps: f32,
-        y: At<'_>,
+        y: Slice<'_>,
     ) -> Result<()> {
         let (x, y) = (x.0.after(x.1, n * dim), y.0.after(y.1, n * dim));
         let args = [x, weight.holding(dim), y, u32_arg(dim), Arg::F32(eps)];
@@ -33,7 +33,7 @@ impl Ops {
     }
 
     /// Entropies in nats of n rows of logits (n, vocab).
-    pub fn entropy(&self, n: usize, vocab: usize, logits: At<'_>, out: At<'_>) -> Result<()> {
+    pub fn entropy(&self, n: usize, vocab: usize, logits: Slice<'_>, out: Slice<'_>) -> Result<()> {
         let logits = logits.0.after(logits.1, n * vocab);
         let args = [logits, out.0.after(out.1, n), u32_arg(vocab)];
         let gpu = out.0.gpu();

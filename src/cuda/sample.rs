@@ -1,6 +1,6 @@
 //! The choice of an id by its logits: sample.cu.
 
-use super::ops::{At, Ops, ROW_THREADS, u32_arg};
+use super::ops::{Ops, ROW_THREADS, Slice, u32_arg};
 use crate::error::Result;
 use crate::model::sequence::IdChoice;
 
@@ -28,9 +28,9 @@ impl Ops {
         &self,
         n: usize,
         vocab: usize,
-        logits: At<'_>,
-        choices: At<'_>,
-        chosen: At<'_>,
+        logits: Slice<'_>,
+        choices: Slice<'_>,
+        chosen: Slice<'_>,
     ) -> Result<()> {
         assert!(vocab <= MAX_VOCAB);
         let args = [

@@ -62,7 +62,7 @@ impl Staging {
             (self.memory, self.n) = (memory.cast(), n);
         }
         let stream = self.gpu.stream();
-        // SAFETY: both sides have that many bytes, and no copy reads the memory any more, for it was waited for
+        // SAFETY: both planes have that many bytes, and no copy reads the memory any more, for it was waited for
         // above. It stays as it is until this copy has been made: `write` and `drop` wait for the event. If there is
         // none, for want of a working device, all work is waited for here.
         unsafe {

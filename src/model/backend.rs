@@ -1,7 +1,7 @@
 //! The backends of a model: the CPU, or a device with its own memory.
 //!
 //! A model decides which bytes are read and where patches start; its backend does the arithmetic in between. A
-//! device implements [`Backend`] and [`DeviceCaches`] (`src/cuda/model`), and `src/device/choice.rs` picks it.
+//! device implements [`Backend`] and [`DeviceCaches`] (`src/cuda/model`), and `src/open.rs` picks it.
 
 use std::fmt;
 

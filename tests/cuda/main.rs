@@ -22,13 +22,13 @@ use blt::{Device, KvType, Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
 use common::{Case, Prompt};
 
-/// Largest difference of a logit, relative to the largest logit. Both sides sum in f32, in different
+/// Largest difference of a logit, relative to the largest logit. Both planes sum in f32, in different
 /// orders; in products of many rows the GPU's terms have 16 bits.
 const TOLERANCE: f32 = 1e-3;
 /// The same for entropies, in nats: patches must start alike where none is so near the threshold. No
 /// decision within a reference prompt is nearer to it than 5e-3.
 const ENTROPY_TOLERANCE: f32 = 1e-3;
-/// With keys and values in halves. Where both sides' differ in the last bits some round to neighbours, 2^-11
+/// With keys and values in halves. Where both planes' differ in the last bits some round to neighbours, 2^-11
 /// apart; rounding all of them moves an entropy of these texts by 2.4e-3 (the CPU's halves beside its floats).
 const HALF_ENTROPY_TOLERANCE: f32 = 3e-3;
 

@@ -179,12 +179,12 @@ Function function(void (*kernel)(A...)) {
 #define ENTRY(name) {#name, function(name)}
 std::map<std::string, Function> functions = {
     ENTRY(attention), ENTRY(rope_append), ENTRY(rms_norm), ENTRY(swiglu), ENTRY(embed), ENTRY(sample),
-    ENTRY(put_rows), ENTRY(take_rows), ENTRY(max_rows), ENTRY(entropy), ENTRY(join_slices),
-    ENTRY(narrow8_f32), ENTRY(narrow32_f32), ENTRY(matmul_f32), ENTRY(narrow8_f16),
-    ENTRY(narrow32_f16), ENTRY(matmul_f16), ENTRY(narrow8_bf16), ENTRY(narrow32_bf16), ENTRY(matmul_bf16),
-    ENTRY(narrow8_q8_0), ENTRY(narrow32_q8_0), ENTRY(matmul_q8_0), ENTRY(narrow8_q4_0), ENTRY(narrow32_q4_0),
-    ENTRY(matmul_q4_0), ENTRY(narrow8_q4_k), ENTRY(narrow32_q4_k), ENTRY(matmul_q4_k), ENTRY(narrow8_q6_k),
-    ENTRY(narrow32_q6_k), ENTRY(matmul_q6_k),
+    ENTRY(scatter), ENTRY(gather), ENTRY(max_pool), ENTRY(entropy), ENTRY(add_slices),
+    ENTRY(matvec8_f32), ENTRY(matvec32_f32), ENTRY(matmul_f32), ENTRY(matvec8_f16),
+    ENTRY(matvec32_f16), ENTRY(matmul_f16), ENTRY(matvec8_bf16), ENTRY(matvec32_bf16), ENTRY(matmul_bf16),
+    ENTRY(matvec8_q8_0), ENTRY(matvec32_q8_0), ENTRY(matmul_q8_0), ENTRY(matvec8_q4_0), ENTRY(matvec32_q4_0),
+    ENTRY(matmul_q4_0), ENTRY(matvec8_q4_k), ENTRY(matvec32_q4_k), ENTRY(matmul_q4_k), ENTRY(matvec8_q6_k),
+    ENTRY(matvec32_q6_k), ENTRY(matmul_q6_k),
 };
 
 // --- The device -------------------------------------------------------------------------------------

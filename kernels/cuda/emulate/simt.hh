@@ -98,4 +98,4 @@ inline uint16_t float_half(float x) {
     return bits;
 }
 inline uint32_t with_byte(uint32_t x, uint32_t bytes, unsigned i) { return (x & ~255u) | (bytes >> 8 * i & 255); }
-inline unsigned anew(unsigned x) { return x; }
+inline unsigned opaque(unsigned x) { return x; }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Cross, GpuModel, Layers};
 use crate::cache::KvType;
-use crate::cuda::Store;
+use crate::cuda::GpuRing;
 use crate::error::Result;
 use crate::model::MAX_BATCH;
 use crate::model::device_caches::DeviceCaches;
@@ -21,16 +21,16 @@ pub(super) struct Caches {
 /// Keys, values and states of a sequence. In every ring of keys and values a layer has two planes.
 #[derive(Debug)]
 pub(super) struct Rings {
-    pub entropy: Option<Store>,
-    pub encoder: Store,
-    pub global: Store,
-    pub decoder: Store,
+    pub entropy: Option<GpuRing>,
+    pub encoder: GpuRing,
+    pub global: GpuRing,
+    pub decoder: GpuRing,
     /// Byte states that the encoder's cross-attentions read, a plane each, of all bytes.
-    pub states: Store,
+    pub states: GpuRing,
     /// Keys and values of these cross-attentions, of all bytes.
-    pub bytes: Store,
+    pub bytes: GpuRing,
     /// Keys and values of the decoder's cross-attentions: k rows per patch.
-    pub patches: Store,
+    pub patches: GpuRing,
     /// Positions and patches ever written, since the rings were last empty.
     pub n_bytes: usize,
     pub n_patches: usize,
@@ -99,10 +99,10 @@ impl Rings {
         let stack = |layers: &Layers| {
             let dim = layers.heads.n_kv_heads * layers.heads.head_dim;
             let limit = layers.window.map(|window| window + MARGIN);
-            Store::new(gpu, kv, (2 * layers.layers.len(), dim), limit)
+            GpuRing::new(gpu, kv, (2 * layers.layers.len(), dim), limit)
         };
         let entropy = model.entropy.as_ref().map(|e| stack(&e.layers));
-        let exact = |n, dim, limit| Store::new(gpu, KvType::F32, (n, dim), limit);
+        let exact = |n, dim, limit| GpuRing::new(gpu, KvType::F32, (n, dim), limit);
         let kv_dim = |cross: &Cross| cross.heads.n_kv_heads * cross.heads.head_dim;
         let n_cross = model.encoder_cross.len();
         let patch_limit = (model.decoder_window + MARGIN) * model.k;
@@ -133,8 +133,8 @@ impl Rings {
             &mut self.states,
             &mut self.bytes,
         ];
-        for store in of_bytes.into_iter().chain(&mut self.entropy) {
-            store.reserve(n_bytes)?;
+        for ring in of_bytes.into_iter().chain(&mut self.entropy) {
+            ring.reserve(n_bytes)?;
         }
         self.global.reserve(n_patches)?;
         self.patches.reserve(n_patches * k)
@@ -142,7 +142,7 @@ impl Rings {
 
     fn copied(&self) -> Result<Rings> {
         Ok(Rings {
-            entropy: self.entropy.as_ref().map(Store::copied).transpose()?,
+            entropy: self.entropy.as_ref().map(GpuRing::copied).transpose()?,
             encoder: self.encoder.copied()?,
             global: self.global.copied()?,
             decoder: self.decoder.copied()?,
@@ -164,6 +164,6 @@ impl Rings {
             &self.patches,
         ];
         let stores = stores.into_iter().chain(&self.entropy);
-        stores.map(Store::n_bytes).sum()
+        stores.map(GpuRing::n_bytes).sum()
     }
 }

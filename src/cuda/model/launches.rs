@@ -6,9 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::table::{BytesAt, CloseAt, DecodeAt, Embeddings, StackAt, Table};
+use super::inputs::{
+    BytesOffsets, CloseOffsets, DecodeOffsets, Embeddings, PassInputs, StackOffsets,
+};
 use super::{Cross, GpuModel, Layers};
-use crate::cuda::{self, At, Attention, Gpu, Graph, Linear, Mode, NARROW_ROWS, Norm, Ops, Staging};
+use crate::cuda::{
+    self, Attention, Gpu, Graph, Linear, MATVEC_ROWS, Mode, Norm, Ops, Slice, Staging,
+};
 use crate::error::Result;
 use crate::vocab::VOCAB_SIZE;
 
@@ -79,7 +83,7 @@ struct Work {
     gate_up: cuda::Buffer,
     gate: cuda::Buffer,
     /// Of the first half, of closed patches, of the decoder.
-    tables: [cuda::Buffer; 3],
+    inputs: [cuda::Buffer; 3],
     /// What each is copied from.
     staging: [Staging; 3],
     /// Of the attentions of each.
@@ -108,7 +112,7 @@ impl Scratch {
                     o: empty()?,
                     gate_up: empty()?,
                     gate: empty()?,
-                    tables: [empty()?, empty()?, empty()?],
+                    inputs: [empty()?, empty()?, empty()?],
                     staging: [staging()?, staging()?, staging()?],
                     splits: [1; 3],
                 },
@@ -168,7 +172,7 @@ fn norm_rows(
     norm: &Norm,
     ops: &Ops,
     n: usize,
-    x: At<'_>,
+    x: Slice<'_>,
     (y, to): (&mut cuda::Buffer, usize),
 ) -> Result<()> {
     let weight = (&norm.weight, norm.dim);
@@ -184,7 +188,7 @@ fn normed(
     a: &mut cuda::Buffer,
     y: &mut cuda::Buffer,
 ) -> Result<()> {
-    if n > NARROW_ROWS {
+    if n > MATVEC_ROWS {
         norm_rows(norm, ops, n, (x, 0), (&mut *a, 0))?;
         return linear(w, n, a, y);
     }
@@ -204,14 +208,14 @@ impl Work {
         &mut self,
         ops: &Ops,
         (layers, number): (&Layers, usize),
-        (table, at): (usize, &StackAt),
+        (stage, at): (usize, &StackOffsets),
         x: &cuda::Buffer,
     ) -> Result<()> {
         let (layer, heads, n) = (&layers.layers[number], layers.heads, at.n);
         let wqkv = (&layer.wqkv, &layer.attention_norm);
         normed(ops, wqkv, (n, x), &mut self.a, &mut self.q)?;
-        let (splits, table) = (self.splits[table], &self.tables[table]);
-        let (rows, angles) = ((table, at.rows), (table, at.angles));
+        let (splits, inputs) = (self.splits[stage], &self.inputs[stage]);
+        let (rows, angles) = ((inputs, at.rows), (inputs, at.angles));
         if !at.single {
             ops.rope_append(n, heads, &self.q, rows, angles, 2 * number)?;
         }
@@ -220,7 +224,7 @@ impl Work {
             heads,
             rows,
             splits,
-            side: 2 * number,
+            plane: 2 * number,
             q_stride: layer.wqkv.rows(),
             angles: at.single.then_some(angles),
         };
@@ -228,7 +232,7 @@ impl Work {
         layer.wo.apply(n, (&self.o, 0), (x, 0), Mode::Add)?;
 
         reserve(&mut self.gate, n * layer.w2.cols())?;
-        if n <= NARROW_ROWS && layer.gate_up.is_gated() {
+        if n <= MATVEC_ROWS && layer.gate_up.is_gated() {
             (layer.gate_up).apply_gated(n, &layer.ffn_norm, (x, 0), (&self.gate, 0))?;
         } else {
             let gate_up = (&layer.gate_up, &layer.ffn_norm);
@@ -242,28 +246,28 @@ impl Work {
         &mut self,
         ops: &Ops,
         layers: &Layers,
-        at: (usize, &StackAt),
+        at: (usize, &StackOffsets),
         x: &cuda::Buffer,
     ) -> Result<()> {
         (0..layers.layers.len()).try_for_each(|number| self.layer(ops, (layers, number), at, x))
     }
 
-    /// The cross-attention of n rows of x, in place, over sides `side` and the next of what `rows` see.
+    /// The cross-attention of n rows of x, in place, over planes `plane` and the next of what `rows` see.
     fn cross(
         &mut self,
         ops: &Ops,
         c: &Cross,
-        (table, rows, n): (usize, usize, usize),
-        side: usize,
+        (stage, rows, n): (usize, usize, usize),
+        plane: usize,
         x: &cuda::Buffer,
     ) -> Result<()> {
         normed(ops, (&c.wq, &c.norm_q), (n, x), &mut self.a, &mut self.q)?;
         reserve(&mut self.o, n * c.wo.cols())?;
         let with = Attention {
             heads: c.heads,
-            rows: (&self.tables[table], rows),
-            splits: self.splits[table],
-            side,
+            rows: (&self.inputs[stage], rows),
+            splits: self.splits[stage],
+            plane,
             q_stride: c.wq.rows(),
             angles: None,
         };
@@ -271,18 +275,18 @@ impl Work {
         c.wo.apply(n, (&self.o, 0), (x, 0), Mode::DoubleAdd)
     }
 
-    /// Keys and values of n rows of x, entered at `rows` in sides `side` and the next.
+    /// Keys and values of n rows of x, entered at `rows` in planes `plane` and the next.
     fn keys_values(
         &mut self,
         ops: &Ops,
         c: &Cross,
-        (table, rows, n): (usize, usize, usize),
-        side: usize,
+        (stage, rows, n): (usize, usize, usize),
+        plane: usize,
         x: &cuda::Buffer,
     ) -> Result<()> {
         normed(ops, (&c.wkv, &c.norm_kv), (n, x), &mut self.a, &mut self.kv)?;
-        let rows = (&self.tables[table], rows);
-        ops.put_rows(n, &self.kv, rows, (side, 2), c.wkv.rows() / 2)
+        let rows = (&self.inputs[stage], rows);
+        ops.scatter(n, &self.kv, rows, (plane, 2), c.wkv.rows() / 2)
     }
 }
 
@@ -296,7 +300,7 @@ impl Memory {
             o,
             gate_up,
             gate,
-            tables,
+            inputs,
             staging: _,
             splits: _,
         } = &self.work;
@@ -314,15 +318,15 @@ impl Memory {
         let buffers = [
             a, q, kv, o, gate_up, gate, bytes, logits, x, pooled, patches, global, vectors, out,
         ];
-        let buffers = buffers.into_iter().chain(tables);
+        let buffers = buffers.into_iter().chain(inputs);
         buffers.map(cuda::Buffer::address).collect()
     }
 
-    pub fn upload(&mut self, table: usize, content: &Table) -> Result<()> {
-        self.work.splits[table] = content.splits();
-        let to = &mut self.work.tables[table];
+    pub fn upload(&mut self, stage: usize, content: &PassInputs) -> Result<()> {
+        self.work.splits[stage] = content.splits();
+        let to = &mut self.work.inputs[stage];
         reserve(to, content.units.len())?;
-        self.work.staging[table].write(to, &content.units)
+        self.work.staging[stage].write(to, &content.units)
     }
 
     /// The first half of a pass. With `chosen` the last ids are read from there in `out`; entropies go to
@@ -330,8 +334,8 @@ impl Memory {
     pub fn read_bytes(
         &mut self,
         model: &GpuModel,
-        table: usize,
-        at: &BytesAt,
+        stage: usize,
+        at: &BytesOffsets,
         chosen: Option<usize>,
         entropies: usize,
     ) -> Result<()> {
@@ -347,9 +351,9 @@ impl Memory {
         if let (Some(entropy), Some((ids, stack))) = (&model.entropy, &at.entropy) {
             let (n, head) = (stack.n, &entropy.head);
             reserve(bytes, n * head.norm.dim)?;
-            let ids = (&work.tables[table], *ids);
+            let ids = (&work.inputs[stage], *ids);
             ops.embed(n, &entropy.tables, ids, chosen.map(|c| (&*out, c)), bytes)?;
-            work.stack(ops, &entropy.layers, (table, stack), bytes)?;
+            work.stack(ops, &entropy.layers, (stage, stack), bytes)?;
             let output = (&head.output, &head.norm);
             normed(ops, output, (n, bytes), &mut work.a, logits)?;
             ops.entropy(n, VOCAB_SIZE, (logits, 0), (out, entropies))?;
@@ -359,30 +363,30 @@ impl Memory {
         reserve(x, n * dim)?;
         match (at.embeddings, &model.tables) {
             (Embeddings::Ids(ids), Some(tables)) => {
-                let ids = (&work.tables[table], ids);
+                let ids = (&work.inputs[stage], ids);
                 ops.embed(n, tables, ids, chosen.map(|c| (&*out, c)), x)?;
             }
             (Embeddings::Sums(from), _) => {
-                let from = (&work.tables[table], from * 4);
+                let from = (&work.inputs[stage], from * 4);
                 model.gpu.copy(from, (x, 0), n * dim * 4)?;
             }
             (Embeddings::Ids(_), None) => unreachable!("ids are for tables"),
         }
         for number in 0..model.encoder.layers.len() {
-            work.layer(ops, (&model.encoder, number), (table, &at.encoder), x)?;
+            work.layer(ops, (&model.encoder, number), (stage, &at.encoder), x)?;
             let cross = model.encoder_cross.iter().enumerate();
             for (i, (_, cross)) in cross.filter(|(_, c)| c.0 == number) {
-                let states = (&work.tables[table], at.states);
-                ops.put_rows(n, x, states, (i, 1), dim)?;
-                work.keys_values(ops, cross, (table, at.bytes, n), 2 * i, x)?;
+                let states = (&work.inputs[stage], at.states);
+                ops.scatter(n, x, states, (i, 1), dim)?;
+                work.keys_values(ops, cross, (stage, at.bytes, n), 2 * i, x)?;
             }
         }
         Ok(())
     }
 
     /// Vectors of closed patches, the global transformer, and what the decoder reads of its outputs.
-    pub fn close(&mut self, model: &GpuModel, at: &CloseAt) -> Result<()> {
-        const TABLE: usize = 1;
+    pub fn close(&mut self, model: &GpuModel, at: &CloseOffsets) -> Result<()> {
+        const STAGE: usize = 1;
         let (ops, m, k) = (&model.ops, at.stack.n, model.k);
         let dim = model.patch_projection.cols();
         let Memory {
@@ -394,11 +398,11 @@ impl Memory {
             ..
         } = self;
         reserve(pooled, m * dim)?;
-        let bytes = (&work.tables[TABLE], at.pooled);
-        ops.max_rows(m, bytes, model.pooled, dim, pooled)?;
+        let bytes = (&work.inputs[STAGE], at.pooled);
+        ops.max_pool(m, bytes, model.pooled, dim, pooled)?;
         linear(&model.patch_projection, m, pooled, patches)?;
         for (i, (_, cross)) in model.encoder_cross.iter().enumerate() {
-            work.cross(ops, cross, (TABLE, at.seen, m * k), 2 * i, patches)?;
+            work.cross(ops, cross, (STAGE, at.seen, m * k), 2 * i, patches)?;
         }
         if at.traced {
             reserve(vectors, m * k * dim)?;
@@ -412,11 +416,11 @@ impl Memory {
             }
             None => &*patches,
         };
-        work.stack(ops, &model.global, (TABLE, &at.stack), x)?;
+        work.stack(ops, &model.global, (STAGE, &at.stack), x)?;
 
         linear(&model.output_projection, m, x, pooled)?; // (m * k, dim)
         for (i, cross) in model.decoder_cross.iter().enumerate() {
-            work.keys_values(ops, cross, (TABLE, at.outputs, m * k), 2 * i, pooled)?;
+            work.keys_values(ops, cross, (STAGE, at.outputs, m * k), 2 * i, pooled)?;
         }
         Ok(())
     }
@@ -430,19 +434,19 @@ impl Memory {
     }
 
     /// The decoder, the wanted logits, and the next ids with the first half of their pass.
-    pub fn decode(&mut self, model: &GpuModel, at: &DecodeAt) -> Result<()> {
-        const TABLE: usize = 2;
+    pub fn decode(&mut self, model: &GpuModel, at: &DecodeOffsets) -> Result<()> {
+        const STAGE: usize = 2;
         let (ops, n) = (&model.ops, at.stack.n);
         let dim = model.patch_projection.cols();
         let Memory { work, x, out, .. } = self;
         reserve(x, n * dim)?;
-        let states = (&work.tables[TABLE], at.states);
-        ops.take_rows(n, x, states, model.encoder_cross.len() - 1, dim)?;
+        let states = (&work.inputs[STAGE], at.states);
+        ops.gather(n, x, states, model.encoder_cross.len() - 1, dim)?;
         for number in 0..model.decoder.layers.len() {
             if let Some(cross) = model.decoder_cross.get(number) {
-                work.cross(ops, cross, (TABLE, at.seen, n), 2 * number, x)?;
+                work.cross(ops, cross, (STAGE, at.seen, n), 2 * number, x)?;
             }
-            work.layer(ops, (&model.decoder, number), (TABLE, &at.stack), x)?;
+            work.layer(ops, (&model.decoder, number), (STAGE, &at.stack), x)?;
         }
         let wanted: usize = at.spans.iter().map(|span| span.1).sum();
         reserve(&mut work.a, wanted * dim)?;
@@ -460,8 +464,8 @@ impl Memory {
             return Ok(());
         };
         let chosen = n_wanted * VOCAB_SIZE;
-        let choices = (&work.tables[TABLE], *choices);
+        let choices = (&work.inputs[STAGE], *choices);
         ops.sample(n_wanted, VOCAB_SIZE, (out, 0), choices, (out, chosen))?;
-        self.read_bytes(model, TABLE, bytes, Some(chosen), chosen + n_wanted)
+        self.read_bytes(model, STAGE, bytes, Some(chosen), chosen + n_wanted)
     }
 }

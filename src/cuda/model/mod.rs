@@ -2,12 +2,12 @@
 //!
 //! `src/model` decides what the model is, which rows see what, where patches start and how a session rewinds. Here
 //! are the weights in device memory (this file), the memory of a sequence (`caches.rs`), and what a pass does:
-//! `pass.rs` is the order, `table.rs` the numbers that change from pass to pass, `launches.rs` the kernels.
+//! `pass.rs` is the order, `inputs.rs` the numbers that change from pass to pass, `launches.rs` the kernels.
 
 mod caches;
+mod inputs;
 mod launches;
 mod pass;
-mod table;
 
 use std::sync::{Arc, Mutex};
 

@@ -5,17 +5,18 @@
 //! next id, the second half continues with the first half of the pass that will read it ([`Ahead`]), so
 //! that a byte takes one answer from the device: its logits, the id chosen, and the entropy after that.
 //!
-//! A half is a table (`table.rs`) and the launches that read it (`launches.rs`).
+//! A half is the numbers that change from pass to pass (`inputs.rs`) and the launches that read them (`launches.rs`).
 
 use std::ops::Range;
 use std::sync::PoisonError;
 
 use super::GpuModel;
 use super::caches::{Ahead, Caches, Rings};
-use super::launches::{Launches, MAX_RECORDED, Scratch, reserve};
-use super::table::{
-    BytesAt, CloseAt, DecodeAt, Embeddings, Spans, Table, last_run, rows_at, windows,
+use super::inputs::{
+    BytesOffsets, CloseOffsets, DecodeOffsets, Embeddings, PassInputs, Spans, last_run, rows_at,
+    windows,
 };
+use super::launches::{Launches, MAX_RECORDED, Scratch, reserve};
 use crate::cache::KvType;
 use crate::cuda::choice_units;
 use crate::error::Result;
@@ -125,14 +126,14 @@ impl GpuModel {
         Ok(self.decode_on(blt, scratch, inputs, &mut caches, &n_closed)?)
     }
 
-    /// Fills a table for the first half at `positions` of some sequences; those with an entropy model
+    /// Fills the inputs of the first half at `positions` of some sequences; those with an entropy model
     /// come first, and `n_entropy` says how many rows they have.
-    fn bytes_table(
+    fn bytes_inputs(
         &self,
         blt: Blt<'_>,
-        table: &mut Table,
+        pass_inputs: &mut PassInputs,
         sequences: &[(&State, &Rings, Range<usize>)],
-    ) -> Result<BytesAt> {
+    ) -> Result<BytesOffsets> {
         let n = sequences
             .iter()
             .map(|(.., positions)| positions.len())
@@ -142,13 +143,14 @@ impl GpuModel {
             let (mut rows, mut list) = (entropy_model.layers.rows(blt.compute, n), Vec::new());
             let mut ids = Vec::new();
             for (state, caches, positions) in sequences {
-                if let (Some(store), Some(_)) = (&caches.entropy, &state.entropy_cache) {
+                if let (Some(ring), Some(_)) = (&caches.entropy, &state.entropy_cache) {
                     state.add_entropy_rows(&entropy_model.layers, positions.clone(), &mut rows);
-                    list.extend(last_run(&rows, store));
+                    list.extend(last_run(&rows, ring));
                     ids.extend(windows(&state.ids, positions.clone(), 1));
                 }
             }
-            entropy = (!list.is_empty()).then(|| (table.put(ids), table.stack(&list, &rows)));
+            entropy =
+                (!list.is_empty()).then(|| (pass_inputs.put(ids), pass_inputs.stack(&list, &rows)));
         }
 
         let layers = &blt.weights.encoder.layers;
@@ -171,15 +173,15 @@ impl GpuModel {
                 }
             }
         }
-        Ok(BytesAt {
+        Ok(BytesOffsets {
             entropy,
-            encoder: table.stack(&list, &rows),
+            encoder: pass_inputs.stack(&list, &rows),
             embeddings: match self.tables {
-                Some(_) => Embeddings::Ids(table.put(ids)),
-                None => Embeddings::Sums(table.put(sums.iter().map(|x| x.to_bits()))),
+                Some(_) => Embeddings::Ids(pass_inputs.put(ids)),
+                None => Embeddings::Sums(pass_inputs.put(sums.iter().map(|x| x.to_bits()))),
             },
-            states: table.rows(&states),
-            bytes: table.rows(&bytes),
+            states: pass_inputs.rows(&states),
+            bytes: pass_inputs.rows(&bytes),
         })
     }
 
@@ -192,19 +194,21 @@ impl GpuModel {
         caches: &[&mut Rings],
         fresh: &[usize],
     ) -> Result<()> {
-        let mut table = Table::default();
+        let mut pass_inputs = PassInputs::default();
         let sequences: Vec<(&State, &Rings, Range<usize>)> = (inputs.iter().zip(caches))
             .enumerate()
             .filter(|(i, _)| fresh.contains(i))
             .map(|(_, (input, caches))| (&*input.state, &**caches, input.positions()))
             .collect();
-        let at = self.bytes_table(blt, &mut table, &sequences)?;
+        let at = self.bytes_inputs(blt, &mut pass_inputs, &sequences)?;
         let traced = inputs.iter().any(|input| input.trace.is_some());
         let n_entropy = at.entropy.map_or(0, |(_, stack)| stack.n);
-        let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced)
-            .then_some((Launches::Bytes(at.encoder.n, n_entropy), table.splits()));
+        let name = (at.encoder.single && at.encoder.n <= MAX_RECORDED && !traced).then_some((
+            Launches::Bytes(at.encoder.n, n_entropy),
+            pass_inputs.splits(),
+        ));
         let gpu = &self.gpu;
-        scratch.memory.upload(0, &table)?;
+        scratch.memory.upload(0, &pass_inputs)?;
         reserve(&mut scratch.memory.out, n_entropy)?;
         scratch.run(gpu, name, |memory| memory.read_bytes(self, 0, &at, None, 0))?;
 
@@ -272,18 +276,18 @@ impl GpuModel {
         if list.is_empty() {
             return Ok(());
         }
-        let mut table = Table::default();
-        let at = CloseAt {
-            stack: table.stack(&list, &rows),
-            pooled: table.rows(&pooled),
-            seen: table.rows(&seen),
-            outputs: table.rows(&outputs),
+        let mut pass_inputs = PassInputs::default();
+        let at = CloseOffsets {
+            stack: pass_inputs.stack(&list, &rows),
+            pooled: pass_inputs.rows(&pooled),
+            seen: pass_inputs.rows(&seen),
+            outputs: pass_inputs.rows(&outputs),
             traced: inputs.iter().any(|input| input.trace.is_some()),
         };
         let n = at.stack.n;
         let name = (at.stack.single && n <= MAX_RECORDED && !at.traced)
-            .then_some((Launches::Close(n), table.splits()));
-        scratch.memory.upload(1, &table)?;
+            .then_some((Launches::Close(n), pass_inputs.splits()));
+        scratch.memory.upload(1, &pass_inputs)?;
         let before = gpu.n_kernels();
         scratch.run(gpu, name, |memory| memory.close(self, &at))?;
         scratch.n_closing += gpu.n_kernels() - before;
@@ -340,16 +344,16 @@ impl GpuModel {
             }
             n = end;
         }
-        let mut table = Table::default();
-        let mut at = DecodeAt {
-            stack: table.stack(&list, &rows),
-            states: table.rows(&states),
-            seen: table.rows(&seen),
+        let mut pass_inputs = PassInputs::default();
+        let mut at = DecodeOffsets {
+            stack: pass_inputs.stack(&list, &rows),
+            states: pass_inputs.rows(&states),
+            seen: pass_inputs.rows(&seen),
             spans,
             ahead: None,
         };
         if let Some(choices) = self.choices(inputs) {
-            let choices = table.put(choices.iter().flat_map(choice_units));
+            let choices = pass_inputs.put(choices.iter().flat_map(choice_units));
             let sequences: Vec<(&State, &Rings, Range<usize>)> = (inputs.iter().zip(&*caches))
                 .filter(|(input, _)| input.logits != LogitRows::None)
                 .map(|(input, caches)| {
@@ -357,7 +361,7 @@ impl GpuModel {
                     (&*input.state, &**caches, end..end + 1)
                 })
                 .collect();
-            let bytes = self.bytes_table(blt, &mut table, &sequences)?;
+            let bytes = self.bytes_inputs(blt, &mut pass_inputs, &sequences)?;
             at.ahead = Some((choices, bytes));
         }
         let n_wanted: usize = at.spans.iter().map(|span| span.1).sum();
@@ -366,8 +370,8 @@ impl GpuModel {
         let n_out = n_wanted * VOCAB_SIZE + 2 * n_ahead;
         let recorded = at.stack.single && n <= MAX_RECORDED && n_wanted == n;
         let name = Launches::Decode(n, n_ahead > 0, known);
-        let name = recorded.then_some((name, table.splits()));
-        scratch.memory.upload(2, &table)?;
+        let name = recorded.then_some((name, pass_inputs.splits()));
+        scratch.memory.upload(2, &pass_inputs)?;
         reserve(&mut scratch.memory.out, n_out)?;
         scratch.run(gpu, name, |memory| memory.decode(self, &at))?;
         let out = gpu.read_u32s(&scratch.memory.out, n_out)?;

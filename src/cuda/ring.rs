@@ -7,12 +7,12 @@ use super::driver::{Buffer, Gpu};
 use crate::cache::KvType;
 use crate::error::Result;
 
-/// `sides` rings of `capacity` rows each; the row of position p is row `p % capacity`.
+/// `planes` rings of `capacity` rows each; the row of position p is row `p % capacity`.
 #[derive(Debug)]
-pub struct Store {
-    buffer: Buffer, // (sides, capacity, dim)
+pub struct GpuRing {
+    buffer: Buffer, // (planes, capacity, dim)
     kv: KvType,
-    sides: usize,
+    planes: usize,
     dim: usize,
     capacity: usize,
     /// Rows beyond this are never asked for: positions wrap around.
@@ -54,19 +54,19 @@ impl Row {
     }
 }
 
-impl Store {
+impl GpuRing {
     /// No rows; at most `limit` positions are kept.
     pub fn new(
         gpu: &Arc<Gpu>,
         kv: KvType,
-        (sides, dim): (usize, usize),
+        (planes, dim): (usize, usize),
         limit: Option<usize>,
-    ) -> Result<Store> {
+    ) -> Result<GpuRing> {
         let capacity = limit.unwrap_or(64).min(64);
-        Ok(Store {
-            buffer: gpu.alloc(sides * capacity * dim * kv.n_bytes())?,
+        Ok(GpuRing {
+            buffer: gpu.alloc(planes * capacity * dim * kv.n_bytes())?,
             kv,
-            sides,
+            planes,
             dim,
             capacity,
             limit,
@@ -81,11 +81,11 @@ impl Store {
         let capacity = (end.next_power_of_two()).min(self.limit.unwrap_or(usize::MAX));
         let gpu = Arc::clone(self.buffer.gpu());
         let row = self.dim * self.kv.n_bytes();
-        let larger = gpu.alloc(self.sides * capacity * row)?;
+        let larger = gpu.alloc(self.planes * capacity * row)?;
         // Nothing has wrapped yet: before the limit is reached every position has its own row.
         let (old, new) = (self.capacity * row, capacity * row);
-        for side in 0..self.sides {
-            gpu.copy((&self.buffer, side * old), (&larger, side * new), old)?;
+        for plane in 0..self.planes {
+            gpu.copy((&self.buffer, plane * old), (&larger, plane * new), old)?;
         }
         self.buffer = larger;
         self.capacity = capacity;
@@ -93,11 +93,11 @@ impl Store {
     }
 
     /// The same rows, in memory of their own.
-    pub fn copied(&self) -> Result<Store> {
+    pub fn copied(&self) -> Result<GpuRing> {
         let gpu = Arc::clone(self.buffer.gpu());
         let buffer = gpu.alloc(self.n_bytes())?;
         gpu.copy((&self.buffer, 0), (&buffer, 0), self.n_bytes())?;
-        Ok(Store { buffer, ..*self })
+        Ok(GpuRing { buffer, ..*self })
     }
 
     /// The row at `position`, which sees `seen`: both below what was reserved.
@@ -117,6 +117,6 @@ impl Store {
 
     /// Bytes of device memory.
     pub fn n_bytes(&self) -> usize {
-        self.sides * self.capacity * self.dim * self.kv.n_bytes()
+        self.planes * self.capacity * self.dim * self.kv.n_bytes()
     }
 }

@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 
-use crate::cuda::{Row, Store, splits};
+use crate::cuda::{GpuRing, Row, splits};
 use crate::model::block::Rows;
 use crate::vocab::Id;
 
 /// The numbers of a table, before they are uploaded. Parts are found by where they begin.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct PassInputs {
     pub units: Vec<u32>,
     /// Most positions that a row sees.
     longest: usize,
@@ -17,7 +17,7 @@ pub(super) struct Table {
 
 /// Where a table has the rows of a stack of layers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct StackAt {
+pub(super) struct StackOffsets {
     pub n: usize,
     pub rows: usize,
     pub angles: usize,
@@ -27,10 +27,10 @@ pub(super) struct StackAt {
 
 /// Where a table has what the first half of a pass needs.
 #[derive(Debug)]
-pub(super) struct BytesAt {
+pub(super) struct BytesOffsets {
     /// Ids and rows of the entropy model.
-    pub entropy: Option<(usize, StackAt)>,
-    pub encoder: StackAt,
+    pub entropy: Option<(usize, StackOffsets)>,
+    pub encoder: StackOffsets,
     /// Ids up to each byte, or its embedding if the host has the tables.
     pub embeddings: Embeddings,
     pub states: usize,
@@ -43,7 +43,7 @@ pub(super) enum Embeddings {
     Sums(usize),
 }
 
-impl Table {
+impl PassInputs {
     pub fn put(&mut self, units: impl IntoIterator<Item = u32>) -> usize {
         // Structures begin at multiples of 16 bytes.
         self.units.resize(self.units.len().next_multiple_of(4), 0);
@@ -63,14 +63,14 @@ impl Table {
         splits(self.longest)
     }
 
-    pub fn stack(&mut self, list: &[Row], rows: &Rows<'_>) -> StackAt {
+    pub fn stack(&mut self, list: &[Row], rows: &Rows<'_>) -> StackOffsets {
         let n = list.len();
         let (cos, sin) = rows.angles.cos_sin();
         let half = cos.len() / n.max(1);
         // Per row cosines, then sines.
         let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
         let angles = angles.flat_map(|(cos, sin)| cos.iter().chain(sin).map(|x| x.to_bits()));
-        StackAt {
+        StackOffsets {
             n,
             rows: self.rows(list),
             angles: self.put(angles),
@@ -80,16 +80,19 @@ impl Table {
 }
 
 /// Those of the last run.
-pub(super) fn last_run<'a>(rows: &'a Rows<'_>, store: &'a Store) -> impl Iterator<Item = Row> + 'a {
+pub(super) fn last_run<'a>(
+    rows: &'a Rows<'_>,
+    ring: &'a GpuRing,
+) -> impl Iterator<Item = Row> + 'a {
     let run = rows.runs.last().expect("a run has been added");
     let visible = &rows.visible[rows.n() - run.len()..];
     let rows = run.clone().zip(visible);
-    rows.map(|(position, seen)| store.row(position, seen.clone()))
+    rows.map(|(position, seen)| ring.row(position, seen.clone()))
 }
 
 /// Rows that are only entered or fetched at `positions`.
-pub(super) fn rows_at(positions: Range<usize>, store: &Store) -> impl Iterator<Item = Row> + '_ {
-    positions.map(|p| store.row(p, p..p + 1))
+pub(super) fn rows_at(positions: Range<usize>, ring: &GpuRing) -> impl Iterator<Item = Row> + '_ {
+    positions.map(|p| ring.row(p, p..p + 1))
 }
 
 /// The `window` ids up to each of `positions`; 0 before the text and where an id is not known yet.
@@ -106,8 +109,8 @@ pub(super) type Spans = Vec<(usize, usize)>;
 
 /// Where a table has what closed patches need.
 #[derive(Debug)]
-pub(super) struct CloseAt {
-    pub stack: StackAt,
+pub(super) struct CloseOffsets {
+    pub stack: StackOffsets,
     pub pooled: usize,
     pub seen: usize,
     pub outputs: usize,
@@ -116,11 +119,11 @@ pub(super) struct CloseAt {
 
 /// Where a table has what the decoder needs.
 #[derive(Debug)]
-pub(super) struct DecodeAt {
-    pub stack: StackAt,
+pub(super) struct DecodeOffsets {
+    pub stack: StackOffsets,
     pub states: usize,
     pub seen: usize,
     pub spans: Spans,
     /// How ids are chosen, and where they are read.
-    pub ahead: Option<(usize, BytesAt)>,
+    pub ahead: Option<(usize, BytesOffsets)>,
 }
