@@ -252,6 +252,30 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
 }
 
 #[test]
+fn bolmo_models_are_refused_in_one_sentence() {
+    let temp = Temp::new("bolmo");
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bolmo-bwen");
+    std::fs::create_dir_all(temp.path("bolmo/tokenizer")).unwrap();
+    for (from, to) in [("model", "bolmo"), ("tokenizer", "bolmo/tokenizer")] {
+        for file in std::fs::read_dir(case.join(from)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), temp.path(to).join(file.file_name())).unwrap();
+        }
+    }
+    for more in [&[][..], &["--lora-rank", "2"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
+        command.args(["finetune", "bolmo", "--data", "text.txt", "--out", "tuned"]);
+        command.current_dir(&temp.0).args(more);
+        let message = fail(command);
+        assert!(
+            message.contains("Bolmo model cannot be trained"),
+            "{message}"
+        );
+    }
+    assert!(!temp.path("tuned").exists());
+}
+
+#[test]
 fn a_tied_model_stays_tied_and_adapters_are_for_finetune() {
     let temp = Temp::new("tied");
     let main = ["--steps", "3", "--tied", "true", "--dtype", "f32"];

@@ -113,6 +113,19 @@ pub struct Params<F> {
 /// The two ends that tying makes one.
 const TIED: (&str, &str) = ("encoder.tok_embeddings", "decoder.output");
 
+/// Whether models of this configuration's family can be trained.
+///
+/// # Errors
+/// [`Error::Unsupported`] for a Bolmo model.
+pub fn check_family(config: &Config) -> Result<()> {
+    match config.bolmo {
+        None => Ok(()),
+        Some(_) => Err(Error::Unsupported(
+            "a Bolmo model cannot be trained yet, only run: blt-train is for Byte Latent Transformers".into(),
+        )),
+    }
+}
+
 impl<F: Float> Params<F> {
     /// The tensors of a model of this configuration that `wanted` accepts, with values from `value`.
     ///
@@ -123,11 +136,7 @@ impl<F: Float> Params<F> {
         wanted: impl Fn(&ModelTensor) -> bool,
         mut value: impl FnMut(&ModelTensor) -> Result<Value<F>>,
     ) -> Result<Self> {
-        if config.bolmo.is_some() {
-            return Err(Error::Unsupported(
-                "a Bolmo model cannot be trained yet, only run: blt-train is for Byte Latent Transformers".into(),
-            ));
-        }
+        check_family(config)?;
         let mut params = Params {
             list: Vec::new(),
             by_name: HashMap::new(),

@@ -5,7 +5,7 @@ use std::path::Path;
 use blt::checkpoint::{Checkpoint, Component, ModelTensor, OpenOptions};
 use blt::config::{Config, PatchingMode};
 use blt::output_file::{OutputFolder, is_same_file, lock_folder};
-use blt::train::params::{Params, Value};
+use blt::train::params::{Params, Value, check_family};
 use blt::train::settings::Settings;
 use blt::train::state::Saved;
 use blt::train::trainer::{ENTROPY_FILE, RUN_FILES, STATE, Stage, Trainer};
@@ -248,6 +248,7 @@ fn finetune(args: &Args, mut settings: Settings) -> Result<Trainer, Failure> {
         ..OpenOptions::default()
     };
     let checkpoint = Checkpoint::open(path, &options)?;
+    check_family(checkpoint.config())?;
     let mut config = checkpoint.config().clone();
     settings.patching_into(&mut config.patcher)?;
     effects::check_patching(args, config.patcher.mode)?;
