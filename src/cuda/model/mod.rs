@@ -2,12 +2,14 @@
 //!
 //! `src/model` decides what the model is, which rows see what, where patches start and how a session rewinds. Here
 //! are the weights in device memory (this file), the memory of a sequence (`caches.rs`), and what a pass does:
-//! `pass.rs` is the order, `inputs.rs` the numbers that change from pass to pass, `launches.rs` the kernels.
+//! `pass.rs` is the order, `inputs.rs` the numbers that change from pass to pass, `launches.rs` the kernels, and
+//! `scratch.rs` the buffers.
 
 mod caches;
 mod inputs;
 mod launches;
 mod pass;
+mod scratch;
 
 use std::sync::{Arc, Mutex};
 
@@ -21,7 +23,7 @@ use crate::model::entropy::EntropyModel;
 use crate::ops::{Heads, Matrix};
 use crate::vocab::VOCAB_SIZE;
 
-use launches::Scratch;
+use scratch::Scratch;
 
 #[derive(Debug)]
 struct Layer {

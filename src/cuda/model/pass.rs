@@ -16,7 +16,7 @@ use super::inputs::{
     BytesOffsets, CloseOffsets, DecodeOffsets, Embeddings, PassInputs, Spans, last_run, rows_at,
     windows,
 };
-use super::launches::{Launches, MAX_RECORDED, Scratch, reserve};
+use super::scratch::{Launches, MAX_RECORDED, Scratch, reserve};
 use crate::cache::KvType;
 use crate::cuda::choice_units;
 use crate::error::Result;
