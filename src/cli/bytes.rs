@@ -75,6 +75,17 @@ pub fn path(argument: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// An argument as text.
+///
+/// # Errors
+/// If it is not UTF-8.
+pub fn text(argument: &str) -> Result<String, String> {
+    match is_binary(argument) {
+        false => Ok(argument.into()),
+        true => Err("expected UTF-8".into()),
+    }
+}
+
 /// Replaces escapes by the bytes they stand for: `\n`, `\r`, `\t`, `\e`, `\0`, `\\` and `\xHH`.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use blt::vocab::{decode, id_to_byte};
 use blt::{Model, Session, SessionOptions};
 use serde_json::Value;
 
-use super::{MODEL, RUN, call, common, file, json, models, output, temporary};
+use super::{MODEL, RUN, SCORE, call, common, file, json, models, output, temporary};
 
 /// Greedy, nothing but the text.
 fn continued(model: &str, prompt: &[u8], more: &[&str]) -> Vec<u8> {
@@ -520,4 +520,19 @@ fn arguments_need_not_be_utf_8() {
     let wrong = call(RUN, &[MODEL, "-e", "-p", r"a\q"], b"");
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains(r"found \q"));
+    // What is text must be UTF-8.
+    for (program, flag) in [
+        (RUN, "--regex"),
+        (SCORE, "--separator"),
+        (SCORE, "--text-key"),
+    ] {
+        let args = [word(MODEL), word(flag), OsStr::from_bytes(raw)];
+        let wrong = Command::new(program).args(args).output().unwrap();
+        assert_eq!(wrong.status.code(), Some(2), "{flag}");
+        let message = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        assert!(
+            message.contains(&format!("{flag}: expected UTF-8")),
+            "{message}"
+        );
+    }
 }

@@ -88,7 +88,7 @@ program_args! {
         escapes: bool,
 
         /// make the text match this regular expression from beginning to end
-        #[argh(option, arg_name = "pattern")]
+        #[argh(option, arg_name = "pattern", from_str_fn(blt::cli::bytes::text))]
         regex: Option<String>,
 
         /// make the text JSON that this schema accepts

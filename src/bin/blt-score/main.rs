@@ -66,11 +66,21 @@ program_args! {
         file: Vec<PathBuf>,
 
         /// the line between documents (default: <|endoftext|>; empty: a file is one document)
-        #[argh(option, arg_name = "text", default = "blt::documents::SEPARATOR.into()")]
+        #[argh(
+            option,
+            arg_name = "text",
+            default = "blt::documents::SEPARATOR.into()",
+            from_str_fn(blt::cli::bytes::text)
+        )]
         separator: String,
 
         /// the key of the texts in .jsonl files (default: text)
-        #[argh(option, arg_name = "key", default = "blt::documents::TEXT_KEY.into()")]
+        #[argh(
+            option,
+            arg_name = "key",
+            default = "blt::documents::TEXT_KEY.into()",
+            from_str_fn(blt::cli::bytes::text)
+        )]
         text_key: String,
 
         /// a JSON list of ids to score instead of a text, read without BOS
