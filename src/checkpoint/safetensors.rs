@@ -220,8 +220,8 @@ impl SafetensorsFile {
     }
 }
 
-/// Checks an object whose names must differ: no name twice, none very long, not very many. Each value is read by a clone
-/// of `entry`, which is told the name.
+/// Checks an object whose names must differ: no name twice, none very long, not very many. A clone of
+/// `entry` gets the name and reads the value.
 ///
 /// # Errors
 /// What was expected and what was found.

@@ -362,7 +362,7 @@ impl WeightFiles {
     /// compared.
     ///
     /// # Errors
-    /// Those of damage, and of `progress`, which is told the bytes that are done.
+    /// If a tensor is damaged, or the error that `progress` returns. `progress` gets the number of bytes read so far.
     pub fn verify(&self, progress: impl FnMut(u64) -> Result<()>) -> Result<usize> {
         match &self.files[..] {
             [(_, Container::Safetensors(file))] => file.verify(progress),

@@ -91,8 +91,8 @@ impl CrossAttention {
         }
     }
 
-    /// `x = 2 x + Wo attention` for query rows x (n, dim). Each run has its own keys and the ranges of
-    /// them that its rows see.
+    /// `x = 2 x + Wo attention` for query rows x (n, dim). Each run has its own keys, and
+    /// each row the range of keys that it sees.
     pub fn forward(
         &self,
         compute: &Compute,

@@ -305,7 +305,7 @@ pub fn starts_to_lengths(starts: &[usize], n_positions: usize) -> Vec<usize> {
 ///
 /// This is the original implementation's rule without a threshold. It ranks the whole text, so a
 /// later byte can move an earlier boundary: it cannot run incrementally and no model here uses it.
-/// It helps to choose a threshold for a patch size. NaN ranks lowest.
+/// It is a help in choosing a threshold for a patch size. NaN ranks lowest.
 ///
 /// # Panics
 /// If `patch_size` is 0.

@@ -213,8 +213,8 @@ impl SequenceState {
         }
     }
 
-    /// Reads the output of [`SequenceState::save`] into this state of an empty session, which has the same settings and
-    /// these limits of bytes and patches.
+    /// Reads the output of [`SequenceState::save`] into this state, which must be empty and have the same settings. `limits` are the most
+    /// bytes and patches that it may hold.
     pub fn load(
         &mut self,
         model: &Model,

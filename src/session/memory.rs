@@ -3,7 +3,6 @@
 //! A Rust program ends when memory runs out in the middle of a calculation, and a library must not end its host. So a pass
 //! first asks for the most that it can need, as one piece, and gives it back unused: the system counts address space at
 //! once and pages only when they are written. Another thread can take the memory in between; then the process ends.
-//! The question takes the allocator less than a microsecond, since it is about the same piece every time.
 
 use super::Session;
 use crate::config::TransformerConfig;

@@ -13,27 +13,28 @@ use crate::error::Result;
 /// Most rows of a pass whose launches are recorded: more are no longer short.
 pub(super) const MAX_RECORDED: usize = 64;
 
-/// What passes use in turn.
+/// Buffers and recorded launches, which one pass at a time uses.
 #[derive(Debug)]
 pub(super) struct Scratch {
     pub memory: Memory,
-    /// Kernels started for patches that ended.
+    /// The number of kernels launched for patches that ended.
     pub n_closing: usize,
     graphs: HashMap<Name, Recorded>,
 }
 
-/// Launches that are the same each time, but for the tables they read.
+/// A sequence of launches that differs from pass to pass only in the contents of its input tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Launches {
-    /// The first half for so many rows, the first so many of them with an entropy model.
+    /// The first half of a pass: the number of rows, and how many of them, from the first, run the entropy model.
     Bytes(usize, usize),
-    /// So many patches closed.
+    /// The number of patches closed.
     Close(usize),
-    /// Decoder and logits of so many rows, and whether ids are chosen and read ahead, with entropies.
+    /// Decoder and logits: the number of rows, whether the device chooses the next ids and reads them, and whether it computes
+    /// their entropies.
     Decode(usize, bool, bool),
 }
 
-/// And for attentions of so many splits.
+/// Launches, and the number of splits of their attentions.
 pub(super) type Name = (Launches, usize);
 
 #[derive(Debug)]
@@ -46,7 +47,7 @@ enum Recorded {
     Refused,
 }
 
-/// Buffers that last for a pass; they grow to what is asked of them.
+/// Buffers that are used throughout a pass. They grow on demand.
 #[derive(Debug)]
 pub(super) struct Memory {
     pub work: Work,
@@ -65,7 +66,7 @@ pub(super) struct Memory {
     pub out: cuda::Buffer,
 }
 
-/// Those that last for a layer, and the tables.
+/// Buffers that are used within a layer, and the input tables.
 #[derive(Debug)]
 pub(super) struct Work {
     /// Input of a product, normed.
@@ -76,11 +77,11 @@ pub(super) struct Work {
     pub o: cuda::Buffer,
     pub gate_up: cuda::Buffer,
     pub gate: cuda::Buffer,
-    /// Of the first half, of closed patches, of the decoder.
+    /// Input tables of the first half, of closing patches and of the decoder.
     pub inputs: [cuda::Buffer; 3],
-    /// What each is copied from.
+    /// The host memory each table is copied from.
     pub staging: [Staging; 3],
-    /// Of the attentions of each.
+    /// The number of splits of the attentions in each.
     pub splits: [usize; 3],
 }
 

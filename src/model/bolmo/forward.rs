@@ -165,8 +165,8 @@ impl Bolmo {
 }
 
 impl SequenceInput<'_> {
-    /// Adds the ids to the text. A guess about the byte before them becomes definite if they were written, and is undone if
-    /// they are read.
+    /// Adds the ids to the text. If the ids were written, the guess about the byte before them becomes definite. If they
+    /// are read, it is undone.
     fn take_ids(&mut self, compute: &Compute) {
         let state = &mut *self.state;
         if !self.ids.is_empty() && state.is_pending() {
