@@ -118,6 +118,9 @@ pub mod sampler;
 pub mod session;
 pub mod subwords;
 pub mod tensor;
+#[cfg(test)]
+#[path = "../tests/common/folder.rs"]
+mod test_folder;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod vocab;

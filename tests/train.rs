@@ -1,7 +1,9 @@
 //! Training runs, small ones: they learn, stop and continue exactly, and lose nothing when things fail.
 #![cfg(feature = "train")]
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use blt::checkpoint::Component;
 use blt::tensor::DType;
@@ -11,28 +13,11 @@ use blt::train::settings::{Interval, Settings};
 use blt::train::state::Saved;
 use blt::train::trainer::{Stage, Trainer};
 use blt::{Model, Session, SessionOptions};
+use common::folder::Folder;
 
-/// A folder of its own, removed at the end.
-struct Temp(PathBuf);
-
-impl Temp {
-    fn new(name: &str) -> Temp {
-        let folder = std::env::temp_dir().join(format!("blt-train-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        Temp(folder)
-    }
-
-    fn file(&self, name: &str, bytes: &[u8]) -> String {
-        let path = self.0.join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path.display().to_string()
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// Writes a file: its path, as settings have it.
+fn file(folder: &Folder, name: &str, bytes: &[u8]) -> String {
+    folder.write(name, bytes).display().to_string()
 }
 
 /// 4 KB that compress badly: words in a random order.
@@ -50,7 +35,7 @@ fn text(n: usize) -> Vec<u8> {
     text
 }
 
-fn settings(temp: &Temp, set: &[(&str, &str)]) -> Settings {
+fn settings(temp: &Folder, set: &[(&str, &str)]) -> Settings {
     let mut settings = Settings::default();
     let out = temp.0.join("run").display().to_string();
     for (name, value) in [("preset", "toy"), ("out", &out), ("valid-share", "0")]
@@ -102,9 +87,9 @@ fn inference_bits(path: &Path, text: &[u8]) -> f64 {
 
 #[test]
 fn a_tiny_model_memorises_4_kb_and_inference_agrees() {
-    let temp = Temp::new("overfit");
+    let temp = Folder::new("overfit");
     let text = text(4096);
-    let data = temp.file("text.txt", &text);
+    let data = file(&temp, "text.txt", &text);
     let settings = settings(
         &temp,
         &[
@@ -144,11 +129,11 @@ fn a_tiny_model_memorises_4_kb_and_inference_agrees() {
 
 #[test]
 fn accumulated_documents_count_as_in_one_batch() {
-    let temp = Temp::new("accumulate");
+    let temp = Folder::new("accumulate");
     // 31 and 1,000 positions.
     let (short, long) = (text(30), text(999));
     let both = [&short[..], b"\n<|endoftext|>\n", &long[..]].concat();
-    let data = temp.file("text.txt", &both);
+    let data = file(&temp, "text.txt", &both);
     let run = |batch: &str, accumulate: &str| {
         let settings = settings(
             &temp,
@@ -176,9 +161,13 @@ fn accumulated_documents_count_as_in_one_batch() {
 
 #[test]
 fn a_step_reads_the_ids_asked_for() {
-    let temp = Temp::new("batch");
+    let temp = Folder::new("batch");
     let documents: Vec<Vec<u8>> = (0..60).map(|i| text(100 + i * 37 % 900)).collect();
-    let data = temp.file("text.txt", &documents.join(&b"\n<|endoftext|>\n"[..]));
+    let data = file(
+        &temp,
+        "text.txt",
+        &documents.join(&b"\n<|endoftext|>\n"[..]),
+    );
     let batch = 1024;
     let settings = settings(
         &temp,
@@ -205,8 +194,8 @@ fn a_step_reads_the_ids_asked_for() {
 
 #[test]
 fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
-    let temp = Temp::new("resume");
-    let data = temp.file("text.txt", &text(6000));
+    let temp = Folder::new("resume");
+    let data = file(&temp, "text.txt", &text(6000));
     let settings = settings(
         &temp,
         &[
@@ -257,8 +246,8 @@ fn resumed_runs_are_the_same_bit_for_bit_whatever_the_threads() {
 
 #[test]
 fn what_is_not_finite_stops_the_run_and_leaves_the_checkpoint() {
-    let temp = Temp::new("nan");
-    let data = temp.file("text.txt", &text(2000));
+    let temp = Folder::new("nan");
+    let data = file(&temp, "text.txt", &text(2000));
     let settings = settings(
         &temp,
         &[("data", &data), ("seq-len", "200"), ("batch", "500")],
@@ -281,8 +270,8 @@ fn what_is_not_finite_stops_the_run_and_leaves_the_checkpoint() {
 
 #[test]
 fn a_state_that_is_damaged_is_refused() {
-    let temp = Temp::new("damaged");
-    let data = temp.file("text.txt", &text(2000));
+    let temp = Folder::new("damaged");
+    let data = file(&temp, "text.txt", &text(2000));
     let settings = settings(
         &temp,
         &[("data", &data), ("seq-len", "200"), ("batch", "500")],
@@ -291,7 +280,7 @@ fn a_state_that_is_damaged_is_refused() {
     trainer.save("main").unwrap();
     let bytes = std::fs::read(trainer.path("state.safetensors")).unwrap();
     for cut in [0, 1, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
-        let path = temp.file("cut.safetensors", &bytes[..cut]);
+        let path = file(&temp, "cut.safetensors", &bytes[..cut]);
         assert!(Saved::open(Path::new(&path)).is_err(), "{cut}");
     }
     let mut other = settings.clone();
@@ -302,8 +291,8 @@ fn a_state_that_is_damaged_is_refused() {
 
 #[test]
 fn the_entropy_stage_gives_the_patch_length_asked_for() {
-    let temp = Temp::new("entropy");
-    let data = temp.file("text.txt", &text(8000));
+    let temp = Folder::new("entropy");
+    let data = file(&temp, "text.txt", &text(8000));
     let settings = settings(
         &temp,
         &[
@@ -335,8 +324,8 @@ fn the_entropy_stage_gives_the_patch_length_asked_for() {
 
 #[test]
 fn settings_and_data_that_make_no_sense_are_clear_errors() {
-    let temp = Temp::new("hostile");
-    let data = temp.file("text.txt", b"");
+    let temp = Folder::new("hostile");
+    let data = file(&temp, "text.txt", b"");
     let missing = temp.0.join("missing").display().to_string();
     for (set, expected) in [
         (("data", ""), "data: expected at least one"),
@@ -365,7 +354,7 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
         (("keep", "all"), "key \"keep\": expected best or last"),
         (("patience", "3"), "patience: expected text to validate on"),
     ] {
-        let good = temp.file("good.txt", b"some text");
+        let good = file(&temp, "good.txt", b"some text");
         let mut settings = settings(&temp, &[("data", &good)]);
         settings.set(set.0, set.1).unwrap();
         let mut config = settings.architecture().unwrap();
@@ -381,8 +370,8 @@ fn settings_and_data_that_make_no_sense_are_clear_errors() {
 /// The checkpoint that is there stays unless the weights are finite and give a finite loss.
 #[test]
 fn weights_that_are_not_finite_are_never_saved() {
-    let temp = Temp::new("finite");
-    let data = temp.file("text.txt", &text(2000));
+    let temp = Folder::new("finite");
+    let data = file(&temp, "text.txt", &text(2000));
     let settings = settings(
         &temp,
         &[

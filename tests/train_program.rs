@@ -12,35 +12,20 @@ use blt::config::PatchingMode;
 use blt::train::state::Saved;
 use blt::{Model, Session, SessionOptions};
 use blt_kernels::BlockFormat;
+use common::folder::Folder;
 
 /// The state before the last.
 const PREVIOUS: &str = "state.previous.safetensors";
 
-struct Temp(PathBuf);
-
-impl Temp {
-    /// A folder with a text in it.
-    fn new(name: &str) -> Temp {
-        let folder =
-            std::env::temp_dir().join(format!("blt-program-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let lines = (0..400).map(|i| format!("{} little stars and {} moons\n", i * i % 97, i % 13));
-        std::fs::write(folder.join("text.txt"), lines.collect::<String>()).unwrap();
-        Temp(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
+/// A folder with a text in it.
+fn folder(name: &str) -> Folder {
+    let folder = Folder::new(name);
+    let lines = (0..400).map(|i| format!("{} little stars and {} moons\n", i * i % 97, i % 13));
+    folder.write("text.txt", lines.collect::<String>());
+    folder
 }
 
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn program(temp: &Temp, stage: &[&str], out: &str, more: &[&str]) -> Command {
+fn program(temp: &Folder, stage: &[&str], out: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
     command.args(stage).current_dir(&temp.0).args(more);
     for (flag, value) in [
@@ -83,7 +68,7 @@ fn fail_with(code: i32, mut command: Command) -> String {
 }
 
 /// What the lines of a run's log have under a key, in order.
-fn logged(temp: &Temp, run: &str, key: &str) -> Vec<f64> {
+fn logged(temp: &Folder, run: &str, key: &str) -> Vec<f64> {
     let log = std::fs::read_to_string(temp.path(run).join("log.jsonl")).unwrap();
     let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
     lines
@@ -116,7 +101,7 @@ fn wait_for(path: &Path) {
 
 #[test]
 fn a_run_that_is_killed_while_it_saves_goes_on_from_a_whole_checkpoint() {
-    let temp = Temp::new("kill");
+    let temp = folder("kill");
     let state = temp.path("run/state.safetensors");
     let mut steps = 0;
     for round in 0..4u64 {
@@ -142,7 +127,7 @@ fn a_run_that_is_killed_while_it_saves_goes_on_from_a_whole_checkpoint() {
 
 #[test]
 fn ctrl_c_saves_and_resuming_gives_what_an_unbroken_run_gives() {
-    let temp = Temp::new("interrupt");
+    let temp = folder("interrupt");
     let more = [
         "--steps",
         "60",
@@ -199,7 +184,7 @@ fn ctrl_c_saves_and_resuming_gives_what_an_unbroken_run_gives() {
 
 #[test]
 fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
-    let temp = Temp::new("way");
+    let temp = folder("way");
     let entropy = ["--steps", "20", "--lr", "1e-2"];
     succeed(program(&temp, &["entropy"], "entropy", &entropy));
     let main = [
@@ -253,7 +238,7 @@ fn the_whole_way_from_an_entropy_model_to_a_fine_tuned_model() {
 
 #[test]
 fn bolmo_models_are_refused_in_one_sentence() {
-    let temp = Temp::new("bolmo");
+    let temp = folder("bolmo");
     let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bolmo-bwen");
     std::fs::create_dir_all(temp.path("bolmo/tokenizer")).unwrap();
     for (from, to) in [("model", "bolmo"), ("tokenizer", "bolmo/tokenizer")] {
@@ -277,7 +262,7 @@ fn bolmo_models_are_refused_in_one_sentence() {
 
 #[test]
 fn a_tied_model_stays_tied_and_adapters_are_for_finetune() {
-    let temp = Temp::new("tied");
+    let temp = folder("tied");
     let main = ["--steps", "3", "--tied", "true", "--dtype", "f32"];
     succeed(program(&temp, &["main"], "main", &main));
     let tune = ["finetune", "main/model.safetensors"];
@@ -310,7 +295,7 @@ fn a_tied_model_stays_tied_and_adapters_are_for_finetune() {
 
 #[test]
 fn patches_are_cut_every_way_there_is() {
-    let temp = Temp::new("patching");
+    let temp = folder("patching");
     succeed(program(&temp, &["entropy"], "entropy", &["--steps", "5"]));
     for (mode, more) in [
         ("byte", &[][..]),
@@ -345,7 +330,7 @@ fn patches_are_cut_every_way_there_is() {
 
 #[test]
 fn differential_attention_learns_and_goes_on() {
-    let temp = Temp::new("differential");
+    let temp = folder("differential");
     let settings = "diff_attention = [\"all\"]\ndiff_norm = [\"encoder\", \"entropy\"]\n\
                     steps = 40\nlr = 1e-2\nlog_every = 1\ndtype = \"f32\"\n";
     std::fs::write(temp.path("run.toml"), settings).unwrap();
@@ -404,7 +389,7 @@ fn differential_attention_learns_and_goes_on() {
 
 #[test]
 fn a_run_that_gets_no_better_stops() {
-    let temp = Temp::new("patience");
+    let temp = folder("patience");
     let more = [
         "--steps",
         "50",
@@ -426,7 +411,7 @@ fn a_run_that_gets_no_better_stops() {
 
 #[test]
 fn the_model_is_the_best_on_validation_unless_the_last_is_asked_for() {
-    let temp = Temp::new("best");
+    let temp = folder("best");
     // Good steps, then a learning rate at which everything that was learned is lost again.
     let good = ["--steps", "12", "--valid-every", "6", "--lr", "1e-2"];
     let bad = |keep| ["--resume", "--steps", "18", "--lr", "2", "--keep", keep];
@@ -473,7 +458,7 @@ fn the_model_is_the_best_on_validation_unless_the_last_is_asked_for() {
 
 #[test]
 fn a_full_disk_leaves_the_last_checkpoint_as_it_was() {
-    let temp = Temp::new("full");
+    let temp = folder("full");
     let more = ["--steps", "4", "--valid-every", "2"];
     succeed(program(&temp, &["main"], "run", &more));
     let files = || {
@@ -517,7 +502,7 @@ fn a_full_disk_leaves_the_last_checkpoint_as_it_was() {
 
 #[test]
 fn the_same_text_trains_the_same_model_however_it_comes() {
-    let temp = Temp::new("sources");
+    let temp = folder("sources");
     let text = std::fs::read_to_string(temp.path("text.txt")).unwrap();
     std::fs::create_dir_all(temp.path("folder/inner")).unwrap();
     std::fs::write(temp.path("folder/inner/a.txt"), &text).unwrap();
@@ -543,7 +528,7 @@ fn the_same_text_trains_the_same_model_however_it_comes() {
 
 #[test]
 fn data_that_cannot_be_read_is_named() {
-    let temp = Temp::new("unreadable");
+    let temp = folder("unreadable");
     std::fs::create_dir(temp.path("empty")).unwrap();
     std::fs::write(
         temp.path("bad.jsonl"),
@@ -585,7 +570,7 @@ fn data_that_cannot_be_read_is_named() {
 
 #[test]
 fn a_run_is_replaced_only_on_request_and_by_one_program() {
-    let temp = Temp::new("overwrite");
+    let temp = folder("overwrite");
     let steps = ["--steps", "3", "--valid-every", "1"];
     succeed(program(&temp, &["main"], "run", &steps));
     let files = || {
@@ -660,7 +645,7 @@ fn a_run_is_replaced_only_on_request_and_by_one_program() {
 
 #[test]
 fn a_run_continues_on_its_own_data() {
-    let temp = Temp::new("data");
+    let temp = folder("data");
     let text = std::fs::read_to_string(temp.path("text.txt")).unwrap();
     let set = ["--steps", "4", "--valid-share", "0.2"];
     succeed(program(&temp, &["main"], "run", &set));
@@ -694,7 +679,7 @@ fn a_run_continues_on_its_own_data() {
 /// A run survives a reader of standard error that goes away.
 #[test]
 fn nobody_needs_to_read_along() {
-    let temp = Temp::new("closed");
+    let temp = folder("closed");
     let more = ["--steps", "6", "--log-every", "1"];
     let mut command = program(&temp, &["main"], "run", &more);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
@@ -705,7 +690,7 @@ fn nobody_needs_to_read_along() {
 
 #[test]
 fn the_log_and_the_curves_can_go_to_standard_output() {
-    let temp = Temp::new("stdout");
+    let temp = folder("stdout");
     let more = ["--steps", "3", "--log-every", "1", "--quiet"];
     let log = [&more[..], &["--log", "-"]].concat();
     let output = succeed(program(&temp, &["main"], "log", &log)).stdout;
@@ -729,7 +714,7 @@ fn the_log_and_the_curves_can_go_to_standard_output() {
 
 #[test]
 fn every_layout_can_be_fine_tuned() {
-    let temp = Temp::new("layouts");
+    let temp = folder("layouts");
     for (name, entropy) in [
         ("hf-gqa/model", None),
         ("meta-bf16/consolidated", None),
@@ -770,7 +755,7 @@ fn every_layout_can_be_fine_tuned() {
 
 #[test]
 fn quantised_weights_are_refused_or_widened() {
-    let temp = Temp::new("quantised");
+    let temp = folder("quantised");
     let source = Checkpoint::open(&fixture("hf-gqa/model"), &OpenOptions::default()).unwrap();
     for format in [BlockFormat::Q8_0, BlockFormat::Q4K] {
         let quantised = common::quantized(&source, format);
@@ -816,7 +801,7 @@ fn quantised_weights_are_refused_or_widened() {
 
 #[test]
 fn bench_measures_training_beside_the_peak() {
-    let temp = Temp::new("bench");
+    let temp = folder("bench");
     let mut command = Command::new(env!("CARGO_BIN_EXE_blt-train"));
     command.args(["bench", "--preset", "toy", "--steps", "2"]);
     command.args(["--batch", "512", "--seq-len", "128"]);
@@ -834,7 +819,7 @@ fn bench_measures_training_beside_the_peak() {
 
 #[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
-    let temp = Temp::new("usage");
+    let temp = folder("usage");
     for (args, expected) in [
         (&["dance"][..], "entropy, main, finetune"),
         (&["finetune"], "checkpoint"),

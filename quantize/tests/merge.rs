@@ -12,22 +12,9 @@ use blt::output_file::OutputFile;
 use blt::tensor::{DType, Tensor};
 use blt_quantize::merge::{Merge, Merged};
 
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("blt-merge-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+#[path = "../../tests/common/folder.rs"]
+mod folder;
+use folder::Folder;
 
 /// A byte model of the engine's tests.
 fn case() -> PathBuf {

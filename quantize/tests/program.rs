@@ -18,36 +18,9 @@ use blt_quantize::convert::{Importance, Job};
 use blt_quantize::policy::{Policy, Target};
 use blt_quantize::{calibrate, evaluate, export};
 
-/// A folder that is removed with its content.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("blt-quantize-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let list = std::fs::read_dir(&self.0).unwrap();
-        let mut names: Vec<String> = list
-            .map(|f| f.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+#[path = "../../tests/common/folder.rs"]
+mod folder;
+use folder::Folder;
 
 /// A model of the engine's tests, in HF layout with an entropy model inside.
 fn model() -> PathBuf {

@@ -253,28 +253,14 @@ pub(super) fn find_config(folder: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_folder::Folder;
 
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn with(name: &str, files: &[(&str, &str)]) -> Folder {
-            let path =
-                std::env::temp_dir().join(format!("blt-locate-{}-{name}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&path);
-            std::fs::create_dir_all(&path).unwrap();
-            for (file, content) in files {
-                let file = path.join(file);
-                std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-                std::fs::write(file, content).unwrap();
-            }
-            Folder(path)
+    fn folder(name: &str, files: &[(&str, &str)]) -> Folder {
+        let folder = Folder::new(name);
+        for (file, content) in files {
+            folder.write(file, content);
         }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+        folder
     }
 
     #[test]
@@ -336,11 +322,11 @@ mod tests {
         ];
         for (case, files, expected) in cases {
             let files: Vec<(&str, &str)> = files.iter().map(|name| (*name, "")).collect();
-            let folder = Folder::with(&case.replace(' ', "-"), &files);
+            let folder = folder(&case.replace(' ', "-"), &files);
             let expected: Vec<PathBuf> = expected.iter().map(|name| folder.0.join(name)).collect();
             assert_eq!(weights_at(&folder.0).unwrap(), expected, "{case}");
         }
-        let folder = Folder::with(
+        let folder = folder(
             "refs",
             &[
                 ("refs/main", "abc\n"),
@@ -426,7 +412,7 @@ mod tests {
             ),
         ];
         for (case, files, expected) in cases {
-            let folder = Folder::with(&case.replace(' ', "-"), files);
+            let folder = folder(&case.replace(' ', "-"), files);
             let message = weights_at(&folder.0).expect_err(case).to_string();
             assert!(message.contains(expected), "{case}: {message}");
         }

@@ -226,32 +226,7 @@ fn check_size(spec: &TensorSpec) -> Result<()> {
 mod tests {
     use super::super::safetensors::SafetensorsFile;
     use super::*;
-    use std::path::PathBuf;
-
-    /// A folder that is removed with its content.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Folder {
-            let path =
-                std::env::temp_dir().join(format!("blt-writer-{}-{name}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&path);
-            std::fs::create_dir(&path).unwrap();
-            Folder(path)
-        }
-
-        fn names(&self) -> Vec<String> {
-            let list = std::fs::read_dir(&self.0).unwrap();
-            list.map(|f| f.unwrap().file_name().into_string().unwrap())
-                .collect()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::test_folder::Folder;
 
     fn spec(name: &str, dtype: &str, shape: &[usize], n_bytes: u64) -> TensorSpec {
         TensorSpec {

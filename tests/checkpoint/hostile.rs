@@ -57,7 +57,7 @@ fn a_damaged_header_never_panics() {
 fn a_pth_file_cut_short_anywhere_is_refused() {
     let (name, path, _) = case_with("/consolidated", |_| true);
     let pth = path.join("consolidated.pth");
-    let folder = Folder::copy_of("pth", &path);
+    let folder = copy_of("pth", &path);
     let copy = std::fs::OpenOptions::new()
         .write(true)
         .open(folder.path("consolidated.pth"));
@@ -133,7 +133,7 @@ fn missing_and_misshapen_tensors_are_named_with_their_file() {
 #[test]
 fn foreign_names_are_in_the_message() {
     let (name, path, _) = case_with("/model", |c| c.files().len() == 1);
-    let folder = Folder::copy_of("foreign", &path);
+    let folder = copy_of("foreign", &path);
     let file = folder.path("config.json");
     let mut config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
@@ -466,7 +466,7 @@ fn folders_and_files_that_are_no_checkpoints_are_refused() {
 #[test]
 fn shards_are_only_read_from_their_own_folder() {
     let (name, path, _) = case_with("/model", |c| c.files().len() > 1);
-    let folder = Folder::copy_of("shards", &path);
+    let folder = copy_of("shards", &path);
     let index = folder.path("model.safetensors.index.json");
     let good: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
     let at = || Checkpoint::open(&folder.0, &OpenOptions::default());
@@ -516,7 +516,7 @@ fn a_projection_of_token_embeddings_is_refused() {
     let weights = std::fs::read(path.join("model.safetensors")).unwrap();
     let end = header_end(&weights);
     let header: serde_json::Value = serde_json::from_slice(&weights[8..end]).unwrap();
-    let folder = Folder::copy_of("projection", &path);
+    let folder = copy_of("projection", &path);
     let extra = "local_encoder.token_embedding_projection.weight";
     let extended = header.to_string().replace(
         "\"local_encoder.tok_embeddings.weight\"",

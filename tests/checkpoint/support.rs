@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use blt::checkpoint::{Checkpoint, OpenOptions};
 
 use crate::common;
+pub use crate::common::folder::Folder;
 
 /// Every BLT checkpoint of the reference cases, with the options that open it.
 pub fn cases() -> Vec<(String, PathBuf, OpenOptions)> {
@@ -28,40 +29,18 @@ fn opened(cases: Vec<common::Case>) -> Vec<(String, PathBuf, OpenOptions)> {
         .collect()
 }
 
-/// A folder that is removed with its content.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    pub fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("blt-test-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// The files of `from`, not its folders.
-    pub fn copy_of(name: &str, from: &Path) -> Folder {
-        let folder = Folder::new(name);
-        for file in std::fs::read_dir(from).unwrap() {
-            let file = file.unwrap();
-            if file.file_type().unwrap().is_file() {
-                // Not fs::copy: it would copy the read-only mode of the fixtures.
-                let bytes = std::fs::read(file.path()).unwrap();
-                std::fs::write(folder.0.join(file.file_name()), bytes).unwrap();
-            }
+/// A new folder with the files of `from`, not its folders.
+pub fn copy_of(name: &str, from: &Path) -> Folder {
+    let folder = Folder::new(name);
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        if file.file_type().unwrap().is_file() {
+            // Not fs::copy: it would copy the read-only mode of the fixtures.
+            let bytes = std::fs::read(file.path()).unwrap();
+            std::fs::write(folder.0.join(file.file_name()), bytes).unwrap();
         }
-        folder
     }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    folder
 }
 
 /// The first case of that form for which `wanted` holds. The repository has one of each kind.

@@ -64,7 +64,7 @@ fn names_that_wrappers_changed_are_recognised() {
         "meta-threshadd/hub",
     ] {
         for (case, renamed) in cases {
-            let folder = Folder::copy_of("renamed", &data(model));
+            let folder = copy_of("renamed", &data(model));
             let file = folder.path("model.safetensors");
             if case == "without model" && model.starts_with("meta") {
                 continue; // Meta's names do not have it.
@@ -86,7 +86,7 @@ fn names_that_wrappers_changed_are_recognised() {
 
 #[test]
 fn a_wrapper_that_lacks_a_tensor_is_named() {
-    let folder = Folder::copy_of("lacking", &data("hf-gqa/model"));
+    let folder = copy_of("lacking", &data("hf-gqa/model"));
     rename(&folder.path("model.safetensors"), |n| {
         (n != "model.local_decoder.norm.weight").then(|| format!("module.{n}"))
     });
@@ -102,7 +102,7 @@ fn a_wrapper_that_lacks_a_tensor_is_named() {
 
 #[test]
 fn nobody_is_told_to_pass_an_entropy_model_that_the_file_holds() {
-    let folder = Folder::copy_of("patcher", &data("hf-gqa/model"));
+    let folder = copy_of("patcher", &data("hf-gqa/model"));
     rename(&folder.path("model.safetensors"), |n| {
         Some(n.replace("patcher.embed_tokens", "patcher.tok_embeddings"))
     });
@@ -114,7 +114,7 @@ fn nobody_is_told_to_pass_an_entropy_model_that_the_file_holds() {
 /// `model.model.patcher.save_pretrained(...)` of transformers.
 #[test]
 fn an_entropy_model_saved_by_itself_opens() {
-    let folder = Folder::copy_of("alone", &data("hf-gqa/model"));
+    let folder = copy_of("alone", &data("hf-gqa/model"));
     rename(&folder.path("model.safetensors"), |n| {
         n.strip_prefix("model.patcher.").map(Into::into)
     });
@@ -150,12 +150,12 @@ fn files_of_other_names_open() {
         "pytorch_model.bin",
         "pytorch_model-00001-of-00001.bin",
     ] {
-        let folder = Folder::copy_of("other-name", &data("hf-gqa/model"));
+        let folder = copy_of("other-name", &data("hf-gqa/model"));
         std::fs::rename(folder.path("model.safetensors"), folder.path(name)).unwrap();
         assert_same(name, &open(name, &folder.0, &options()), &original);
     }
     let original = open("hf-sharded", &data("hf-sharded/model"), &options());
-    let folder = Folder::copy_of("shards", &data("hf-sharded/model"));
+    let folder = copy_of("shards", &data("hf-sharded/model"));
     let index = folder.path("model.safetensors.index.json");
     for name in [
         "model.safetensors.index.fp16.json",
@@ -200,7 +200,7 @@ fn a_repository_in_the_hubs_cache_opens() {
 
 #[test]
 fn configurations_as_python_and_editors_write_them_open() {
-    let folder = Folder::copy_of("python", &data("hf-gqa/model"));
+    let folder = copy_of("python", &data("hf-gqa/model"));
     let text = std::fs::read_to_string(folder.path("config.json")).unwrap();
     let mut config: Map<String, Value> = serde_json::from_str(&text).unwrap();
     config.remove("patching_threshold");
@@ -224,7 +224,7 @@ fn configurations_as_python_and_editors_write_them_open() {
 
 #[test]
 fn a_file_cut_short_says_how_long_it_should_be() {
-    let folder = Folder::copy_of("cut", &data("hf-gqa/model"));
+    let folder = copy_of("cut", &data("hf-gqa/model"));
     let path = folder.path("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 1000]).unwrap();

@@ -1,6 +1,7 @@
 //! Reference cases on disk: where they are, what they hold.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod folder;
 mod random;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
